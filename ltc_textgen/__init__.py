@@ -1,0 +1,1 @@
+"""Liquid time-constant networks as language models."""

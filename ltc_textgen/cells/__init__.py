@@ -1,0 +1,1 @@
+"""The four couplings: what a neuron's conductances depend on."""

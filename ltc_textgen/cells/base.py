@@ -1,0 +1,173 @@
+"""What every liquid cell is: input mixing for all tokens at once, then a recurrence over time.
+
+    u (B, T, D) --project--> drive (B, T, .) --scan--> states (B, T, N) --readout--> y (B, T, O)
+
+`project` holds everything that does not depend on the state, so that it is one large product over all tokens.
+`scan` is the recurrence: by default a readable loop over `step`, in the cells that have one a fused kernel of the
+same signature. Nothing recurrent is kept on the module: the state goes in and comes out.
+
+To add a cell: subclass `LiquidCell`, write `project`, `membrane` and `capacitance`, and register it in `cells/__init__.py`.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import nn
+
+from ltc_textgen.config import Solver
+from ltc_textgen.errors import UsageError
+from ltc_textgen.shapes import Bool, Float, Tensor
+from ltc_textgen.solvers import Membrane, integrate
+
+
+class LiquidCell(nn.Module):
+    """A layer of N neurons that obey the membrane equation (see `solvers`).
+
+    Args:
+        input_size: D, features of one token.
+        hidden_size: N, neurons.
+        steps: Solver sub-steps per token, >= 1.
+        step_size: Length of a sub-step in token time, > 0. The horizon of a token is steps * step_size * elapsed.
+        solver: How a sub-step is taken.
+        adaptive: True: the time constant C / G moves with the conductances (the liquid time constant). False: it is
+            frozen at C / g_leak and the synapses only inject current (a CT-RNN).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        steps: int = 6,
+        step_size: float = 1 / 6,
+        solver: Solver = Solver.semi_implicit,
+        adaptive: bool = True,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.steps, self.step_size, self.solver, self.adaptive = steps, step_size, Solver(solver), adaptive
+
+    @property
+    def output_size(self) -> int:
+        """O, features that leave the layer."""
+        return self.hidden_size
+
+    @abstractmethod
+    def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T _"]:
+        """Everything that depends on the input alone, for all tokens at once."""
+
+    @abstractmethod
+    def membrane(self, drive: Float[Tensor, "B _"]) -> Membrane:
+        """The conductances of one token as a function of the state."""
+
+    @property
+    @abstractmethod
+    def capacitance(self) -> Float[Tensor, " N"]:
+        """C > 0, so that tau_sys = C / G."""
+
+    def readout(self, states: Float[Tensor, "*B N"]) -> Float[Tensor, "*B O"]:
+        """The part of the state that leaves the layer."""
+        return states
+
+    def initial_state(self, batch_size: int) -> Float[Tensor, "B N"]:
+        """The state before the first token: rest."""
+        weight = next(self.parameters())
+        return torch.zeros(batch_size, self.hidden_size, dtype=state_dtype(weight.dtype), device=weight.device)
+
+    def step(
+        self, drive: Float[Tensor, "B _"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B 1"]
+    ) -> Float[Tensor, "B N"]:
+        """Integrate one token. An `elapsed` of zero leaves the state as it is, to the bit."""
+        return integrate(self.solver, self.membrane(drive), x, self.capacitance, elapsed * self.step_size, self.steps)
+
+    def scan(
+        self, drive: Float[Tensor, "B T _"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        """Integrate all tokens in order: the states after each token, and the last."""
+        states = []
+        for t in range(drive.shape[1]):
+            x = self.step(drive[:, t], x, elapsed[:, t, None])
+            states.append(x)
+        return torch.stack(states, dim=1), x
+
+    def forward(
+        self,
+        u: Float[Tensor, "B T D"],
+        state: Float[Tensor, "B N"] | None = None,
+        elapsed: Float[Tensor, "..."] | float | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T O"], Float[Tensor, "B N"]]:
+        """Run the layer over a sequence (or a chunk, or a single token: the results are the same).
+
+        Args:
+            u: Inputs.
+            state: State before the first token; rest if None.
+            elapsed: Time from each token to the next, in token time, >= 0 and finite; 1 if None. A number or a
+                tensor of shape (), (B,), (B, 1) or (B, T); a tensor of shape (B,) is one value per sample.
+            mask: False where a token is padding: it moves no state, and its output repeats the state before it.
+
+        Returns:
+            Outputs, and the state after the last token, in float32 (float64 for a float64 layer) under any autocast.
+
+        Raises:
+            UsageError: If a shape or a value of the arguments does not fit; the message names expected and got.
+        """
+        self._check(u, state)
+        time = broadcast_elapsed(elapsed, u.shape[0], u.shape[1], u)
+        if mask is not None:
+            time = torch.where(mask, time, 0.0)
+        drive = self.project(u)
+        with torch.autocast(u.device.type, enabled=False):
+            dtype = state_dtype(drive.dtype)
+            x = self.initial_state(u.shape[0]) if state is None else state
+            states, last = self.scan(drive.to(dtype), x.to(dtype), time.to(dtype))
+            return self.readout(states), last
+
+    def time_constants(self, u: Float[Tensor, "B T D"], states: Float[Tensor, "B T N"]) -> Float[Tensor, "B T N"]:
+        """tau_sys = C / G of every neuron at every token, in token time, at the given states."""
+        drive = self.project(u)
+        with torch.autocast(u.device.type, enabled=False):
+            flat = drive.to(states.dtype).flatten(0, 1)
+            conductance, _ = self.membrane(flat)(states.flatten(0, 1))
+            return (self.capacitance / conductance).expand_as(states.flatten(0, 1)).view_as(states)
+
+    def _check(self, u: Tensor, state: Tensor | None) -> None:
+        if u.ndim != 3 or u.shape[2] != self.input_size or 0 in u.shape:
+            raise UsageError(f"input: expected (B, T, {self.input_size}) with B, T >= 1, got {tuple(u.shape)}")
+        if state is not None and state.shape != (u.shape[0], self.hidden_size):
+            raise UsageError(f"state: expected {(u.shape[0], self.hidden_size)}, got {tuple(state.shape)}")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """States and time constants are float32 under any autocast, float64 if the layer is."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def broadcast_elapsed(elapsed: Tensor | float | None, batch: int, tokens: int, like: Tensor) -> Float[Tensor, "B T"]:
+    """Bring elapsed times to one value per token.
+
+    Args:
+        elapsed: None (1 everywhere), a number, or a tensor of shape (), (B,), (B, 1) or (B, T).
+        batch: B.
+        tokens: T.
+        like: Tensor whose device the result has.
+
+    Returns:
+        Elapsed time of every token, (B, T), float32 (float64 if `like` is).
+
+    Raises:
+        UsageError: If the shape is another one, or a value is negative or not finite.
+    """
+    dtype = state_dtype(like.dtype)
+    if elapsed is None:
+        return torch.ones(batch, tokens, dtype=dtype, device=like.device)
+    time = torch.as_tensor(elapsed, dtype=dtype, device=like.device)
+    if time.shape == (batch,):
+        time = time[:, None]
+    if time.shape not in {(), (batch, 1), (batch, tokens)}:
+        raise UsageError(
+            f"elapsed: expected shape (), ({batch},), ({batch}, 1) or ({batch}, {tokens}), got {tuple(time.shape)}"
+        )
+    if not bool(((time >= 0) & torch.isfinite(time)).all()):
+        raise UsageError("elapsed: every value must be finite and >= 0")
+    return time.expand(batch, tokens)

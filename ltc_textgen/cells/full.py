@@ -1,0 +1,60 @@
+"""Full coupling: one synapse per neuron whose conductance depends on all inputs and all states.
+
+    dx/dt = -[1/tau + f] x + f A,      f = sigmoid(W_in u + W_rec x + b) >= 0
+
+The paper's cell, and the default meaning of `LiquidTimeConstantNetwork`. O(N^2) work per sub-step.
+
+Source:
+    Hasani et al. 2021, arXiv:2006.04439, Eq. 1. The paper also allows f = tanh, with which neither of its theorems
+    on bounds holds; we take the sigmoid, with which both do.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ltc_textgen.cells.base import LiquidCell
+from ltc_textgen.shapes import Float, Tensor
+from ltc_textgen.solvers import Membrane
+
+TAU_RANGE = (1.0, 100.0)
+"""Time constants at the start, log-uniform, in tokens: from one letter to a few sentences."""
+
+
+class FullCell(LiquidCell):
+    """Liquid layer with dense recurrence. Arguments as `LiquidCell`."""
+
+    def __init__(self, input_size: int, hidden_size: int, **solver: object) -> None:
+        super().__init__(input_size, hidden_size, **solver)  # type: ignore[arg-type]
+        self.input = nn.Linear(input_size, hidden_size)
+        self.recurrent_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.log_tau = nn.Parameter(torch.empty(hidden_size))
+        self.reversal = nn.Parameter(torch.empty(hidden_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Inputs by Xavier, recurrence orthogonal, tau log-uniform in `TAU_RANGE`, A uniform in [-1, 1]."""
+        nn.init.xavier_uniform_(self.input.weight)
+        nn.init.zeros_(self.input.bias)
+        nn.init.orthogonal_(self.recurrent_weight)
+        self.log_tau.uniform_(math.log(TAU_RANGE[0]), math.log(TAU_RANGE[1]))
+        self.reversal.uniform_(-1.0, 1.0)
+
+    def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
+        return self.input(u)
+
+    @property
+    def capacitance(self) -> Float[Tensor, " N"]:
+        return torch.ones_like(self.log_tau)
+
+    def membrane(self, drive: Float[Tensor, "B N"]) -> Membrane:
+        leak = torch.exp(-self.log_tau)
+
+        def conductances(x: Tensor) -> tuple[Tensor, Tensor]:
+            f = torch.sigmoid(drive + F.linear(x, self.recurrent_weight))
+            return (leak + f if self.adaptive else leak), f * self.reversal
+
+        return conductances

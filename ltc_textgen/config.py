@@ -1,0 +1,314 @@
+"""Every setting of a model, a training run and a generation: its type, range, default and meaning, written once.
+
+The command line, the recipe files and the documentation are made from these classes. A description here is the help
+text there.
+"""
+
+import difflib
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ltc_textgen.errors import UsageError
+
+
+class _Names(StrEnum):
+    """Names in any spelling: `SemiImplicit`, `semi-implicit` and `semi_implicit` are one."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        wanted = str(value).replace("_", "").replace("-", "").lower()
+        return next((member for member in cls if member.value.replace("_", "") == wanted), None)
+
+
+class Solver(_Names):
+    """How a sub-step of the membrane equation is taken (see `solvers`)."""
+
+    semi_implicit = "semi_implicit"
+    explicit = "explicit"
+    runge_kutta = "runge_kutta"
+    exponential = "exponential"
+
+
+class Coupling(_Names):
+    """What the conductances of a neuron depend on (see `cells`)."""
+
+    full = "full"
+    synaptic = "synaptic"
+    diagonal = "diagonal"
+    cfc = "cfc"
+
+
+class Settings(BaseModel):
+    """Base: frozen, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str = "") -> Self:
+        """Validate `values`.
+
+        Args:
+            values: Keys and values, as from a file or the command line.
+            where: What to name in an error: a file, a flag.
+
+        Raises:
+            UsageError: One line that names the key, what is wrong, and the nearest known key for an unknown one.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = [cls._explain(dict(problem), where) for problem in error.errors()]
+            raise UsageError("; ".join(problems)) from None
+
+    @classmethod
+    def _explain(cls, problem: dict[str, Any], where: str) -> str:
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        prefix = f"{where}: " if where else ""
+        if problem["type"] == "extra_forbidden":
+            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], cls._known(path[:-1]))}"
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        return f"{prefix}{key}: {message}, got {problem['input']!r}" if key else f"{prefix}{message}"
+
+    @classmethod
+    def _known(cls, path: list[str]) -> list[str]:
+        fields = cls.model_fields
+        for part in path:
+            annotation = fields[part].annotation if part in fields else None
+            options = getattr(annotation, "__args__", (annotation,))
+            nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+            fields = nested.model_fields if nested else {}
+        return list(fields)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A clause that ends an error about an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f" (did you mean '{near[0]}'?)"
+    return f" (known: {', '.join(sorted(known))})" if known else ""
+
+
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class WiringConfig(Settings):
+    """Which synapses exist in the couplings `synaptic` and `cfc` (see `cells.wirings`)."""
+
+    kind: Literal["fully_connected", "random", "ncp", "auto_ncp"] = Field(
+        "fully_connected", description="Family of wirings."
+    )
+    output_size: Positive | None = Field(
+        None, description="Motor neurons, whose states leave the layer; all neurons if not given."
+    )
+    sparsity: Probability = Field(0.5, description="Share of synapses left out (random, auto_ncp).")
+    seed: int = Field(22222, ge=0, lt=2**32, description="Seed of the drawn synapses.")
+    self_connections: bool = Field(
+        True, description="Whether a neuron may have a synapse onto itself (fully_connected)."
+    )
+    inter_neurons: Positive | None = Field(None, description="Inter neurons (ncp).")
+    command_neurons: Positive | None = Field(None, description="Command neurons (ncp).")
+    sensory_fanout: Positive | None = Field(None, description="Inter neurons that each input reaches (ncp).")
+    inter_fanout: Positive | None = Field(None, description="Command neurons that each inter neuron reaches (ncp).")
+    recurrent_command_synapses: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Synapses among command neurons (ncp)."
+    )
+    motor_fanin: Positive | None = Field(None, description="Command neurons that reach each motor neuron (ncp).")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        ncp = ("inter_neurons", "command_neurons", "sensory_fanout", "inter_fanout", "motor_fanin")
+        missing = [name for name in (*ncp, "recurrent_command_synapses") if getattr(self, name) is None]
+        if self.kind == "ncp" and (missing or self.output_size is None):
+            missing += [] if self.output_size else ["output_size"]
+            raise ValueError(f"an ncp wiring needs {', '.join(missing)}")
+        if self.kind == "auto_ncp" and self.output_size is None:
+            raise ValueError("an auto_ncp wiring needs output_size")
+        if self.kind == "auto_ncp" and self.sparsity < 0.1:
+            raise ValueError("an auto_ncp wiring needs a sparsity of 0.1 to 0.9")
+        return self
+
+
+class ModelConfig(Settings):
+    """Shape and mathematics of a `LiquidTimeConstantNetwork`."""
+
+    input_size: Positive = Field(description="Vocabulary: how many token ids the embedding knows.")
+    hidden_size: Positive = Field(256, description="Width D of the model; neurons of a plain layer.")
+    output_size: Positive | None = Field(None, description="Vocabulary of the output layer; input_size if not given.")
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="Solver sub-steps per token.")
+    step_size: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1 / 6, description="Length of a sub-step in token time; consecutive tokens are 1.0 apart."
+    )
+    solver: Solver = Field(Solver.semi_implicit, description="How a sub-step is taken.")
+    adaptive: bool = Field(
+        True, description="Liquid time constants, C / G(x, u). False freezes them at C / g_leak (a CT-RNN)."
+    )
+    coupling: Coupling = Field(Coupling.full, description="What the conductances of a neuron depend on.")
+    wiring: WiringConfig | None = Field(None, description="Which synapses exist (synaptic, cfc).")
+    cfc_mode: Literal["default", "pure", "no_gate"] = Field("default", description="Variant of the closed form (cfc).")
+    cfc_backbone_units: Positive = Field(128, description="Width of the hidden layer before the heads (cfc).")
+    cfc_backbone_layers: Annotated[int, Field(ge=0, le=16)] = Field(
+        1, description="Hidden layers before the heads (cfc)."
+    )
+    block: Literal["plain", "liquid"] = Field(
+        "plain",
+        description="plain: layers one after the other. liquid: residual blocks with norm, convolution and gate.",
+    )
+    num_layers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Layers or blocks.")
+    expansion: Annotated[float, Field(gt=0, le=64)] = Field(
+        2.0, description="Neurons of a liquid block, in multiples of hidden_size."
+    )
+    conv_width: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="Tokens that the causal convolution of a liquid block sees; 1 leaves it out."
+    )
+    tie_embeddings: bool = Field(False, description="Share one matrix between embedding and output layer.")
+    head: Literal["full", "adaptive"] = Field(
+        "full", description="Output layer: one softmax, or an adaptive softmax for large vocabularies."
+    )
+    adaptive_cutoffs: tuple[Positive, ...] = Field(
+        (), description="Where the clusters of an adaptive head begin, by frequency rank; chosen if empty."
+    )
+    dropout: Probability = Field(0.0, description="Share of activations dropped in training.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        vocabulary = self.output_size or self.input_size
+        if self.tie_embeddings and vocabulary != self.input_size:
+            raise ValueError(f"tie_embeddings needs output_size = input_size, got {vocabulary} and {self.input_size}")
+        if self.tie_embeddings and self.head == "adaptive":
+            raise ValueError("tie_embeddings does not go with head = adaptive, whose matrices differ in shape")
+        cutoffs = self.adaptive_cutoffs
+        if list(cutoffs) != sorted(set(cutoffs)) or (cutoffs and cutoffs[-1] >= vocabulary):
+            raise ValueError(f"adaptive_cutoffs must increase and stay below {vocabulary}, got {list(cutoffs)}")
+        if self.wiring and self.coupling not in (Coupling.synaptic, Coupling.cfc):
+            raise ValueError(f"wiring goes with coupling = synaptic or cfc, not {self.coupling}")
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        """V of the output layer."""
+        return self.output_size or self.input_size
+
+    @property
+    def neurons(self) -> int:
+        """N of one layer."""
+        return self.hidden_size if self.block == "plain" else round(self.expansion * self.hidden_size)
+
+
+class DataConfig(Settings):
+    """Which text, and how it becomes tokens."""
+
+    data: str = Field(
+        "auto",
+        description="Corpus: auto (WikiText-2, or the embedded corpus when no hub answers), wikitext-2, embedded, "
+        "a file, a folder, or a dataset id of the Hugging Face hub.",
+    )
+    tokenizer: str = Field(
+        "auto",
+        description="auto, bert, char, byte, wordpiece (trained on the corpus), or the path or hub id of a tokenizer.",
+    )
+    vocabulary_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
+        8192, description="Pieces of a wordpiece tokenizer trained on the corpus."
+    )
+    text_column: str = Field("text", description="Field of JSONL, Parquet and hub datasets that holds the text.")
+    valid: str | None = Field(None, description="File or folder to validate on, in place of a part of the corpus.")
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="Last part of the corpus, held out for validation, when it brings no validation split."
+    )
+    encoding_errors: Literal["strict", "replace", "ignore"] = Field(
+        "strict", description="What to do with bytes that are not UTF-8."
+    )
+
+
+class TrainConfig(Settings):
+    """How a model is trained."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        16, description="Lanes: streams of text that are read in parallel, over all processes."
+    )
+    sequence_length: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        64, description="Tokens of a window; the state is carried from window to window, gradients are not."
+    )
+    epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="Passes over the training text.")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Optimizer steps.")
+    time_budget: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Seconds of training, validation included; the learning rate ends its schedule with it."
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(6e-3, description="Peak learning rate.")
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.02, description="Learning rate at the end, as a share of the peak."
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="Share of the run in which the rate rises.")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.1, description="Decay of the matrices; C, g_leak, E, tau, biases and norms are never decayed."
+    )
+    beta1: Probability = Field(0.9, description="AdamW: decay of the mean of the gradients.")
+    beta2: Probability = Field(0.98, description="AdamW: decay of the mean of their squares.")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the gradient; 0 does not clip.")
+    eval_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between validations; about twenty in a run if not given."
+    )
+    sample_prompt: str = Field("", description="Text that the sample shown at each validation continues.")
+    sample_tokens: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        120, description="Tokens of the sample shown at each validation; 0 shows none."
+    )
+    save_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between checkpoints; at each validation if not given."
+    )
+    keep_last: Annotated[int, Field(ge=1)] = Field(2, description="Checkpoints kept.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, dropout and samples.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="Autocast of the matrix products; states and time constants stay float32."
+    )
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="CPU threads; all cores if not given."
+    )
+
+
+class SamplingConfig(Settings):
+    """How text is drawn from a model's output distribution."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = Field(200, description="Tokens to write.")
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.8, description="Divides the logits; below 1 sharper, 0 always takes the likeliest token."
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Only the k likeliest tokens; 0 keeps all.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Only the likeliest tokens that together reach probability p."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Only tokens at least min_p times as likely as the likeliest."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="Above 1: tokens already seen become less likely (Keskar et al. 2019)."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="Same seed, same text; drawn and reported if not given."
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Texts that end the generation.")
+    num_samples: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Texts to write from one prompt.")
+
+
+class RunConfig(Settings):
+    """A whole training run: what a recipe file holds, and what the run directory keeps."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: dict[str, Any] = Field(default_factory=dict, description="Settings of ModelConfig but its input_size.")
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @model_validator(mode="after")
+    def _model_is_valid(self) -> Self:
+        for derived in ("input_size", "output_size"):
+            if derived in self.model:
+                raise ValueError(f"model.{derived} comes from the tokenizer and cannot be set")
+        self.model_config_for(1_000_000_000)
+        return self
+
+    def model_config_for(self, vocabulary: int) -> ModelConfig:
+        """The model's configuration once the tokenizer, and with it the vocabulary, is known."""
+        return ModelConfig.parse({**self.model, "input_size": vocabulary}, "model")

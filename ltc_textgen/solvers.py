@@ -1,0 +1,122 @@
+"""One step of the membrane equation, four ways, behind one signature.
+
+Every liquid cell is a set of conductances g_s >= 0 that pull the state x towards reversal potentials E_s:
+
+    C dx/dt = sum_s g_s (E_s - x) = I(x) - G(x) x,      G = sum_s g_s,   I = sum_s g_s E_s      (leak included)
+
+so that tau_sys = C / G. A cell hands a solver its *membrane*, the function x -> (G, I); a solver advances x by h.
+
+| solver          | order | bounded for every h > 0            | membrane evaluations |
+|-----------------|-------|------------------------------------|----------------------|
+| semi_implicit   | 1     | yes                                | 1                    |
+| exponential     | 1     | yes; exact if G and I do not move  | 1                    |
+| explicit        | 1     | only while h <= C / G              | 1                    |
+| runge_kutta     | 4     | no; stable while h < 2.785 C / G   | 4                    |
+
+To add a solver: write a function of this signature, add it to `SOLVERS` and its name to `config.Solver`.
+`tests/test_solvers.py` measures the order of everything in the table.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ltc_textgen.config import Solver
+from ltc_textgen.shapes import Float, Tensor
+
+Membrane = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x (B, N) -> total conductance G (B, N), >= 0, and drive I = sum_s g_s E_s (B, N)."""
+
+SolverStep = Callable[[Membrane, Tensor, Tensor, Tensor], Tensor]
+
+
+def semi_implicit(
+    membrane: Membrane, x: Float[Tensor, "B N"], capacitance: Float[Tensor, " N"], h: Float[Tensor, "..."]
+) -> Float[Tensor, "B N"]:
+    """Advance x by h with the fused step: conductances at the old state, the state itself at the new one.
+
+        x' = (C x + h I) / (C + h G)
+
+    A weighted mean of x and the reversal potentials, hence inside their range for every h > 0, and x itself at h = 0.
+
+    Args:
+        membrane: The cell's conductances as a function of the state.
+        x: State at time t.
+        capacitance: C > 0.
+        h: Step in token time, >= 0; a number or one per sample (B, 1).
+
+    Returns:
+        State at time t + h.
+
+    Source:
+        Hasani et al. 2021, arXiv:2006.04439, Eq. 3 (their C is 1). Algorithm 1 as printed feeds x(t) into every
+        sub-step; like the authors' code, we feed the result of the sub-step before.
+    """
+    conductance, drive = membrane(x)
+    total = capacitance + h * conductance
+    return x * (capacitance / total) + drive * (h / total)
+
+
+def exponential(
+    membrane: Membrane, x: Float[Tensor, "B N"], capacitance: Float[Tensor, " N"], h: Float[Tensor, "..."]
+) -> Float[Tensor, "B N"]:
+    """Advance x by h exactly for conductances frozen at the old state (exponential Euler, ETD1).
+
+        x' = x exp(-h G / C) + (I / G) (1 - exp(-h G / C))
+
+    Same arguments, bounds and order as `semi_implicit`; smaller error at large h, one exponential more.
+
+    Source:
+        Hochbruck and Ostermann 2010, Acta Numerica 19, Eq. 2.1 (phi_1).
+    """
+    conductance, drive = membrane(x)
+    conductance = conductance.clamp_min(torch.finfo(x.dtype).tiny)  # G -> 0: the limit of (1 - exp)/G is h/C
+    rate = conductance / capacitance * h
+    return x * torch.exp(-rate) + drive * (-torch.expm1(-rate) / conductance)
+
+
+def explicit(
+    membrane: Membrane, x: Float[Tensor, "B N"], capacitance: Float[Tensor, " N"], h: Float[Tensor, "..."]
+) -> Float[Tensor, "B N"]:
+    """Advance x by h with Euler's method, x' = x + h (I - G x) / C. Diverges for h > 2 C / G."""
+    conductance, drive = membrane(x)
+    return x + h / capacitance * (drive - conductance * x)
+
+
+def runge_kutta(
+    membrane: Membrane, x: Float[Tensor, "B N"], capacitance: Float[Tensor, " N"], h: Float[Tensor, "..."]
+) -> Float[Tensor, "B N"]:
+    """Advance x by h with the classical fourth-order method. Diverges for h > 2.785 C / G."""
+
+    def slope(state: Tensor) -> Tensor:
+        conductance, drive = membrane(state)
+        return (drive - conductance * state) / capacitance
+
+    k1 = slope(x)
+    k2 = slope(x + h / 2 * k1)
+    k3 = slope(x + h / 2 * k2)
+    k4 = slope(x + h * k3)
+    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+SOLVERS: Mapping[Solver, SolverStep] = {
+    Solver.semi_implicit: semi_implicit,
+    Solver.explicit: explicit,
+    Solver.runge_kutta: runge_kutta,
+    Solver.exponential: exponential,
+}
+
+
+def integrate(
+    solver: Solver,
+    membrane: Membrane,
+    x: Float[Tensor, "B N"],
+    capacitance: Float[Tensor, " N"],
+    h: Float[Tensor, "..."],
+    steps: int,
+) -> Float[Tensor, "B N"]:
+    """Advance x over one token: `steps` sub-steps of length h (= step_size * elapsed), with any solver."""
+    advance = SOLVERS[solver]
+    for _ in range(steps):
+        x = advance(membrane, x, capacitance, h)
+    return x
