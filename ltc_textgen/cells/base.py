@@ -112,6 +112,17 @@ class LiquidCell(nn.Module):
         Raises:
             UsageError: If a shape or a value of the arguments does not fit; the message names expected and got.
         """
+        states, last = self.trajectory(u, state, elapsed, mask)
+        return self.readout(states), last
+
+    def trajectory(
+        self,
+        u: Float[Tensor, "B T D"],
+        state: Float[Tensor, "B N"] | None = None,
+        elapsed: Float[Tensor, "..."] | float | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        """As `forward`, but the states of all neurons in place of the outputs."""
         self._check(u, state)
         time = broadcast_elapsed(elapsed, u.shape[0], u.shape[1], u)
         if mask is not None:
@@ -120,8 +131,7 @@ class LiquidCell(nn.Module):
         with torch.autocast(u.device.type, enabled=False):
             dtype = state_dtype(drive.dtype)
             x = self.initial_state(u.shape[0]) if state is None else state
-            states, last = self.scan(drive.to(dtype), x.to(dtype), time.to(dtype))
-            return self.readout(states), last
+            return self.scan(drive.to(dtype), x.to(dtype), time.to(dtype))
 
     def time_constants(self, u: Float[Tensor, "B T D"], states: Float[Tensor, "B T N"]) -> Float[Tensor, "B T N"]:
         """tau_sys = C / G of every neuron at every token, in token time, at the given states."""

@@ -1,0 +1,134 @@
+"""The layers that a network stacks: a bare liquid layer, or a residual block around one.
+
+    liquid block:  RMSNorm -> causal depthwise convolution -> liquid layer -> * SiLU(gate) -> linear -> + residual
+                                                           \\--------- linear -------^
+
+Both take and return the whole of their state. Sequences are padded on the right only: `lengths` says how many tokens
+of each are real (`model` sorts padding to the right).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ltc_textgen.cells import build_cell
+from ltc_textgen.config import ModelConfig
+from ltc_textgen.shapes import Bool, Float, Int, Tensor
+
+LayerState = tuple[Tensor, Tensor | None]
+"""Neurons (B, N), and the convolution's columns (B, conv_width - 1, D) or None."""
+
+
+class PlainLayer(nn.Module):
+    """A liquid layer and dropout on what leaves it; nothing else."""
+
+    def __init__(self, settings: ModelConfig) -> None:
+        super().__init__()
+        self.cell = build_cell(settings, settings.hidden_size, settings.hidden_size)
+        self.dropout = nn.Dropout(settings.dropout)
+        # A wiring may let fewer motor neurons out than the next layer expects.
+        narrow = self.cell.output_size != settings.hidden_size
+        self.widen = nn.Linear(self.cell.output_size, settings.hidden_size) if narrow else nn.Identity()
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        """Rest."""
+        return self.cell.initial_state(batch_size), None
+
+    def forward(
+        self,
+        u: Float[Tensor, "B T D"],
+        state: LayerState,
+        elapsed: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None,
+        lengths: Int[Tensor, " B"] | None,
+    ) -> tuple[Float[Tensor, "B T D"], LayerState]:
+        """Outputs for every token, and the state after the last real one."""
+        y, neurons = self.cell(u, state[0], elapsed, mask)
+        return self.dropout(self.widen(y)), (neurons, None)
+
+    def time_constants(self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Tensor) -> Float[Tensor, "B T N"]:
+        """tau_sys of every neuron at every token."""
+        states, _ = self.cell.trajectory(u, state[0], elapsed)
+        return self.cell.time_constants(u, states)
+
+
+class LiquidBlock(nn.Module):
+    """A residual block around a liquid layer of `settings.neurons` neurons; see the module's drawing."""
+
+    def __init__(self, settings: ModelConfig) -> None:
+        super().__init__()
+        width = settings.hidden_size
+        self.norm = nn.RMSNorm(width)
+        self.conv = CausalConvolution(width, settings.conv_width)
+        self.cell = build_cell(settings, width, settings.neurons)
+        self.gate = nn.Linear(width, self.cell.output_size)
+        self.out = nn.Linear(self.cell.output_size, width, bias=False)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        """Rest, and a convolution that has seen zeros."""
+        return self.cell.initial_state(batch_size), self.conv.initial_state(batch_size)
+
+    def forward(
+        self,
+        u: Float[Tensor, "B T D"],
+        state: LayerState,
+        elapsed: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None,
+        lengths: Int[Tensor, " B"] | None,
+    ) -> tuple[Float[Tensor, "B T D"], LayerState]:
+        """Outputs for every token, and the state after the last real one."""
+        assert state[1] is not None, "a liquid block keeps the columns of its convolution"
+        mixed, columns = self.conv(self.norm(u), state[1], lengths)
+        y, neurons = self.cell(mixed, state[0], elapsed, mask)
+        y = self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
+        return u + self.dropout(y), (neurons, columns)
+
+    def time_constants(self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Tensor) -> Float[Tensor, "B T N"]:
+        """tau_sys of every neuron at every token."""
+        assert state[1] is not None, "a liquid block keeps the columns of its convolution"
+        mixed, _ = self.conv(self.norm(u), state[1], None)
+        states, _ = self.cell.trajectory(mixed, state[0], elapsed)
+        return self.cell.time_constants(mixed, states)
+
+
+class CausalConvolution(nn.Module):
+    """Depthwise convolution over a token and the `kernel_width` - 1 before it, carried from chunk to chunk."""
+
+    def __init__(self, width: int, kernel_width: int) -> None:
+        super().__init__()
+        self.width, self.kernel_width = width, kernel_width
+        self.weight = nn.Parameter(torch.empty(width, kernel_width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights uniform in +-kernel_width**-0.5, bias zero."""
+        bound = self.kernel_width**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+
+    def initial_state(self, batch_size: int) -> Float[Tensor, "B columns D"]:
+        """Zeros in place of the tokens before the first."""
+        return self.weight.new_zeros(batch_size, self.kernel_width - 1, self.width)
+
+    def forward(
+        self, u: Float[Tensor, "B T D"], columns: Float[Tensor, "B columns D"], lengths: Int[Tensor, " B"] | None
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B columns D"]]:
+        """Convolved inputs, and the columns before the next token."""
+        extended = torch.cat([columns.to(u.dtype), u], dim=1)
+        tokens = u.shape[1]
+        weight = self.weight.to(u.dtype)
+        y = torch.addcmul(self.bias.to(u.dtype), extended[:, :tokens], weight[:, 0])
+        for k in range(1, self.kernel_width):
+            y = torch.addcmul(y, extended[:, k : k + tokens], weight[:, k])
+        if lengths is None:
+            return y, extended[:, tokens:]
+        ends = lengths[:, None] + torch.arange(self.kernel_width - 1, device=u.device)
+        return y, extended.gather(1, ends[:, :, None].expand(-1, -1, self.width))
+
+
+def build_layer(settings: ModelConfig) -> PlainLayer | LiquidBlock:
+    """One layer of the kind that `settings.block` names."""
+    return PlainLayer(settings) if settings.block == "plain" else LiquidBlock(settings)

@@ -1,0 +1,56 @@
+"""The recurrent state of a network as an object: goes in, comes out, is never kept on a module."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from ltc_textgen.shapes import Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class LiquidState:
+    """All that a network remembers of the text it has read; its size does not depend on how long the text was.
+
+    Args:
+        neurons: State of the neurons, one tensor per layer.
+        columns: Last conv_width - 1 inputs of the convolution, one tensor per liquid block; empty in a plain network.
+    """
+
+    neurons: tuple[Float[Tensor, "B _"], ...]
+    columns: tuple[Float[Tensor, "B _ D"], ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """B, the sequences that this state belongs to."""
+        return self.neurons[0].shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The state with `function` applied to each of its tensors."""
+        return type(self)(tuple(map(function, self.neurons)), tuple(map(function, self.columns)))
+
+    def detach(self) -> Self:
+        """The same numbers, cut from the graph: where truncated backpropagation ends."""
+        return self.map(lambda tensor: tensor.detach())
+
+    def select(self, index: Int[Tensor, " B"]) -> Self:
+        """Sequences by number, in that order; repeats fork a state."""
+        return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+
+    def to(self, device: object) -> Self:
+        """The state on another device."""
+        return self.map(lambda tensor: tensor.to(device))  # type: ignore[arg-type]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, as a safetensors file holds them."""
+        named = {f"neurons.{i}": tensor.contiguous() for i, tensor in enumerate(self.neurons)}
+        return named | {f"columns.{i}": tensor.contiguous() for i, tensor in enumerate(self.columns)}
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> Self:
+        """The inverse of `tensors`."""
+
+        def family(name: str) -> tuple[Tensor, ...]:
+            count = sum(key.startswith(f"{name}.") for key in named)
+            return tuple(named[f"{name}.{i}"] for i in range(count))
+
+        return cls(family("neurons"), family("columns"))
