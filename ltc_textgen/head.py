@@ -1,0 +1,85 @@
+"""Output layers: hidden vectors to a distribution over the vocabulary.
+
+Both kinds give `logits` for decoding and `loss` for training, so that the loss of a large vocabulary never needs all
+its logits.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ltc_textgen.config import ModelConfig
+from ltc_textgen.shapes import Float, Int, Tensor
+
+IGNORED = -100
+"""Target that has no loss, as everywhere in PyTorch."""
+
+
+class FullHead(nn.Module):
+    """One softmax over the vocabulary; its matrix may be the embedding's."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, vocabulary)
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Unnormalised log-probabilities of the next token."""
+        return self.projection(hidden)
+
+    def loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Loss of each target in nats, float32; 0 where the target is `IGNORED`."""
+        logits = self.logits(hidden).float().flatten(0, -2)
+        losses = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)
+        return losses.view_as(targets)
+
+
+class AdaptiveHead(nn.Module):
+    """Adaptive softmax: frequent tokens in a short list, rare ones in clusters with narrower matrices.
+
+    It needs to know which tokens are frequent: `rank_by` takes their counts in the training text. Without, token ids
+    are taken to be sorted by frequency already.
+
+    Source:
+        Grave et al. 2017, arXiv:1609.04309.
+    """
+
+    def __init__(self, width: int, vocabulary: int, cutoffs: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(width, vocabulary, list(cutoffs or default_cutoffs(vocabulary)))
+        self.register_buffer("rank", torch.arange(vocabulary))
+        self.rank: Tensor
+
+    def rank_by(self, counts: Int[Tensor, " V"]) -> None:
+        """Sort the vocabulary by frequency. Call before training, never after."""
+        order = torch.argsort(counts, descending=True, stable=True)
+        self.rank[order] = torch.arange(len(order), device=self.rank.device)
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Log-probabilities of the next token (normalised, which logits may be)."""
+        ranked = self.softmax.log_prob(hidden.float().flatten(0, -2))
+        return ranked[:, self.rank].view(*hidden.shape[:-1], -1)
+
+    def loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Loss of each target in nats, float32; 0 where the target is `IGNORED`."""
+        flat = targets.flatten()
+        kept = flat != IGNORED
+        losses = hidden.new_zeros(flat.shape, dtype=torch.float32)
+        if bool(kept.any()):
+            with torch.autocast(hidden.device.type, enabled=False):
+                scored = self.softmax(hidden.flatten(0, -2)[kept].float(), self.rank[flat[kept]])
+            losses = losses.masked_scatter(kept, -scored.output)
+        return losses.view_as(targets)
+
+
+def default_cutoffs(vocabulary: int) -> list[int]:
+    """A short list of about a fifteenth of the vocabulary, and a middle cluster of up to a third."""
+    first = max(1, min(2000, vocabulary // 8))
+    second = max(first + 1, min(10_000, vocabulary // 3))
+    return [first, second] if second < vocabulary else [first]
+
+
+def build_head(settings: ModelConfig) -> FullHead | AdaptiveHead:
+    """The output layer that `settings.head` names."""
+    if settings.head == "adaptive":
+        return AdaptiveHead(settings.hidden_size, settings.vocabulary, settings.adaptive_cutoffs)
+    return FullHead(settings.hidden_size, settings.vocabulary)
