@@ -6,7 +6,7 @@ text there.
 
 import difflib
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,7 +17,7 @@ class _Names(StrEnum):
     """Names in any spelling: `SemiImplicit`, `semi-implicit` and `semi_implicit` are one."""
 
     @classmethod
-    def _missing_(cls, value: object) -> Self | None:
+    def _missing_(cls, value: object) -> "_Names | None":
         wanted = str(value).replace("_", "").replace("-", "").lower()
         return next((member for member in cls if member.value.replace("_", "") == wanted), None)
 
@@ -40,13 +40,16 @@ class Coupling(_Names):
     cfc = "cfc"
 
 
+AnySettings = TypeVar("AnySettings", bound="Settings")
+
+
 class Settings(BaseModel):
     """Base: frozen, no unknown keys, defaults checked too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: dict[str, Any], where: str = "") -> Self:
+    def parse(cls: type[AnySettings], values: dict[str, Any], where: str = "") -> AnySettings:
         """Validate `values`.
 
         Args:
@@ -120,7 +123,7 @@ class WiringConfig(Settings):
     motor_fanin: Positive | None = Field(None, description="Command neurons that reach each motor neuron (ncp).")
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _complete(self) -> "WiringConfig":
         ncp = ("inter_neurons", "command_neurons", "sensory_fanout", "inter_fanout", "motor_fanin")
         missing = [name for name in (*ncp, "recurrent_command_synapses") if getattr(self, name) is None]
         if self.kind == "ncp" and (missing or self.output_size is None):
@@ -175,7 +178,7 @@ class ModelConfig(Settings):
     dropout: Probability = Field(0.0, description="Share of activations dropped in training.")
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "ModelConfig":
         vocabulary = self.output_size or self.input_size
         if self.tie_embeddings and vocabulary != self.input_size:
             raise ValueError(f"tie_embeddings needs output_size = input_size, got {vocabulary} and {self.input_size}")
@@ -302,7 +305,7 @@ class RunConfig(Settings):
     train: TrainConfig = Field(default_factory=TrainConfig)
 
     @model_validator(mode="after")
-    def _model_is_valid(self) -> Self:
+    def _model_is_valid(self) -> "RunConfig":
         for derived in ("input_size", "output_size"):
             if derived in self.model:
                 raise ValueError(f"model.{derived} comes from the tokenizer and cannot be set")

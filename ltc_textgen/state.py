@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
 
 from ltc_textgen.shapes import Float, Int, Tensor
 
@@ -24,19 +23,19 @@ class LiquidState:
         """B, the sequences that this state belongs to."""
         return self.neurons[0].shape[0]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map(self, function: Callable[[Tensor], Tensor]) -> "LiquidState":
         """The state with `function` applied to each of its tensors."""
-        return type(self)(tuple(map(function, self.neurons)), tuple(map(function, self.columns)))
+        return LiquidState(tuple(map(function, self.neurons)), tuple(map(function, self.columns)))
 
-    def detach(self) -> Self:
+    def detach(self) -> "LiquidState":
         """The same numbers, cut from the graph: where truncated backpropagation ends."""
         return self.map(lambda tensor: tensor.detach())
 
-    def select(self, index: Int[Tensor, " B"]) -> Self:
+    def select(self, index: Int[Tensor, " B"]) -> "LiquidState":
         """Sequences by number, in that order; repeats fork a state."""
         return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
-    def to(self, device: object) -> Self:
+    def to(self, device: object) -> "LiquidState":
         """The state on another device."""
         return self.map(lambda tensor: tensor.to(device))  # type: ignore[arg-type]
 
@@ -46,7 +45,7 @@ class LiquidState:
         return named | {f"columns.{i}": tensor.contiguous() for i, tensor in enumerate(self.columns)}
 
     @classmethod
-    def from_tensors(cls, named: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> "LiquidState":
         """The inverse of `tensors`."""
 
         def family(name: str) -> tuple[Tensor, ...]:
