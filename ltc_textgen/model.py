@@ -263,10 +263,29 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
             reset()
 
     def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        mode: Any,
+        batch_size: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = LiquidCache()
+        state = model_kwargs.pop("state", None)
+        if generation_config.use_cache is False or model_kwargs.get("past_key_values") is not None:
+            return
+        cache = LiquidCache(state)
+        if state is not None:  # one state may start many sequences
+            rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            cache.batch_repeat_interleave(rows // state.batch_size)
+        model_kwargs["past_key_values"] = cache
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: LiquidOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        # transformers takes an output named "state" for a cache of its own; ours travels in past_key_values.
+        outputs = LiquidOutput(logits=outputs.logits, past_key_values=outputs.past_key_values)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 def _split(state: LiquidState) -> list[LayerState]:

@@ -1,0 +1,302 @@
+"""Files that a run leaves behind: written whole or not at all, and checked before they are believed.
+
+    RUN/config.json            the model (transformers format)
+    RUN/generation_config.json ids that begin and end a text
+    RUN/tokenizer.json ...     the tokenizer
+    RUN/model.safetensors      the best weights so far; its header holds a checksum of the tensors, and fingerprints of
+                               the configuration and the tokenizer that they belong to
+    RUN/training.json          every setting, and facts on corpus and result
+    RUN/metrics.jsonl          the loss curve
+    RUN/checkpoints/           what a resumed run needs (see `training.checkpoint`)
+
+The checksum lies inside the weights file because then one rename replaces both. A directory that `save_pretrained`
+wrote loads too; it has no checksum to check.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ltc_textgen.config import ModelConfig, RunConfig, did_you_mean
+from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.shapes import Tensor
+
+if TYPE_CHECKING:
+    from ltc_textgen.data.tokenizers import TextTokenizer
+    from ltc_textgen.model import LiquidTimeConstantNetwork
+
+FORMAT = "1"
+WEIGHTS = "model.safetensors"
+PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "weights.pt", "ltc_weights.pth")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run directory. `facts` is what training.json says beside the settings; `config` is None without one."""
+
+    path: Path
+    model: "LiquidTimeConstantNetwork"
+    tokenizer: "TextTokenizer"
+    config: RunConfig | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that after a crash there is the old one or the new one, never a part.
+
+    Raises:
+        LTCError: If there is no space or no permission; a temporary file is not left behind.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LTCError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename inside `path` survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no directories
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, atomically."""
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ArtifactError: If there is none, or it is not JSON; the message names the file and the line.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.parent} is not a run directory: it has no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_manifest(directory: Path, extra: Mapping[str, Any]) -> None:
+    """Record the SHA-256 of every file in `directory`, and `extra`, in manifest.json: the last file to be written."""
+    files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
+    write_json(directory / "manifest.json", {"files": files, **extra})
+
+
+def verify_manifest(directory: Path) -> dict[str, Any]:
+    """Check every file of `directory` against its manifest and return the manifest.
+
+    Raises:
+        ArtifactError: If the manifest is missing, or a file is missing or has other bytes; the message names it.
+    """
+    manifest = read_json(directory / "manifest.json")
+    for name, expected in manifest.get("files", {}).items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing, though the manifest lists it")
+        if sha256_file(path) != expected:
+            raise ArtifactError(f"{path} is damaged: its checksum is not that of the manifest")
+    return manifest
+
+
+def save_run(
+    directory: Path,
+    model: "LiquidTimeConstantNetwork",
+    tokenizer: "TextTokenizer",
+    run: RunConfig,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write everything that `load_run` needs but the weights, which `save_weights` writes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.separator_id)
+    model.generation_config.update(**ids)
+    write_atomic(directory / "config.json", model.config.to_json_string(use_diff=False))
+    write_atomic(directory / "generation_config.json", model.generation_config.to_json_string())
+    tokenizer.save(directory)
+    save_facts(directory, run, facts)
+
+
+def save_facts(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> None:
+    """Write training.json: the settings of the run and what is known of its corpus and result."""
+    write_json(
+        directory / "training.json", {"format": FORMAT, "run": run.model_dump(mode="json"), "facts": dict(facts)}
+    )
+
+
+def own_tensors(model: "LiquidTimeConstantNetwork") -> dict[str, Tensor]:
+    """The model's tensors on the CPU, those that are tied to another left out."""
+    tied = model._tied_weights_keys if model.settings.tie_embeddings else {}
+    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied}
+
+
+def save_weights(
+    path: Path,
+    model: "LiquidTimeConstantNetwork",
+    fingerprints: Mapping[str, str],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the weights with their checksum and `fingerprints` ("tokenizer", ...) in the header, atomically.
+
+    Args:
+        path: A .safetensors file.
+        model: Whose weights.
+        fingerprints: Further header fields; values are strings.
+        tensors: Weights to write in place of the model's own, under the same names (a moving average).
+
+    Raises:
+        LTCError: If a weight is not finite: nothing broken is saved.
+    """
+    from safetensors.torch import save
+
+    weights = dict(tensors) if tensors is not None else own_tensors(model)
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise LTCError(f"not saved: {broken[0]} holds numbers that are not finite")
+    header = {"format": "pt", "sha256": digest(weights), "config": fingerprint(model.settings), **fingerprints}
+    write_atomic(path, save(weights, metadata=header))
+
+
+def load_weights(path: Path, model: "LiquidTimeConstantNetwork") -> dict[str, str]:
+    """Load weights into `model` and return the file's header fields.
+
+    Raises:
+        ArtifactError: If the file is missing, pickled, truncated, altered, or of another model; the message says which.
+    """
+    tensors, header = read_tensors(path)
+    if "sha256" in header and digest(tensors) != header["sha256"]:
+        raise ArtifactError(f"{path} is damaged: its checksum does not match its tensors")
+    if "config" in header and header["config"] != fingerprint(model.settings):
+        raise ArtifactError(f"{path} does not fit config.json: the weights were saved with another configuration")
+    expected = own_tensors(model)
+    for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
+        if names:
+            unknown = "" if problem == "lacks" else ", which the configuration does not know"
+            raise ArtifactError(f"{path} does not fit the configuration: it {problem} {min(names)}{unknown}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
+            raise ArtifactError(f"{path} does not fit the configuration: {name}: {shapes}")
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    return header
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header fields of a safetensors file; never anything pickled."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        pickled = [name for name in PICKLES if (path.parent / name).exists()]
+        advice = "; pickled weights are refused: convert them with safetensors.torch.save_file" if pickled else ""
+        raise ArtifactError(f"{path.parent} has no {path.name}{', only ' + pickled[0] if pickled else ''}{advice}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors."""
+    import torch
+
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def fingerprint(settings: ModelConfig) -> str:
+    """SHA-256 of a model's settings."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+
+
+def load_settings(directory: Path) -> ModelConfig:
+    """The model's settings from config.json.
+
+    Raises:
+        ArtifactError: If a key is unknown, a value out of range, or the model is of another type.
+    """
+    from dataclasses import fields
+
+    from transformers import PreTrainedConfig
+
+    path = directory / "config.json"
+    content = read_json(path)
+    if content.get("model_type") != "ltc":
+        raise ArtifactError(f"{path}: model_type is {content.get('model_type')!r}, expected 'ltc'")
+    theirs = {f.name for f in fields(PreTrainedConfig)} | {"model_type", "transformers_version", "auto_map", "dtype"}
+    unknown = sorted(set(content) - set(ModelConfig.model_fields) - theirs)
+    if unknown:
+        hint = did_you_mean(unknown[0], list(ModelConfig.model_fields))
+        raise ArtifactError(f"{path}: unknown key '{unknown[0]}'{hint}")
+    try:
+        return ModelConfig.parse({k: v for k, v in content.items() if k in ModelConfig.model_fields}, str(path))
+    except LTCError as error:
+        raise ArtifactError(str(error)) from None
+
+
+def load_run(path: Path | str, device: str = "cpu") -> Run:
+    """Load a run directory: model (in evaluation mode), tokenizer, settings. It needs nothing else.
+
+    Raises:
+        ArtifactError: If anything in it is missing, damaged, unsafe or does not fit the rest; the message names it.
+    """
+    from ltc_textgen.data.tokenizers import TextTokenizer
+    from ltc_textgen.model import LiquidTimeConstantNetwork
+
+    directory = Path(path)
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} is not a directory: train one with `ltc train --out {directory}`")
+    settings = load_settings(directory)
+    tokenizer = TextTokenizer.load(directory)
+    if tokenizer.vocab_size != settings.input_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model knows {settings.input_size}"
+        raise ArtifactError(f"{directory}: the tokenizer does not fit the model: it has {sizes}")
+    model = LiquidTimeConstantNetwork.from_settings(settings)
+    header = load_weights(directory / WEIGHTS, model)
+    if header.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise ArtifactError(f"{directory}: tokenizer.json is not the one that the model was trained with")
+    if (directory / "generation_config.json").exists():
+        model.generation_config.update(**read_json(directory / "generation_config.json"))
+    config, facts = None, {}
+    if (directory / "training.json").exists():
+        content = read_json(directory / "training.json")
+        facts = content.get("facts", {})
+        try:
+            config = RunConfig(**content.get("run", {}))
+        except (ValidationError, LTCError) as error:
+            raise ArtifactError(f"{directory / 'training.json'}: {error}") from None
+    return Run(directory, model.to(device).eval(), tokenizer, config, facts)  # type: ignore[arg-type]
