@@ -234,7 +234,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 
@@ -299,4 +299,4 @@ def load_run(path: Path | str, device: str = "cpu") -> Run:
             config = RunConfig(**content.get("run", {}))
         except (ValidationError, LTCError) as error:
             raise ArtifactError(f"{directory / 'training.json'}: {error}") from None
-    return Run(directory, model.to(device).eval(), tokenizer, config, facts)  # type: ignore[arg-type]
+    return Run(directory, model.to(device).eval(), tokenizer, config, facts)

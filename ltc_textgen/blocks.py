@@ -1,7 +1,6 @@
 """The layers that a network stacks: a bare liquid layer, or a residual block around one.
 
-    liquid block:  RMSNorm -> causal depthwise convolution -> liquid layer -> * SiLU(gate) -> linear -> + residual
-                                                           \\--------- linear -------^
+    liquid block:  m = convolution(RMSNorm(u));   u + linear( liquid(m) * SiLU(linear(m)) )
 
 Both take and return the whole of their state. Sequences are padded on the right only: `lengths` says how many tokens
 of each are real (`model` sorts padding to the right).

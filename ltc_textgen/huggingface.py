@@ -18,7 +18,7 @@ class LTCConfig(PreTrainedConfig):
     """
 
     model_type = "ltc"
-    attribute_map = {  # noqa: RUF012
+    attribute_map = {
         "vocab_size": "input_size",
         "num_hidden_layers": "num_layers",
         "tie_word_embeddings": "tie_embeddings",

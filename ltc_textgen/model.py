@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -74,7 +75,7 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _is_stateful = True
     _no_split_modules = ("LiquidBlock", "PlainLayer")
-    _tied_weights_keys = {"head.projection.weight": "embedding.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"head.projection.weight": "embedding.weight"}
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
         if isinstance(input_size, LTCConfig):
             config = input_size
         else:
-            seven = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
+            seven: dict[str, Any] = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
             seven |= {"steps": steps, "step_size": step_size, "solver": solver, "adaptive": adaptive}
             config = LTCConfig.from_settings(ModelConfig.parse(seven | more, "LiquidTimeConstantNetwork"))
         super().__init__(config)
@@ -196,7 +197,7 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
     ) -> list[Float[Tensor, "B T _"]]:
         """tau_sys of every neuron at every token, in token time, one tensor per layer."""
         start = self.initial_state(input_ids.shape[0]) if state is None else state
-        elapsed = broadcast_elapsed(None, *input_ids.shape, start.neurons[0])
+        elapsed = broadcast_elapsed(None, input_ids.shape[0], input_ids.shape[1], start.neurons[0])
         hidden, constants = self.embedding(input_ids), []
         for layer, before in zip(self.layers, _split(start), strict=True):
             constants.append(layer.time_constants(hidden, before, elapsed))  # type: ignore[operator]
@@ -232,8 +233,8 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
 
     def _call(self, layer: nn.Module, *args: Any) -> tuple[Tensor, LayerState]:
         if self.gradient_checkpointing and self.training:
-            return torch.utils.checkpoint.checkpoint(layer, *args, use_reentrant=False)  # type: ignore[no-any-return]
-        return layer(*args)  # type: ignore[no-any-return]
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
 
     def _mean_loss(self, hidden: Tensor, targets: Tensor, count: Any) -> Tensor:
         losses = self.head.loss(hidden, targets)
@@ -285,7 +286,7 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         # transformers takes an output named "state" for a cache of its own; ours travels in past_key_values.
         outputs = LiquidOutput(logits=outputs.logits, past_key_values=outputs.past_key_values)
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # type: ignore[no-any-return]
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
 
 def _split(state: LiquidState) -> list[LayerState]:

@@ -35,9 +35,9 @@ class LiquidState:
         """Sequences by number, in that order; repeats fork a state."""
         return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
-    def to(self, device: object) -> "LiquidState":
+    def to(self, device: torch.device | str) -> Self:
         """The state on another device."""
-        return self.map(lambda tensor: tensor.to(device))  # type: ignore[arg-type]
+        return self.map(lambda tensor: tensor.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """Named tensors, as a safetensors file holds them."""
