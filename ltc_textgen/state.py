@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ltc_textgen.shapes import Float, Int, Tensor
 
 
@@ -35,7 +37,7 @@ class LiquidState:
         """Sequences by number, in that order; repeats fork a state."""
         return self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "LiquidState":
         """The state on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
