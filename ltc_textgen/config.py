@@ -151,6 +151,11 @@ class ModelConfig(Settings):
         True, description="Liquid time constants, C / G(x, u). False freezes them at C / g_leak (a CT-RNN)."
     )
     coupling: Coupling = Field(Coupling.full, description="What the conductances of a neuron depend on.")
+    contractive: bool = Field(
+        False,
+        description="Bound the feedback of each neuron so that every token map contracts (diagonal coupling with "
+        "semi_implicit or exponential): states forget where they started, and the parallel scan converges.",
+    )
     wiring: WiringConfig | None = Field(None, description="Which synapses exist (synaptic, cfc).")
     cfc_mode: Literal["default", "pure", "no_gate"] = Field("default", description="Variant of the closed form (cfc).")
     cfc_backbone_units: Positive = Field(128, description="Width of the hidden layer before the heads (cfc).")
@@ -187,6 +192,10 @@ class ModelConfig(Settings):
         cutoffs = self.adaptive_cutoffs
         if list(cutoffs) != sorted(set(cutoffs)) or (cutoffs and cutoffs[-1] >= vocabulary):
             raise ValueError(f"adaptive_cutoffs must increase and stay below {vocabulary}, got {list(cutoffs)}")
+        if self.contractive and self.coupling is not Coupling.diagonal:
+            raise ValueError(f"contractive goes with coupling = diagonal, not {self.coupling}")
+        if self.contractive and self.solver not in (Solver.semi_implicit, Solver.exponential):
+            raise ValueError(f"contractive goes with solver = semi_implicit or exponential, not {self.solver}")
         if self.wiring and self.coupling not in (Coupling.synaptic, Coupling.cfc):
             raise ValueError(f"wiring goes with coupling = synaptic or cfc, not {self.coupling}")
         return self

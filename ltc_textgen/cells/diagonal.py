@@ -6,6 +6,19 @@
 Input mixing is one matrix product over all tokens; the recurrence is elementwise: O(N) per token instead of O(N^2).
 The conductances still depend on the state, so tau_sys = C / (g_leak + f_e + f_i) is a liquid time constant, and the
 Jacobian is exactly diagonal.
+
+Contraction. A neuron that forgets where it started has a token map F with |dF/dx| < 1. For the semi-implicit sub-step,
+with D = C + h (g_leak + f_e + f_i) and f' = f (1 - f), differentiating x' = (C x + h (f_e E_e - f_i E_i)) / D gives
+
+    dx'/dx = [C + h (r_e f_e' (E_e - x') + r_i f_i' (-E_i - x'))] / D
+
+A state in [m, M] = [min(0, E_e, -E_i), max(0, E_e, -E_i)] stays there, so each pull |E_s - x'| is at most
+R_s = max(E_s - m, M - E_s). If |r_s| R_s <= 1 for both synapses, each product is at most f_s (1 - f_s) < f_s in
+size, hence -D < C - h (f_e + f_i) < numerator < C + h (f_e + f_i) < D: |dx'/dx| < 1 for every h > 0, C, g_leak and
+input. The exponential sub-step obeys it too: there dx'/df_s is the mean of the pull along the sub-step times at most
+(1 - e^-q) / G with q = h G / C, so |dx'/dx| <= e^-q + (1 - e^-q) (f_e + f_i) / G < 1. With frozen time constants the
+pull is E_s itself and the divisor C + h g_leak; as f' <= 1/4, |r_s E_s| < 2 g_leak suffices. This extends the
+one-synapse condition |r E| <= 1 (R = |E| there); `contractive=True` keeps r inside it.
 """
 
 import math
@@ -13,19 +26,34 @@ import math
 import torch
 from torch import nn
 
-from ltc_textgen.cells.base import LiquidCell
+from ltc_textgen.cells.base import MembraneCell
+from ltc_textgen.config import Solver
+from ltc_textgen.errors import UsageError
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
 HORIZON_OVER_CAPACITANCE = (0.05, 4.0)
 LEAK_RANGE = (1e-3, 0.5)
+SMALLEST_PULL = 0.05
+"""Below this reversal potential the bound on r stops to grow: a smaller bound contracts as well."""
 
 
-class DiagonalCell(LiquidCell):
-    """Liquid layer with elementwise recurrence. Arguments as `LiquidCell`."""
+class DiagonalCell(MembraneCell):
+    """Liquid layer with elementwise recurrence. Arguments as `MembraneCell`.
 
-    def __init__(self, input_size: int, hidden_size: int, **solver: object) -> None:
+    Args:
+        input_size: D, features of one token.
+        hidden_size: N, neurons.
+        contractive: Keep r_e and r_i where every token map contracts (see above; semi_implicit and exponential). The
+            parameter `self_weight` is then the unbounded argument of a tanh.
+        solver: As `MembraneCell`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *, contractive: bool = False, **solver: object) -> None:
         super().__init__(input_size, hidden_size, **solver)  # type: ignore[arg-type]
+        if contractive and self.solver not in {Solver.semi_implicit, Solver.exponential}:
+            raise UsageError(f"contractive goes with solver = semi_implicit or exponential, not {self.solver}")
+        self.contractive = contractive
         self.input = nn.Linear(input_size, 2 * hidden_size)
         self.self_weight = nn.Parameter(torch.empty(2, hidden_size))  # r_e, r_i
         self.reversal = nn.Parameter(torch.empty(2, hidden_size))  # E_e, E_i
@@ -51,10 +79,23 @@ class DiagonalCell(LiquidCell):
     def capacitance(self) -> Float[Tensor, " N"]:
         return torch.exp(self.log_capacitance)
 
+    @property
+    def feedback(self) -> Float[Tensor, "2 N"]:
+        """r_e and r_i, as the recurrence uses them."""
+        return self.feedback_bound() * torch.tanh(self.self_weight) if self.contractive else self.self_weight
+
+    def feedback_bound(self) -> Float[Tensor, "2 N"]:
+        """Largest |r_e| and |r_i| for which every token map contracts."""
+        pulls = torch.stack((self.reversal[0], -self.reversal[1]))
+        if not self.adaptive:
+            return 2 * torch.exp(self.log_leak) / pulls.abs().clamp_min(SMALLEST_PULL)
+        low, high = pulls.amin(0).clamp_max(0), pulls.amax(0).clamp_min(0)
+        return 1 / torch.maximum(pulls - low, high - pulls).clamp_min(SMALLEST_PULL)
+
     def membrane(self, drive: Float[Tensor, "B two_N"]) -> Membrane:
         drive_e, drive_i = drive.chunk(2, dim=-1)
         leak = torch.exp(self.log_leak)
-        (r_e, r_i), (reversal_e, reversal_i) = self.self_weight, self.reversal
+        (r_e, r_i), (reversal_e, reversal_i) = self.feedback, self.reversal
 
         def conductances(x: Tensor) -> tuple[Tensor, Tensor]:
             f_e = torch.sigmoid(drive_e + r_e * x)
