@@ -1,0 +1,241 @@
+"""Which text is read: a corpus is a name, a fingerprint of its content, and documents in up to three splits."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ltc_textgen.config import DataConfig
+from ltc_textgen.data import hub
+from ltc_textgen.data.embedded import embedded_documents, embedded_fingerprint
+from ltc_textgen.data.files import Piece, corpus_files, file_digest, read_pieces
+from ltc_textgen.errors import DataError, UsageError
+
+Source = Callable[[], Iterator[Piece]]
+"""Starts a reading of documents from the first: parts of text, and whether a document ends with the part."""
+
+CHARACTER_LIMIT = 4_000_000
+"""Characters below which a corpus of files has characters as tokens, unless another tokenizer is chosen.
+
+In less text than this, most pieces of a WordPiece vocabulary are too rare to be learned.
+"""
+
+EMBEDDED_NOTE = "the embedded corpus (the English documentation inside this Python, about 1.7 MB)"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text to train on and to validate on.
+
+    Args:
+        name: wikitext-2, embedded, a path or a data set id.
+        fingerprint: sha256 of the content and of how it is cut into splits, in hexadecimal.
+        sources: Readings of the splits `train`, `valid` and perhaps `test`.
+        preferred: Tokenizer for `auto`; None: by the amount of text.
+    """
+
+    name: str
+    fingerprint: str
+    sources: dict[str, Source] = field(repr=False)
+    preferred: str | None = None
+
+    def pieces(self, split: str) -> Iterator[Piece]:
+        """The documents of a split in parts of bounded length.
+
+        Raises:
+            UsageError: If the corpus has no such split.
+        """
+        if split not in self.sources:
+            raise UsageError(f"{self.name}: no {split} split (it has: {', '.join(self.sources)})")
+        return self.sources[split]()
+
+    def train(self) -> Iterator[str]:
+        """The documents to train on."""
+        return _whole(self.pieces("train"))
+
+    def valid(self) -> Iterator[str]:
+        """The documents to validate on."""
+        return _whole(self.pieces("valid"))
+
+    def test(self) -> Iterator[str]:
+        """The documents of the test split, for corpora that bring one."""
+        return _whole(self.pieces("test"))
+
+    def default_tokenizer(self) -> str:
+        """What `--tokenizer auto` means here: bert for WikiText-2, char for little text, else wordpiece."""
+        if self.preferred is not None:
+            return self.preferred
+        characters = 0
+        for text, _ in self.pieces("train"):
+            characters += len(text)
+            if characters >= CHARACTER_LIMIT:
+                return "wordpiece"
+        return "char"
+
+
+def load_corpus(config: DataConfig, notify: Callable[[str], None] = lambda _: None) -> Corpus:
+    """The corpus that `config.data` names, with the validation text that `config.valid` names.
+
+    `auto` is WikiText-2, if it and the BERT tokenizer (where that is wanted) are cached or the hub answers; else the
+    embedded corpus, and `notify` is told so in one line.
+
+    Raises:
+        DataError: If it cannot be had or is empty; one line that says what to do.
+    """
+    match config.data:
+        case "auto":
+            corpus = _automatic(config, notify)
+        case "wikitext-2":
+            corpus = _from_hub(f"{hub.WIKITEXT}:{hub.WIKITEXT_2}", config, "wikitext-2")
+        case "embedded":
+            corpus = _embedded(config)
+        case _:
+            corpus = _named(config)
+    return corpus if config.valid is None else _with_validation(corpus, config)
+
+
+def documents_of(path: Path, config: DataConfig) -> Iterator[str]:
+    """The documents of a file or folder, whole: to evaluate on, or as prompts.
+
+    Raises:
+        DataError: If it cannot be read, or holds no text.
+    """
+    source, _ = _files(path, config)
+    return _whole(source())
+
+
+def _automatic(config: DataConfig, notify: Callable[[str], None]) -> Corpus:
+    try:
+        if config.tokenizer in {"auto", "bert"}:
+            hub.tokenizer_file(hub.BERT)
+        return _from_hub(f"{hub.WIKITEXT}:{hub.WIKITEXT_2}", config, "wikitext-2")
+    except DataError as error:
+        reason = str(error).split(". Connect,")[0]
+        notify(f"Training on {EMBEDDED_NOTE} instead of WikiText-2: {reason}.")
+        return _embedded(config)
+
+
+def _named(config: DataConfig) -> Corpus:
+    """A path if there is one, else an id of the hub if it looks like one."""
+    path = Path(config.data).expanduser()
+    repository = config.data.partition(":")[0]
+    local = config.data.startswith((".", "/", "~")) or "\\" in config.data or repository.count("/") != 1
+    if local or _exists(path) or path.suffix in {".txt", ".jsonl", ".parquet", ".gz"}:
+        source, fingerprint = _files(path, config)
+        return _cut(Corpus(config.data, fingerprint, {"train": source}), config)
+    return _from_hub(config.data, config, config.data)
+
+
+def _files(path: Path, config: DataConfig) -> tuple[Source, str]:
+    files = corpus_files(path)
+
+    def read() -> Iterator[Piece]:
+        for file in files:
+            yield from read_pieces(file, config.text_column, config.encoding_errors)
+
+    digest = hashlib.sha256(f"{config.text_column} {config.encoding_errors}".encode())
+    for file in files:
+        digest.update(f"{file.suffixes[-2:]} {file_digest(file)}".encode())
+    if next(read(), None) is None:
+        raise DataError(f"{path}: no text in it: empty, or nothing but blanks")
+    return read, digest.hexdigest()
+
+
+def _embedded(config: DataConfig) -> Corpus:
+    def read() -> Iterator[Piece]:
+        return ((document, True) for document in embedded_documents())
+
+    return _cut(Corpus("embedded", embedded_fingerprint(), {"train": read}, "wordpiece"), config)
+
+
+def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
+    splits = hub.load_dataset(identifier)
+    wikitext = identifier.startswith(f"{hub.WIKITEXT}:")
+    column = "text" if wikitext else config.text_column
+    train = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
+    if train is None:
+        raise DataError(f"{name}: no 'train' split (it has: {', '.join(splits)})")
+    names = {"train": train} | {"test": "test" for _ in [0] if "test" in splits and train != "test"}
+    valid = next((split for split in ("validation", "valid", "dev") if split in splits and split != train), None)
+    if valid is not None:
+        names["valid"] = valid
+
+    def source(split: str) -> Source:
+        make = hub.articles if wikitext else hub.row_documents
+        return lambda: make(hub.rows(splits[split], column, f"{name}, {split} split"))
+
+    digest = hashlib.sha256(f"{wikitext} {column}".encode())
+    for split in sorted(names):
+        for text in hub.rows(splits[names[split]], column, name):
+            digest.update(len(text).to_bytes(8, "little") + text.encode())
+    corpus = Corpus(
+        name,
+        digest.hexdigest(),
+        {split: source(of) for split, of in names.items()},
+        "bert" if identifier == f"{hub.WIKITEXT}:{hub.WIKITEXT_2}" else None,
+    )
+    return corpus if valid is not None else _cut(corpus, config)
+
+
+def _with_validation(corpus: Corpus, config: DataConfig) -> Corpus:
+    """The whole corpus to train on, another file or folder to validate on."""
+    assert config.valid is not None
+    valid, fingerprint = _files(Path(config.valid).expanduser(), config)
+    whole = corpus.sources.get("whole", corpus.sources["train"])
+    test = {split: source for split, source in corpus.sources.items() if split == "test"}
+    combined = hashlib.sha256(f"{corpus.fingerprint} valid {fingerprint}".encode()).hexdigest()
+    return Corpus(corpus.name, combined, {"train": whole, "valid": valid} | test, corpus.preferred)
+
+
+def _cut(corpus: Corpus, config: DataConfig) -> Corpus:
+    """Hold the last part of the text out: the first int(characters * (1 - valid_fraction)) characters train."""
+    whole = corpus.sources["train"]
+    known: list[int] = []
+
+    def boundary() -> int:
+        if not known:
+            known.append(int(sum(len(text) for text, _ in whole()) * (1 - config.valid_fraction)))
+        return known[0]
+
+    sources: dict[str, Source] = {
+        **corpus.sources,
+        "train": lambda: _head(whole(), boundary()),
+        "valid": lambda: _tail(whole(), boundary()),
+        "whole": whole,
+    }
+    fingerprint = hashlib.sha256(f"{corpus.fingerprint} {config.valid_fraction!r}".encode()).hexdigest()
+    return Corpus(corpus.name, fingerprint, sources, corpus.preferred)
+
+
+def _head(pieces: Iterator[Piece], characters: int) -> Iterator[Piece]:
+    for text, ends in pieces:
+        if len(text) >= characters:
+            yield text[:characters], True
+            return
+        yield text, ends
+        characters -= len(text)
+
+
+def _tail(pieces: Iterator[Piece], characters: int) -> Iterator[Piece]:
+    for text, ends in pieces:
+        if len(text) > characters:
+            yield text[characters:], ends
+        characters = max(0, characters - len(text))
+
+
+def _whole(pieces: Iterable[Piece]) -> Iterator[str]:
+    parts: list[str] = []
+    for text, ends in pieces:
+        parts.append(text)
+        if ends:
+            document = "".join(parts)
+            if document:
+                yield document
+            parts = []
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

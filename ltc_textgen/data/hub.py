@@ -1,0 +1,234 @@
+"""Data sets and tokenizers of the Hugging Face hub, without waiting for a hub that does not answer.
+
+The libraries of the hub retry for 23 to 46 seconds when it is gone, and for minutes when it hangs. So what is in the
+cache is used first, without a request; then one request of at most `PATIENCE` seconds decides whether the hub answers,
+and only if it does the libraries may go online.
+"""
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ltc_textgen.data.files import Piece
+from ltc_textgen.errors import DataError
+
+PATIENCE = 2.5
+"""Seconds that a hub has for its first answer."""
+
+WIKITEXT = "Salesforce/wikitext"
+WIKITEXT_2 = "wikitext-2-raw-v1"
+BERT = "google-bert/bert-base-uncased"
+
+_Result = TypeVar("_Result")
+_YES = {"1", "ON", "YES", "TRUE"}
+_TITLE = re.compile(r"^ = [^=].*[^=] = ?\n?$|^ = [^=\s] = ?\n?$")
+
+
+def endpoint() -> str:
+    """The address of the hub: HF_ENDPOINT, or the public one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+class Preflight:
+    """One request, started at once and in the background, that tells whether the hub answers.
+
+    Args:
+        path: What is asked for: a file of the repository that is wanted.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._url = f"{endpoint()}/{path}"
+        self._problem: str | None = f"no answer within {PATIENCE:g} s"
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def problem(self) -> str | None:
+        """None if the hub answers, else what is wrong with it. Waits for the answer, at most `PATIENCE` seconds."""
+        # A name server that hangs is not covered by the timeouts of the request; the limit of the join is.
+        self._thread.join(PATIENCE)
+        return self._problem
+
+    def _ask(self) -> None:
+        if _forbidden():
+            self._problem = "offline mode is on (HF_HUB_OFFLINE)"
+            return
+        import httpx2
+
+        try:
+            status = httpx2.head(self._url, timeout=PATIENCE, follow_redirects=False).status_code
+        except httpx2.TimeoutException:
+            return
+        except Exception as error:  # whatever it is: it did not answer
+            self._problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return
+        # Too many requests, or a failing server; 501 is a server that does not know HEAD.
+        failing = status == 429 or (status >= 500 and status != 501)
+        self._problem = f"it answers with status {status}" if failing else None
+
+
+def load_dataset(identifier: str) -> dict[str, Any]:
+    """All splits of a data set of the hub, memory-mapped.
+
+    Args:
+        identifier: `user/set`, or `user/set:configuration`.
+
+    Raises:
+        DataError: If it is neither cached nor to be had; the message says why and what to do.
+    """
+    name, _, configuration = identifier.partition(":")
+
+    def load() -> dict[str, Any]:
+        import datasets
+
+        datasets.logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        return dict(datasets.load_dataset(name, configuration or None))
+
+    return _cached_or_online(load, f"data set '{identifier}'", f"datasets/{name}/resolve/main/README.md")
+
+
+def tokenizer_file(name: str) -> Path:
+    """The tokenizer.json of a repository of the hub, or its vocab.txt if it has no other.
+
+    Raises:
+        DataError: If it is neither cached nor to be had; the message says why and what to do.
+    """
+
+    def load() -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.utils import disable_progress_bars
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        try:
+            return Path(hf_hub_download(name, "tokenizer.json"))
+        except EntryNotFoundError:
+            if not _online():
+                # Whether the repository has none, or it is not cached, cannot be told here.
+                return Path(hf_hub_download(name, "vocab.txt"))
+            try:
+                hf_hub_download(name, "tokenizer_config.json")
+            except EntryNotFoundError:
+                pass
+            return Path(hf_hub_download(name, "vocab.txt"))
+
+    return _cached_or_online(load, f"tokenizer '{name}'", f"{name}/resolve/main/tokenizer.json")
+
+
+def rows(split: Any, column: str, name: str) -> Iterator[str]:
+    """The texts of a split, in order; missing ones are empty.
+
+    Raises:
+        DataError: If the split has no such column of text.
+    """
+    if column not in split.column_names:
+        raise DataError(
+            f"{name}: no column '{column}' (columns: {', '.join(split.column_names)}); choose one with --text-column"
+        )
+    for batch in split.select_columns([column]).with_format("arrow").iter(batch_size=1024):
+        for text in batch.column(column).to_pylist():
+            if text is not None and not isinstance(text, str):
+                raise DataError(f"{name}: column '{column}' holds {type(text).__name__}, not text")
+            yield text or ""
+
+
+def row_documents(texts: Iterator[str]) -> Iterator[Piece]:
+    """Every row that is not blank is a document."""
+    return ((text.replace("\r\n", "\n"), True) for text in texts if text.strip())
+
+
+def articles(lines: Iterator[str]) -> Iterator[Piece]:
+    """WikiText: rows are lines; an article starts at a line ` = Title = ` between two blank ones.
+
+    Blank rows become the blank line ` \\n` that they are in the published files, so that the words counted are too.
+    """
+    article: list[str] = []
+    held: list[str] = []  # a blank line, then perhaps a title, whose next line decides
+    for row in lines:
+        line = (row if row.endswith("\n") else row + "\n") if row.strip() else " \n"
+        blank = not line.strip()
+        if len(held) == 2:
+            if blank and any(part.strip() for part in article):
+                yield "".join(article), True
+                article = []
+            article += held
+            held = []
+        if blank:
+            article += held
+            held = [line]
+        elif held and _TITLE.match(line):
+            held.append(line)
+        else:
+            article += [*held, line]
+            held = []
+    article += held
+    if any(part.strip() for part in article):
+        yield "".join(article), True
+
+
+def _cached_or_online(load: Callable[[], _Result], what: str, probe: str) -> _Result:
+    preflight = Preflight(probe)
+    try:
+        with _offline():
+            return load()
+    except Exception:  # not in the cache, whichever way the libraries say it
+        problem = preflight.problem()
+    if problem is not None:
+        raise DataError(
+            f"{what} is not cached and the hub at {endpoint()} does not answer: {problem}. Connect, or set HF_ENDPOINT "
+            "to a mirror or HF_HOME to a cache that has it; or use what is here: --data FILE or --data embedded"
+        )
+    try:
+        return load()
+    except Exception as error:
+        raise DataError(f"{what} cannot be had from {endpoint()}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    name = type(error).__name__
+    if name in {"DatasetNotFoundError", "RepositoryNotFoundError", "GatedRepoError", "HFValidationError"}:
+        return "there is no such repository, or it is private (then log in: hf auth login)"
+    if name in {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
+        return "the repository has no tokenizer.json or vocab.txt"
+    text = " ".join(str(error).split())
+    text = re.sub(r" Example of usage: .*", "; add one after a colon, as in user/set:configuration", text)
+    return f"{text[:400]} ({name})"
+
+
+def _forbidden() -> bool:
+    """True if the user has switched the network off."""
+    return any(os.environ.get(key, "").upper() in _YES for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+
+
+def _online() -> bool:
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's libraries answer from the cache alone, those that were imported before too."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    datasets = sys.modules.get("datasets")
+    constants.HF_HUB_OFFLINE = True
+    if datasets is not None:
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        # Imported meanwhile, it has taken the value over.
+        datasets = sys.modules.get("datasets")
+        if datasets is not None:
+            datasets.config.HF_HUB_OFFLINE = before

@@ -1,0 +1,247 @@
+"""One tokenizer object for every kind: text to ids, ids to text, streamed or whole, saved and loaded as tokenizer.json.
+
+The Rust library `tokenizers` does the work; loading needs neither transformers nor a network.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ltc_textgen.data.decoding import ByteStream, StreamDecoder, WindowStream, WordStream
+from ltc_textgen.errors import DataError, UsageError
+
+SEPARATOR = "<|separator|>"
+UNKNOWN = "<|unknown|>"
+KINDS = ("bert", "char", "byte", "wordpiece", "custom")
+_PROBE = "Ab  c,\tdon't\n\n 1,000 é😀\u0301 \u2028x\r\n — [UNK] <s> ▁_ ##"
+
+
+class TextTokenizer:
+    """Text to token ids and back.
+
+    Args:
+        content: A tokenizer.json.
+        kind: What it is: bert, char, byte, wordpiece, or custom for any other.
+        separator: The token that is put between documents; it decodes to nothing.
+
+    Raises:
+        DataError: If the content is no tokenizer, holds nothing but special tokens, or lacks the separator.
+    """
+
+    def __init__(self, content: str, kind: str, separator: str = SEPARATOR) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(content)
+        except Exception as error:  # the Rust side raises bare Exception
+            raise DataError(f"not a tokenizer.json: {_first_line(error)}") from error
+        # Text that happens to spell a special token is text.
+        self._tokenizer.encode_special_tokens = True
+        self.content, self.kind, self.separator = content, kind, separator
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self._special = {
+            index: token.content for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        if len(vocabulary) <= len(self._special):
+            raise DataError(
+                f"the tokenizer has {len(vocabulary)} tokens, all of them special: its vocabulary is missing"
+            )
+        if separator not in vocabulary:
+            raise DataError(f"the tokenizer has no separator token {separator!r}")
+        self.separator_id: int = vocabulary[separator]
+        parts = json.loads(content)
+        unknown = _unknown_token(parts["model"])
+        self.unknown_id: int | None = vocabulary.get(unknown) if unknown is not None else None
+        self._pieces = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
+        self._silent = frozenset(i for i in (*self._special, self.separator_id) if i != self.unknown_id)
+        self._style, self._table = self._decoding(parts)
+        self._codes: np.ndarray | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer.json, in hexadecimal."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+    @property
+    def lossless(self) -> bool:
+        """True if decoding gives back every text to the character (char: every text of known characters)."""
+        if self.kind in {"char", "byte", "wordpiece"}:
+            return True
+        return self.decode(self.encode(_PROBE)) == _PROBE
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; no special tokens are added.
+
+        Raises:
+            UsageError: If the text holds half of a surrogate pair, which is no character.
+        """
+        return self.encode_arrays([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, with all cores."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode_batch`, as one-dimensional uint32 arrays."""
+        try:
+            if self.kind == "byte":
+                return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+            if self.kind == "char":
+                codes = self._character_codes()
+                return [codes[np.frombuffer(text.encode("utf-32-le"), np.uint32)] for text in texts]
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"text: character {error.start} is half of a surrogate pair, not a character") from error
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; separators and other special tokens write nothing.
+
+        Raises:
+            UsageError: If an id is not in the vocabulary.
+        """
+        ids = list(ids)
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            raise UsageError(f"token ids must be in 0..{self.vocab_size - 1}, got {min(ids)}..{max(ids)}")
+        stream = self.stream()
+        return "".join([stream.push(index) for index in ids]) + stream.flush()
+
+    def stream(self) -> StreamDecoder:
+        """A decoder that takes one id at a time; it writes what `decode` of all of them would."""
+        if self._style == "bytes":
+            return ByteStream(self._table)
+        if self._style == "words":
+            return WordStream([piece.decode() for piece in self._table], self._prefix)
+        return WindowStream(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=False), self._silent)
+
+    def token(self, index: int) -> str:
+        """The token as it stands in the vocabulary."""
+        return self._pieces[index]
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers.AutoTokenizer loads too."""
+        unknown = None if self.unknown_id is None else self._pieces[self.unknown_id]
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.separator,
+            "eos_token": self.separator,
+            "pad_token": self.separator,
+            "unk_token": unknown,
+            "padding_side": "left",
+            "model_max_length": 10**15,
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
+            "ltc_textgen": {"kind": self.kind, "separator": self.separator},
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(self.content, encoding="utf-8", newline="")
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> "TextTokenizer":
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: If a file is missing or not what it should be; the message names it.
+        """
+        content = read_json(directory / "tokenizer.json")
+        settings = json.loads(read_json(directory / "tokenizer_config.json")).get("ltc_textgen")
+        if not isinstance(settings, dict) or settings.get("kind") not in KINDS:
+            raise DataError(f"{directory / 'tokenizer_config.json'}: not written by ltc (no 'ltc_textgen' entry)")
+        try:
+            return cls(content, settings["kind"], settings.get("separator", SEPARATOR))
+        except DataError as error:
+            raise DataError(f"{directory / 'tokenizer.json'}: {error}") from error
+
+    def _character_codes(self) -> np.ndarray:
+        """Id of every code point, (0x110000,)."""
+        if self._codes is None:
+            assert self.unknown_id is not None
+            self._codes = np.full(0x110000, self.unknown_id, dtype=np.uint32)
+            for index, piece in enumerate(self._pieces):
+                if len(piece) == 1:
+                    self._codes[ord(piece)] = index
+        return self._codes
+
+    def _decoding(self, parts: dict[str, Any]) -> tuple[str, list[bytes]]:
+        """How ids become text (bytes, words or window), and the bytes of every id."""
+        model = parts["model"]
+        types = _decoder_types(parts.get("decoder"))
+        self._prefix = model.get("continuing_subword_prefix") or ""
+        added = {token["id"] for token in parts.get("added_tokens", [])}
+        if self.kind == "char":
+            table = [
+                b"\xef\xbf\xbd" if i == self.unknown_id else piece.encode() for i, piece in enumerate(self._pieces)
+            ]
+            style = "bytes"
+        elif "ByteLevel" in types:
+            prefix = self._prefix if model["type"] == "WordPiece" else ""
+            of = byte_of_character()
+            table = [
+                piece.encode() if index in added else _piece_bytes(piece.removeprefix(prefix), of)
+                for index, piece in enumerate(self._pieces)
+            ]
+            style = "bytes"
+        else:
+            table = [piece.encode() for piece in self._pieces]
+            words = model["type"] == "WordPiece" and self._prefix and types in ([], ["WordPiece"])
+            style = "words" if words else "window"
+        for index in self._silent:
+            table[index] = b""
+        return style, table
+
+
+def byte_of_character() -> dict[str, int]:
+    """The byte for each of the 256 printable characters that stand for bytes in byte-level tokenizers.
+
+    Source: GPT-2's byte encoder: printable Latin-1 characters stand for themselves, the others are counted up
+    from U+0100.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def read_json(path: Path) -> str:
+    """The text of a JSON file that holds an object.
+
+    Raises:
+        DataError: If the file is missing, unreadable or no JSON object; one line that names it.
+    """
+    try:
+        content = path.read_bytes().decode("utf-8")
+        if not isinstance(json.loads(content), dict):
+            raise DataError(f"{path}: expected a JSON object")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from error
+    return content
+
+
+def _piece_bytes(piece: str, of: dict[str, int]) -> bytes:
+    return bytes(of[c] for c in piece) if all(c in of for c in piece) else piece.encode()
+
+
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    if model["type"] == "Unigram":
+        index = model.get("unk_id")
+        return None if index is None else str(model["vocab"][index][0])
+    token = model.get("unk_token")
+    return None if token is None else str(token)
+
+
+def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
+    if decoder is None:
+        return []
+    if decoder["type"] == "Sequence":
+        return [kind for part in decoder["decoders"] for kind in _decoder_types(part)]
+    return [str(decoder["type"])]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,150 @@
+"""Where tokenizers come from: built (char, byte), trained on a corpus (wordpiece), or read from a file."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from ltc_textgen.data.tokenizers import SEPARATOR, UNKNOWN, TextTokenizer, byte_of_character, read_json
+from ltc_textgen.errors import DataError
+
+CONTINUES = "\u2581"
+# Words with their leading space, numbers of up to three digits, runs of symbols, line ends, and the other blanks. Every
+# run is cut to a length, since WordPiece takes quadratic time in it; the byte form stays below the model's limit.
+_WORDS = (
+    r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{L}{1,24}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,8}"
+    r"|\n{1,4}|[^\S\n]{1,24}(?!\S)|[^\S\n]{1,24}"
+)
+_TRAINING_CHARACTERS = 50_000_000
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]", "<|im_end|>")
+
+
+def character_tokenizer(alphabet: Iterable[str]) -> TextTokenizer:
+    """One token per character of `alphabet`, sorted; every other character is the unknown token."""
+    characters = sorted(set(alphabet))
+    vocabulary = {character: index for index, character in enumerate([*characters, SEPARATOR, UNKNOWN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([SEPARATOR, UNKNOWN])
+    return TextTokenizer(tokenizer.to_str(), "char")
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """One token per byte of UTF-8: the id is the byte, 256 is the separator."""
+    characters = sorted(byte_of_character().items(), key=lambda item: item[1])
+    tokenizer = Tokenizer(models.BPE(dict(characters) | {SEPARATOR: 256}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([SEPARATOR])
+    return TextTokenizer(tokenizer.to_str(), "byte")
+
+
+def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
+    """A WordPiece vocabulary over bytes, trained on `texts`: any text comes back to the character.
+
+    All 256 bytes are pieces, both at the start of a word and inside it, so that no text is unknown.
+
+    Args:
+        texts: The corpus, in any cutting; the first 50 million characters are used.
+        size: Pieces, 300 or more besides the bytes inside words; fewer result if the corpus has not so many.
+    """
+    alphabet = sorted(byte_of_character())
+    every = [SEPARATOR, *alphabet, *(CONTINUES + character for character in alphabet)]
+    learner = _wordpiece({SEPARATOR: 0})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(size, len(every)),
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        continuing_subword_prefix=CONTINUES,
+        special_tokens=[SEPARATOR],
+        show_progress=False,
+    )
+    learner.train_from_iterator(_first(texts, _TRAINING_CHARACTERS), trainer)
+    learned = learner.get_vocab(with_added_tokens=False)
+    needed = set(every)
+    # Pieces are learned in the order of their worth: the last ones make room for bytes that the corpus never showed.
+    more = [piece for piece in sorted(learned, key=lambda piece: learned[piece]) if piece not in needed]
+    pieces = every + more[: max(0, size - len(every))]
+    tokenizer = _wordpiece({piece: index for index, piece in enumerate(pieces)})
+    tokenizer.add_special_tokens([SEPARATOR])
+    return TextTokenizer(tokenizer.to_str(), "wordpiece")
+
+
+def read_tokenizer(path: Path, kind: str = "custom") -> TextTokenizer:
+    """A tokenizer from a tokenizer.json, a vocab.txt of BERT, or a folder with one of them.
+
+    Padding and truncation that the file asks for are switched off. Documents are set apart by the token of the file
+    that ends a text ([SEP], </s>, <|endoftext|> …), or by a new one if it has none.
+
+    Raises:
+        DataError: If there is no such file, or it holds no usable tokenizer.
+    """
+    if path.is_dir():
+        if (path / "tokenizer_config.json").is_file() and (path / "tokenizer.json").is_file():
+            own = json.loads(read_json(path / "tokenizer_config.json")).get("ltc_textgen")
+            if isinstance(own, dict):
+                return TextTokenizer.load(path)
+        found = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), None)
+        if found is None:
+            raise DataError(f"{path}: no tokenizer.json or vocab.txt in this folder")
+        return read_tokenizer(found, kind)
+    try:
+        tokenizer = _from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.from_str(read_json(path))
+    except DataError:
+        raise
+    except Exception as error:  # the Rust side raises bare Exception
+        raise DataError(f"{path}: not a tokenizer ({str(error).strip().splitlines()[0]})") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    separator = next((token for token in _ENDS if token in vocabulary), SEPARATOR)
+    tokenizer.add_special_tokens([AddedToken(separator, special=True, normalized=False)])
+    try:
+        return TextTokenizer(tokenizer.to_str(), kind, separator)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    model = models.WordPiece(
+        vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=1000, continuing_subword_prefix=CONTINUES
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(CONTINUES, ""), decoders.ByteLevel()])
+    return tokenizer
+
+
+def _from_vocabulary(path: Path) -> Tokenizer:
+    """BERT's tokenizer from its vocab.txt: one piece a line, the line number is the id."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    pieces = lines[:-1] if lines[-1] == "" else lines
+    if "[UNK]" not in pieces:
+        raise DataError(f"{path}: not a BERT vocabulary (no [UNK] in it)")
+    settings = path.with_name("tokenizer_config.json")
+    lower = json.loads(read_json(settings)).get("do_lower_case", True) if settings.is_file() else True
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=bool(lower))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in pieces]
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
