@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltc_textgen.cells.base import LiquidCell
+from ltc_textgen.cells.base import MembraneCell, precise
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
@@ -23,8 +23,10 @@ TAU_RANGE = (1.0, 100.0)
 """Time constants at the start, log-uniform, in tokens: from one letter to a few sentences."""
 
 
-class FullCell(LiquidCell):
-    """Liquid layer with dense recurrence. Arguments as `LiquidCell`."""
+class FullCell(MembraneCell):
+    """Liquid layer with dense recurrence. Arguments as `MembraneCell`."""
+
+    decayed = ("input.weight", "recurrent_weight")
 
     def __init__(self, input_size: int, hidden_size: int, **solver: object) -> None:
         super().__init__(input_size, hidden_size, **solver)  # type: ignore[arg-type]
@@ -48,13 +50,14 @@ class FullCell(LiquidCell):
 
     @property
     def capacitance(self) -> Float[Tensor, " N"]:
-        return torch.ones_like(self.log_tau)
+        return torch.ones_like(precise(self.log_tau))
 
     def membrane(self, drive: Float[Tensor, "B N"]) -> Membrane:
-        leak = torch.exp(-self.log_tau)
+        leak = torch.exp(-precise(self.log_tau))
+        recurrent, reversal = precise(self.recurrent_weight), precise(self.reversal)
 
         def conductances(x: Tensor) -> tuple[Tensor, Tensor]:
-            f = torch.sigmoid(drive + F.linear(x, self.recurrent_weight))
-            return (leak + f if self.adaptive else leak), f * self.reversal
+            f = torch.sigmoid(drive + F.linear(x, recurrent))
+            return (leak + f if self.adaptive else leak), f * reversal
 
         return conductances

@@ -1,0 +1,184 @@
+"""Weights of `ncps` 1.0.1 (LTC, LTCCell, CfC, CfCCell, WiredCfCCell) in our cells, with the same outputs.
+
+    cell = cell_from_ncps(torch.load("theirs.pt", weights_only=True))
+
+A state dict holds tensors only. What it does not tell has an argument here: how weights were kept positive, the number
+of sub-steps, the mode and activation of a CfC.
+
+Two things differ on purpose. Elapsed times of a batch work here (their `timespans` mix up samples and neurons). And
+neurons are numbered from the motor neurons in every cell, as in their wirings and LTC, while the state of their wired
+CfC runs in the order of the layers, from inter to motor neurons.
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ltc_textgen.cells.base import LiquidCell
+from ltc_textgen.cells.cfc import Activation, CfCCell, ClosedForm, Mode
+from ltc_textgen.cells.synaptic import SynapticCell, inverse_softplus
+from ltc_textgen.cells.wirings import Wiring
+from ltc_textgen.errors import ArtifactError
+from ltc_textgen.shapes import Tensor
+
+Weights = Mapping[str, Tensor]
+
+SMALLEST = 1e-12
+"""What a clipped weight of zero becomes: softplus reaches zero only at minus infinity."""
+
+
+def cell_from_ncps(
+    weights: Weights,
+    *,
+    constraints: Literal["implicit", "clipped"] | None = None,
+    steps: int = 6,
+    output_size: int | None = None,
+    mode: Mode | None = None,
+    activation: Activation = "lecun_tanh",
+) -> LiquidCell:
+    """A cell of ours that holds the weights of a module of ncps.
+
+    Args:
+        weights: `state_dict()` of an ncps.torch LTC, LTCCell, CfC, CfCCell or WiredCfCCell.
+        constraints: LTC: "implicit" if it was made with implicit_param_constraints=True (softplus), "clipped" if with
+            False. If None, the default of the class that the weights come from: implicit for LTC, clipped for LTCCell.
+        steps: LTC: its ode_unfolds.
+        output_size: LTC: its motor neurons. Needed only with output_mapping=None, where the weights do not tell.
+        mode: CfC: "default" or "no_gate" (their weights look the same), "default" if None; "pure" is recognised.
+        activation: CfC: of its backbone.
+
+    Returns:
+        A `SynapticCell` or a `CfCCell` in the precision of the weights.
+
+    Raises:
+        ArtifactError: If the weights are of no such module, use mixed_memory or proj_size, or cannot be its weights:
+            a mode that does not fit, a negative weight where none may be.
+    """
+    if any(name.startswith("lstm.") for name in weights):
+        raise ArtifactError("ncps weights: mixed_memory=True is not supported, it puts an LSTM before the liquid layer")
+    if any(name.startswith("fc.") for name in weights):
+        raise ArtifactError(
+            "ncps weights: proj_size is not supported; remove fc.weight and fc.bias and apply them after"
+        )
+    bare = {name.removeprefix("rnn_cell."): tensor.detach() for name, tensor in weights.items()}
+    if "gleak" in bare:
+        default: Literal["implicit", "clipped"] = "clipped" if "gleak" in weights else "implicit"
+        return _synaptic(bare, constraints or default, steps, output_size)
+    if "ff1.weight" in bare or "layer_0.ff1.weight" in bare:
+        return _closed_form(bare, mode, activation)
+    some = ", ".join(sorted(weights)[:3]) or "nothing"
+    raise ArtifactError(f"ncps weights: expected an LTC (gleak) or a CfC (ff1.weight), found {some}")
+
+
+def _synaptic(weights: Weights, constraints: str, steps: int, output_size: int | None) -> SynapticCell:
+    adjacency, sensory = (
+        _polarity(weights[prefix + "sparsity_mask"], weights[prefix + "erev"]) for prefix in ("", "sensory_")
+    )
+    inputs, units = sensory.shape
+    outputs = len(weights["output_w"]) if "output_w" in weights else output_size or units
+    wiring = Wiring(adjacency, sensory, (range(units),), outputs)
+    cell = SynapticCell(inputs, units, wiring=wiring, steps=steps, step_size=1 / steps)
+
+    def raw(name: str) -> Tensor:
+        value = weights[name]
+        if constraints == "implicit":
+            return value
+        exists = weights[name.replace("w", "sparsity_mask")] != 0 if name.endswith("w") else torch.tensor(True)
+        if bool((value[exists.expand_as(value)] < 0).any()):
+            raise ArtifactError(
+                f"ncps weights: {name} has negative values, which clipped constraints exclude; call "
+                "apply_weight_constraints() before saving, or pass constraints='implicit'"
+            )
+        return inverse_softplus(value.clamp_min(SMALLEST))
+
+    ours = {"rest": weights["vleak"], "raw_leak": raw("gleak"), "raw_capacitance": raw("cm")}
+    for group, prefix in (("recurrent.", ""), ("sensory.", "sensory_")):
+        ours |= {group + name: weights[prefix + name] for name in ("sigma", "mu")}
+        ours |= {group + "reversal": weights[prefix + "erev"], group + "raw_weight": raw(prefix + "w")}
+        ours[group + "mask"] = weights[prefix + "sparsity_mask"] != 0
+    ours["input_scale"] = weights.get("input_w", torch.ones(inputs))
+    ours["input_shift"] = weights.get("input_b", torch.zeros(inputs))
+    ours["output_scale"] = weights.get("output_w", torch.ones(outputs))
+    ours["output_shift"] = weights.get("output_b", torch.zeros(outputs))
+    cell.to(weights["w"].dtype).load_state_dict(ours)
+    return cell
+
+
+def _polarity(mask: Tensor, reversal: Tensor) -> np.ndarray:
+    """+1 or -1 where a synapse exists, from the sign of its (possibly trained) reversal potential."""
+    signs = torch.where(reversal < 0, -1, 1) * (mask != 0)
+    return signs.to(torch.int8).cpu().numpy()
+
+
+def _closed_form(weights: Weights, mode: Mode | None, activation: Activation) -> CfCCell:
+    layers = sorted({name.split(".")[0] for name in weights if name.startswith("layer_")})
+    parts = [
+        {n.removeprefix(layer + "."): w for n, w in weights.items() if n.startswith(layer + ".")} for layer in layers
+    ]
+    parts = parts or [dict(weights)]
+    pure = "w_tau" in parts[0]
+    if mode is not None and (mode == "pure") != pure:
+        raise ArtifactError(f"ncps weights: mode {mode} does not fit, these are {'' if pure else 'not '}of mode pure")
+    kind: Mode = "pure" if pure else mode or "default"
+    sizes = [len(part["ff1.bias"]) for part in parts]
+    linears = sorted((n for n in parts[0] if n.startswith("backbone.") and n.endswith(".weight")), key=_position)
+    inputs = parts[0][linears[0] if linears else "ff1.weight"].shape[1] - sizes[0]
+    units = len(parts[0][linears[0]]) if linears else 0
+    cell = CfCCell(
+        inputs,
+        sum(sizes),
+        mode=kind,
+        backbone_units=units,
+        backbone_layers=len(linears),
+        activation=activation,
+        wiring=_layered_wiring(parts, sizes, inputs) if layers else None,
+        steps=1,
+        step_size=1.0,
+    )
+    cell.to(parts[0]["ff1.weight"].dtype)
+    for form, part in zip(cell.forms, parts, strict=True):
+        _load_form(form, part, [name.removesuffix(".weight") for name in linears])
+    return cell
+
+
+def _position(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _layered_wiring(parts: list[dict[str, Tensor]], sizes: list[int], inputs: int) -> Wiring:
+    """The synapses that reach f1 and f2 of each layer. Polarities are unknown, and without meaning, in a CfC."""
+    units = sum(sizes)
+    ends = [units - before for before in accumulate(sizes, initial=0)]
+    layers = tuple(range(stop, start) for start, stop in pairwise(ends))
+    sensory = np.zeros((inputs, units), dtype=np.int8)
+    adjacency = np.zeros((units, units), dtype=np.int8)
+    before: range | None = None
+    for layer, part in zip(layers, parts, strict=True):
+        mask = part["sparsity_mask"].T.cpu().numpy().astype(np.int8)[: -len(layer)]
+        if before is None:
+            sensory[:, layer] = mask
+        else:
+            adjacency[np.ix_(before, layer)] = mask
+        adjacency[np.ix_(layer, layer)] = 1
+        before = layer
+    return Wiring(adjacency, sensory, layers, len(layers[-1]))
+
+
+@torch.no_grad()
+def _load_form(form: ClosedForm, part: dict[str, Tensor], backbone: list[str]) -> None:
+    heads = ["ff1"] if form.mode == "pure" else ["ff1", "ff2", "time_a", "time_b"]
+    stacked = {kind: torch.cat([part[f"{head}.{kind}"] for head in heads]) for kind in ("weight", "bias")}
+    first = {kind: part[f"{backbone[0]}.{kind}"] for kind in ("weight", "bias")} if backbone else stacked
+    form.input.weight.copy_(first["weight"][:, : form.input.in_features])
+    form.recurrent_weight.copy_(first["weight"][:, form.input.in_features :])
+    form.input.bias.copy_(first["bias"])
+    for linear, name in zip(form.backbone, backbone[1:], strict=False):
+        linear.load_state_dict({kind: part[f"{name}.{kind}"] for kind in ("weight", "bias")})
+    if form.heads is not None:
+        form.heads.load_state_dict(stacked)
+    if form.mode == "pure":
+        form.w_tau.copy_(part["w_tau"][0])
+        form.A.copy_(part["A"][0])
