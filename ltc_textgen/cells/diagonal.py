@@ -22,18 +22,21 @@ one-synapse condition |r E| <= 1 (R = |E| there); `contractive=True` keeps r ins
 """
 
 import math
+from typing import Self
 
 import torch
 from torch import nn
 
-from ltc_textgen.cells.base import MembraneCell
-from ltc_textgen.config import Solver
+from ltc_textgen.cells.base import MembraneCell, solver_settings
+from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
 HORIZON_OVER_CAPACITANCE = (0.05, 4.0)
 LEAK_RANGE = (1e-3, 0.5)
+FROZEN_SHARE = 0.99
+"""Share of its bound on r that a cell with frozen time constants uses; all of it would allow a slope of exactly 1."""
 SMALLEST_PULL = 0.05
 """Below this reversal potential the bound on r stops to grow: a smaller bound contracts as well."""
 
@@ -60,6 +63,10 @@ class DiagonalCell(MembraneCell):
         self.log_capacitance = nn.Parameter(torch.empty(hidden_size))
         self.log_leak = nn.Parameter(torch.empty(hidden_size))
         self.reset_parameters()
+
+    @classmethod
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+        return cls(input_size, hidden_size, contractive=settings.contractive, **solver_settings(settings))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -88,7 +95,7 @@ class DiagonalCell(MembraneCell):
         """Largest |r_e| and |r_i| for which every token map contracts."""
         pulls = torch.stack((self.reversal[0], -self.reversal[1]))
         if not self.adaptive:
-            return 2 * torch.exp(self.log_leak) / pulls.abs().clamp_min(SMALLEST_PULL)
+            return FROZEN_SHARE * 2 * torch.exp(self.log_leak) / pulls.abs().clamp_min(SMALLEST_PULL)
         low, high = pulls.amin(0).clamp_max(0), pulls.amax(0).clamp_min(0)
         return 1 / torch.maximum(pulls - low, high - pulls).clamp_min(SMALLEST_PULL)
 

@@ -143,11 +143,13 @@ def token(
     method: Method,
 ) -> Float[Tensor, "*B N"]:
     """F: the state after a token from the state before it, for any number of tokens side by side."""
+    side_by_side = drive.flatten(0, -2)
 
     def conductances(state: Tensor) -> tuple[Tensor, Tensor]:
-        return membrane(state, drive, neurons, method.adaptive)[:2]
+        return membrane(state, side_by_side, neurons, method.adaptive)[:2]
 
-    return integrate(method.solver, conductances, x, neurons.capacitance, h, method.steps)
+    args = (x.flatten(0, -2), neurons.capacitance, h.flatten(0, -2), method.steps)
+    return integrate(method.solver, conductances, *args).view_as(x)
 
 
 def token_with_slope(

@@ -1,0 +1,237 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltc_textgen.cells.diagonal import DiagonalCell
+from ltc_textgen.config import ModelConfig, Solver
+from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels import parallel
+from ltc_textgen.kernels.parallel import Method, Neurons
+
+SOLVERS = list(Solver)
+
+
+def problem(tokens=37, batch=3, neurons=5, feedback=0.5, dtype=torch.float64, seed=0):
+    """Arguments of a scan: uneven elapsed times with zeros among them, and a state that does not start at rest."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(*shape, dtype=dtype, generator=draw)
+
+    dt = uniform(0.05, 1.5, batch, tokens)
+    dt[:, ::4] = 0
+    return (
+        2 * torch.randn(batch, tokens, 2 * neurons, dtype=dtype, generator=draw),
+        uniform(-0.8, 0.8, batch, neurons),
+        dt,
+        uniform(-1, 1, 2, neurons) * feedback,
+        uniform(0.3, 1.5, 2, neurons),
+        uniform(2.5, 6, neurons),
+        uniform(0.05, 0.5, neurons),
+    )
+
+
+def cell_scan(arguments, steps, solver, adaptive):
+    """The readable loop of `DiagonalCell`, with the given parameters."""
+    drive, x0, dt, self_weight, reversal, capacitance, leak = arguments
+    cell = DiagonalCell(1, x0.shape[1], steps=steps, step_size=1.0, solver=solver, adaptive=adaptive).to(drive.dtype)
+    with torch.no_grad():
+        cell.self_weight.copy_(self_weight)
+        cell.reversal.copy_(reversal)
+        cell.log_capacitance.copy_(capacitance.log())
+        cell.log_leak.copy_(leak.log())
+        states, x = [], x0
+        for t in range(drive.shape[1]):
+            x = cell.step(drive[:, t], x, dt[:, t, None])
+            states.append(x)
+    return torch.stack(states, 1)
+
+
+def forbid(*_arguments):
+    raise AssertionError("fell back to the sequential scan")
+
+
+def gradients(scan, arguments, method):
+    leaves = [tensor.clone().requires_grad_() for tensor in arguments]
+    states, last = scan(*leaves, *method)
+    weights = torch.sin(torch.arange(states.numel(), dtype=states.dtype)).view_as(states)
+    return torch.autograd.grad((weights * states).sum() + (last**2).sum(), leaves)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("tokens", [1, 2, 37, 64])
+def test_equals_the_loop_of_the_cell(solver, adaptive, tokens):
+    arguments = problem(tokens)
+    states, last = parallel.parallel_scan(*arguments, 3, solver, adaptive, sequential=forbid)
+    torch.testing.assert_close(states, cell_scan(arguments, 3, solver, adaptive), rtol=1e-10, atol=1e-12)
+    assert torch.equal(last, states[:, -1])
+    zeros = arguments[2] == 0
+    assert torch.equal(states[:, 0][zeros[:, 0]], arguments[1][zeros[:, 0]])
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradients_equal_those_of_the_sequential_scan(solver, adaptive):
+    arguments, method = problem(), Method(3, solver, adaptive)
+
+    def parallel_only(*given):
+        return parallel.parallel_scan(*given, sequential=forbid)
+
+    ours = gradients(parallel_only, arguments, method)
+    theirs = gradients(parallel.sequential_scan, arguments, method)
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradcheck(solver):
+    arguments = [*problem(tokens=5, batch=2, neurons=2)]
+    arguments[2] += 0.1  # finite differences would push an elapsed time of zero below zero
+    arguments = [tensor.clone().requires_grad_() for tensor in arguments]
+    assert torch.autograd.gradcheck(
+        lambda *given: parallel.parallel_scan(*given, 2, solver, True, sequential=forbid), arguments
+    )
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_slope_is_the_derivative_of_a_token(solver, adaptive):
+    drive, x0, dt, *rest = problem(tokens=1, batch=40)
+    rest[3][:2] = 1e-7  # a rate near zero, where the exponential solver's derivative needs its series
+    neurons, method = Neurons(*rest), Method(4, solver, adaptive)
+    x = x0.clone().requires_grad_()
+    drive[: len(drive) // 2] -= 18
+    h = dt[:, 0, None] + 0.01
+    (expected,) = torch.autograd.grad(parallel.token(x, drive[:, 0], h, neurons, method).sum(), x)
+    value, slope = parallel.token_with_slope(x0, drive[:, 0], h, neurons, method)
+    torch.testing.assert_close(value, parallel.token(x0, drive[:, 0], h, neurons, method))
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_recurrence_that_does_not_contract_falls_back():
+    arguments = problem(tokens=400, feedback=60.0)
+    calls = []
+
+    def sequential(*given):
+        calls.append(given)
+        return parallel.sequential_scan(*given)
+
+    method = Method(3, Solver.semi_implicit, False)
+    states, _ = parallel.parallel_scan(*arguments, *method, max_iterations=6, sequential=sequential)
+    assert len(calls) == 1
+    torch.testing.assert_close(states, parallel.sequential_scan(*arguments, *method)[0])
+    given = gradients(lambda *a: parallel.parallel_scan(*a, max_iterations=6), arguments, method)
+    for mine, expected in zip(given, gradients(parallel.sequential_scan, arguments, method), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_an_infinite_state_falls_back_to_the_same_answer():
+    arguments = problem(tokens=40)
+    diverging = (*arguments[:2], arguments[2] * 1e6, *arguments[3:])
+    states, _ = parallel.parallel_scan(*diverging, 2, Solver.explicit, True)
+    expected, _ = parallel.sequential_scan(*diverging, 2, Solver.explicit, True)
+    assert not torch.isfinite(expected).all()
+    torch.testing.assert_close(states, expected, equal_nan=True)
+
+
+def test_float32_stays_close_to_float64():
+    arguments = problem(tokens=2000, neurons=16)
+    expected, _ = parallel.sequential_scan(*arguments, 2, Solver.semi_implicit, True)
+    single = tuple(tensor.float() for tensor in arguments)
+    states, _ = parallel.parallel_scan(*single, 2, Solver.semi_implicit, True, sequential=forbid)
+    assert states.dtype == torch.float32
+    assert (states - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 29])
+def test_linear_scan_solves_the_recurrence(tokens):
+    slope, offset = torch.randn(2, 2, tokens, 3, dtype=torch.float64)
+    x, expected = torch.zeros(2, 3, dtype=torch.float64), []
+    for t in range(tokens):
+        x = slope[:, t] * x + offset[:, t]
+        expected.append(x)
+    torch.testing.assert_close(parallel.linear_scan(slope, offset), torch.stack(expected, 1))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("solver", [Solver.semi_implicit, Solver.exponential])
+def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adaptive):
+    drive, x0, dt, *rest = problem(tokens=60, feedback=8.0)
+    rest[1][:, ::2] *= -1
+    method = Method(2, solver, adaptive)
+    low, high = parallel.state_bounds(3 * x0, Neurons(*rest), method)
+    states, _ = parallel.sequential_scan(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
+    assert ((states >= low - 1e-12) & (states <= high + 1e-12)).all()
+    reached = torch.maximum((states - low).amin(), (high - states).amin())
+    assert reached < 0.1  # the bounds are not merely generous
+    assert parallel.state_bounds(x0, Neurons(*rest), Method(2, Solver.explicit, adaptive)) is None
+
+
+def test_a_cpu_never_prefers_it():
+    assert not parallel.worthwhile(torch.empty(1, 100_000, 2))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("solver", [Solver.semi_implicit, Solver.exponential])
+def test_contractive_cells_contract(solver, adaptive):
+    """200,000 neurons with parameters, inputs, steps and states drawn wide: none has a slope of 1 or more."""
+    torch.manual_seed(1)
+    count = 200_000
+    cell = DiagonalCell(1, count, solver=solver, adaptive=adaptive, contractive=True).double()
+    with torch.no_grad():
+        cell.reversal.normal_().mul_(10 ** torch.empty(2, count).uniform_(-2, 2))
+        cell.self_weight.normal_().mul_(20)
+        cell.log_capacitance.uniform_(-8, 4)
+        cell.log_leak.uniform_(-5, 4)
+        neurons = Neurons(cell.feedback, cell.reversal, cell.capacitance, cell.log_leak.exp())
+        method = Method(1, solver, adaptive)
+        low, high = parallel.state_bounds(torch.zeros(1, count, dtype=torch.float64), neurons, method)
+        x = low[:, 0] + (high - low)[:, 0] * torch.rand(1, count, dtype=torch.float64)
+        h = 10 ** torch.empty(1, 1, dtype=torch.float64).uniform_(-3, 3).expand(1, 1)
+        drive = 4 * torch.randn(1, 2 * count, dtype=torch.float64)
+        # Half of the draws sit where a synapse is half open, which is where its slope is largest.
+        drive[:, ::2] = -(cell.feedback * x).flatten()[None, ::2]
+        for size in (h, h * 0 + 0.1, h * 0 + 1e3):
+            _, slope = parallel.token_with_slope(x, drive, size, neurons, method)
+            assert slope.abs().max() < 1
+            wild = neurons._replace(self_weight=neurons.self_weight * 8)
+            assert parallel.token_with_slope(x, drive, size, wild, method)[1].abs().max() > 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(steps=st.integers(1, 4), step_size=st.floats(0.01, 20), seed=st.integers(0, 10_000))
+def test_contractive_cells_forget_where_they_started(steps, step_size, seed):
+    torch.manual_seed(seed)
+    cell = DiagonalCell(3, 6, steps=steps, step_size=step_size, contractive=True).double()
+    with torch.no_grad():
+        cell.self_weight.normal_().mul_(5)
+        cell.log_leak.uniform_(-1, 0)
+        u = torch.randn(1, 60, 3, dtype=torch.float64)
+        low, high = -torch.ones(1, 6, dtype=torch.float64), torch.ones(1, 6, dtype=torch.float64)
+        gap = (cell(u, low)[0] - cell(u, high)[0]).abs()
+    assert (gap[:, 1:] <= gap[:, :-1] + 1e-12).all()
+
+
+def test_contractive_parameters_learn_and_start_linear():
+    torch.manual_seed(0)
+    cell = DiagonalCell(3, 6, contractive=True)
+    plain = DiagonalCell(3, 6)
+    plain.load_state_dict(cell.state_dict())
+    u = torch.randn(2, 9, 3)
+    torch.testing.assert_close(cell(u)[0], plain(u)[0])  # r = 0 at the start, with or without a bound
+    cell(u)[0].square().sum().backward()
+    assert cell.self_weight.grad.abs().min() > 0
+    assert cell.feedback_bound().allclose(torch.tensor(0.5))
+
+
+def test_contractive_needs_a_bounded_diagonal_cell():
+    with pytest.raises(UsageError, match="semi_implicit or exponential, not explicit"):
+        DiagonalCell(3, 6, solver=Solver.explicit, contractive=True)
+    with pytest.raises(UsageError, match="contractive goes with coupling = diagonal, not full"):
+        ModelConfig.parse({"input_size": 9, "contractive": True})
+    with pytest.raises(UsageError, match="not runge_kutta"):
+        ModelConfig.parse({"input_size": 9, "contractive": True, "coupling": "diagonal", "solver": "runge_kutta"})
+    settings = ModelConfig(input_size=9, contractive=True, coupling="diagonal")
+    assert DiagonalCell.from_settings(settings, 3, 6).contractive
