@@ -34,9 +34,6 @@ class LiquidCell(nn.Module):
         step_size: Length of a sub-step in token time, > 0. The horizon of a token is steps * step_size * elapsed.
     """
 
-    decayed: tuple[str, ...] = ()
-    """Names of the parameters that weight decay may pull towards zero. For the others zero has no such meaning."""
-
     def __init__(self, input_size: int, hidden_size: int, *, steps: int = 6, step_size: float = 1 / 6) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size

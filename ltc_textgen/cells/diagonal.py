@@ -68,9 +68,17 @@ class DiagonalCell(MembraneCell):
     def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
         return cls(input_size, hidden_size, contractive=settings.contractive, **solver_settings(settings))
 
+    @classmethod
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+        return cls(input_size, hidden_size, contractive=settings.contractive, **solver_settings(settings))
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Log-uniform C and g_leak, so that the layer holds time constants from a token to hundreds; E = 1, r = 0."""
+        """C and g_leak log-uniform, E = 1, r = 0.
+
+        At rest both synapses are half open, and tau_sys = C / (g_leak + 1) runs from 1/6 to 20 horizons; where an
+        input closes them it rises towards C / g_leak, up to thousands.
+        """
         nn.init.xavier_uniform_(self.input.weight)
         nn.init.zeros_(self.input.bias)
         nn.init.zeros_(self.self_weight)
@@ -84,7 +92,7 @@ class DiagonalCell(MembraneCell):
 
     @property
     def capacitance(self) -> Float[Tensor, " N"]:
-        return torch.exp(self.log_capacitance)
+        return torch.exp(precise(self.log_capacitance))
 
     @property
     def feedback(self) -> Float[Tensor, "2 N"]:
@@ -101,8 +109,8 @@ class DiagonalCell(MembraneCell):
 
     def membrane(self, drive: Float[Tensor, "B two_N"]) -> Membrane:
         drive_e, drive_i = drive.chunk(2, dim=-1)
-        leak = torch.exp(self.log_leak)
-        (r_e, r_i), (reversal_e, reversal_i) = self.feedback, self.reversal
+        leak = torch.exp(precise(self.log_leak))
+        (r_e, r_i), (reversal_e, reversal_i) = precise(self.feedback), precise(self.reversal)
 
         def conductances(x: Tensor) -> tuple[Tensor, Tensor]:
             f_e = torch.sigmoid(drive_e + r_e * x)

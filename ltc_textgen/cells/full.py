@@ -26,8 +26,6 @@ TAU_RANGE = (1.0, 100.0)
 class FullCell(MembraneCell):
     """Liquid layer with dense recurrence. Arguments as `MembraneCell`."""
 
-    decayed = ("input.weight", "recurrent_weight")
-
     def __init__(self, input_size: int, hidden_size: int, **solver: object) -> None:
         super().__init__(input_size, hidden_size, **solver)  # type: ignore[arg-type]
         self.input = nn.Linear(input_size, hidden_size)
