@@ -1,0 +1,261 @@
+"""How well a model predicts a text: the measures, what is scored, and what is divided by what.
+
+**What is scored.** The documents form one stream of tokens, with a separator before each:
+
+    stream    |  the  cat  |  a  dog          ( | is the separator)
+    scored       the  cat  |  a  dog
+
+The first separator is the context of the first token and is not scored; every other token is, once. A separator between
+documents is scored like any token, since the model has to say where a document ends; its nats count in every measure,
+while words and bytes are those of the documents alone.
+
+**With carried state** (`window=None`) the network reads the stream from the first to the last token and forgets
+nothing. It is read in chunks to bound memory; the result does not depend on the chunks.
+
+**In windows of L tokens** the state is put to rest every L tokens, and nothing before is known: window k reads tokens
+kL to kL + L - 1 of the stream and predicts tokens kL + 1 to kL + L, so that the first token scored in a window is
+predicted from one token, the last from L. The last window may be shorter. This is the loss of non-overlapping windows
+that models with a context of L tokens report.
+
+**Measures**, of the sum S of -ln p(token | context) over all scored tokens, added up in float64:
+
+| measure         | is               | compares                                                             |
+|-----------------|------------------|----------------------------------------------------------------------|
+| nll_per_token   | S / tokens       | models with one tokenizer                                            |
+| perplexity      | exp(S / tokens)  | models with one tokenizer                                            |
+| word_perplexity | exp(S / words)   | any models on one text; words: runs of non-blanks, and line ends     |
+| bits_per_byte   | S / (ln 2 bytes) | any models on one text; bytes of the documents in UTF-8              |
+
+Line ends count as words because the published word perplexities of WikiText count its <eos>: its validation split has
+213,886 words and 3,760 lines, hence the 217,646 that everybody divides by.
+
+A tokenizer that is not lossless (lower-cased, unknown words replaced) makes a text easier than it is. `lossless` and
+`unknown_rate` say so; compare such numbers only with those of the same tokenizer.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.errors import DataError, LTCError, UsageError
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.reading import CHUNK, evaluating
+from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.state import LiquidState
+
+BATCH_TOKENS = 16_384
+"""Tokens that go through the network at once when windows are scored side by side."""
+
+HEAD_LOGITS = 2**23
+"""Logits that exist at once: a large vocabulary is scored some tokens at a time."""
+
+DOCUMENTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` measures. Definitions are at the head of this module.
+
+    Args:
+        nll_per_token: Mean negative log-likelihood, nats per token.
+        perplexity: Its exponential; inf beyond the range of float64.
+        word_perplexity: The same per word.
+        bits_per_byte: Negative log-likelihood in bits per byte of the raw text.
+        tokens: Tokens scored, separators between documents included.
+        words: Runs of non-blank characters, plus line ends.
+        bytes: Bytes of the documents in UTF-8.
+        unknown_tokens: Tokens scored that are the tokenizer's unknown token.
+        lossless: Whether the tokenizer keeps every character.
+        window: Tokens between resets of the state; None if it was carried throughout.
+    """
+
+    nll_per_token: float
+    perplexity: float
+    word_perplexity: float
+    bits_per_byte: float
+    tokens: int
+    words: int
+    bytes: int
+    unknown_tokens: int
+    lossless: bool
+    window: int | None
+
+    @property
+    def unknown_rate(self) -> float:
+        """Share of the scored tokens that are the unknown token, 0 to 1."""
+        return self.unknown_tokens / self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no infinity: a perplexity beyond float64 is None."""
+        values = asdict(self) | {"unknown_rate": self.unknown_rate}
+        return {name: None if value == math.inf else value for name, value in values.items()}
+
+
+def evaluate(
+    model: LiquidTimeConstantNetwork,
+    tokenizer: TextTokenizer,
+    documents: Iterable[str],
+    *,
+    window: int | None = None,
+    lanes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Measure a model on a text.
+
+    Args:
+        model: Network, on any device; its mode and gradients are left as they are.
+        tokenizer: The tokenizer it was trained with.
+        documents: Raw texts; empty ones are left out.
+        window: L, tokens between resets of the state, >= 1; None carries it throughout.
+        lanes: See `score_tokens`.
+        progress: Called with the tokens scored so far and all that will be.
+
+    Raises:
+        DataError: If the documents hold no words.
+        UsageError: If `window` or `lanes` is below 1, or the tokenizer is not the model's.
+        LTCError: If a loss is not finite.
+    """
+    if tokenizer.vocab_size != model.settings.input_size:
+        raise UsageError(
+            f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.settings.input_size}: "
+            "use the tokenizer that the model was trained with"
+        )
+    stream, words, size = tokenize(tokenizer, documents)
+    if words == 0 or len(stream) < 2:
+        raise DataError("the text to evaluate on is blank: give a file with words in it")
+    nll, count = score_tokens(model, stream, window=window, lanes=lanes, progress=progress)
+    if not math.isfinite(nll):
+        raise LTCError(
+            f"the loss on this text is {nll}: the model's weights are broken; load an earlier checkpoint, "
+            "or train again with a smaller learning rate"
+        )
+    unknown = 0 if tokenizer.unknown_id is None else int((stream[1:] == tokenizer.unknown_id).sum())
+    return Scores(
+        nll_per_token=nll / count,
+        perplexity=_exp(nll / count),
+        word_perplexity=_exp(nll / words),
+        bits_per_byte=nll / math.log(2) / size,
+        tokens=count,
+        words=words,
+        bytes=size,
+        unknown_tokens=unknown,
+        lossless=tokenizer.lossless,
+        window=window,
+    )
+
+
+def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.ndarray, int, int]:
+    """The stream of tokens that is scored, (T,) uint32, and the words and bytes of the documents."""
+    separator = np.array([tokenizer.separator_id], np.uint32)
+    parts: list[np.ndarray] = []
+    words = size = 0
+    texts = (text for text in documents if text)
+    while group := list(islice(texts, DOCUMENTS_AT_ONCE)):
+        for text, ids in zip(group, tokenizer.encode_arrays(group), strict=True):
+            parts += [separator, ids]
+            words += count_words(text)
+            size += len(text.encode())
+    return np.concatenate(parts or [separator]), words, size
+
+
+def count_words(text: str) -> int:
+    """Words that word perplexity divides by: runs of non-blank characters, plus line ends."""
+    return len(text.split()) + text.count("\n")
+
+
+def score_tokens(
+    model: LiquidTimeConstantNetwork,
+    tokens: np.ndarray,
+    *,
+    window: int | None = None,
+    lanes: int = 1,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[float, int]:
+    """Sum of -ln p over a stream of tokens; the first is context alone, every other is scored once.
+
+    Args:
+        model: Network, in any mode; it is scored in evaluation mode, without gradients.
+        tokens: Token ids, (T,), any integers, T >= 2; may be memory-mapped.
+        window: As in `evaluate`.
+        lanes: With carried state: cut the stream into so many parts and read them side by side, each from rest. Faster,
+            and exact but for the first tokens of all parts but the first. 1 is exact. Windows need no lanes.
+        chunk: Tokens of a row that are read at once; the result does not depend on it.
+        progress: As in `evaluate`.
+
+    Returns:
+        The sum in nats, which is not finite if the model's output is not, and the number of tokens scored, T - 1.
+
+    Raises:
+        DataError: If there are fewer than 2 tokens.
+        UsageError: If window, lanes or chunk is below 1.
+    """
+    for name, value in (("window", window), ("lanes", lanes), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}: expected at least 1, got {value}")
+    pairs = len(tokens) - 1
+    if pairs < 1:
+        raise DataError(f"expected at least 2 tokens to score, got {len(tokens)}")
+    scorer = _Scorer(model, tokens, chunk, progress)
+    with evaluating(model), torch.inference_mode():
+        if window is None:
+            lanes = min(lanes, pairs)
+            state = scorer.score(lanes, pairs // lanes, None)
+            if pairs % lanes:  # the last lane goes on
+                scorer.score(1, pairs % lanes, state.select(torch.tensor([lanes - 1])))
+        else:
+            while full := (pairs - scorer.done) // window:
+                scorer.score(min(full, max(1, BATCH_TOKENS // min(window, chunk))), window, None)
+            if scorer.done < pairs:
+                scorer.score(1, pairs - scorer.done, None)
+    return scorer.nll, pairs
+
+
+class _Scorer:
+    """Goes through a stream in blocks of rows, adding up."""
+
+    def __init__(
+        self,
+        model: LiquidTimeConstantNetwork,
+        tokens: np.ndarray,
+        chunk: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._model, self._tokens, self._chunk, self._progress = model, tokens, chunk, progress
+        self.nll, self.done = 0.0, 0
+
+    def score(self, rows: int, length: int, state: LiquidState | None) -> LiquidState:
+        """Score the next rows * length tokens, laid out in rows that are read side by side."""
+        start, self.done = self.done, self.done + rows * length
+        device = self._model.embedding.weight.device
+        for at in range(0, length, self._chunk):
+            columns = start + at + np.arange(min(self._chunk, length - at))
+            index = columns[None, :] + length * np.arange(rows)[:, None]
+            inputs, targets = (
+                torch.from_numpy(self._tokens[index + shift].astype(np.int64)).to(device) for shift in (0, 1)
+            )
+            hidden, state = self._model.advance(inputs, state)
+            self.nll += self._sum(hidden.flatten(0, 1), targets.flatten())
+            if self._progress:
+                self._progress(start + rows * (at + len(columns)), len(self._tokens) - 1)
+        assert state is not None
+        return state
+
+    def _sum(self, hidden: Float[Tensor, "B D"], targets: Int[Tensor, " B"]) -> float:
+        size = max(1, HEAD_LOGITS // self._model.settings.vocabulary)
+        pieces = zip(hidden.split(size), targets.split(size), strict=True)
+        # float64 is summed on the CPU: not every device has it.
+        return sum(float(self._model.head.loss(h, t).cpu().double().sum()) for h, t in pieces)
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

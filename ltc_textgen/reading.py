@@ -1,0 +1,49 @@
+"""Reading text without learning from it: what generation and evaluation share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.state import LiquidState
+
+CHUNK = 512
+"""Tokens of a sequence that go through the network at once: the memory of reading does not grow with the text."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and at the end on again in just those modules where it was on."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.inference_mode()
+def read(
+    model: LiquidTimeConstantNetwork, ids: Int[Tensor, "B T"], state: LiquidState | None = None, chunk: int = CHUNK
+) -> tuple[Float[Tensor, "B D"], LiquidState]:
+    """Read tokens of any number in chunks.
+
+    Args:
+        model: Network, in evaluation mode (see `evaluating`).
+        ids: Token ids, T >= 1, on any device.
+        state: State before the first token; rest if None.
+        chunk: Tokens read at once; the result does not depend on it.
+
+    Returns:
+        Hidden vector at the last token, which predicts the next one, and the state after it.
+    """
+    device = model.embedding.weight.device
+    first, *others = ids.split(chunk, dim=1)
+    hidden, after = model.advance(first.to(device), state)
+    for piece in others:
+        hidden, after = model.advance(piece.to(device), after)
+    return hidden[:, -1], after
