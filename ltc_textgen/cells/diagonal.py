@@ -27,9 +27,11 @@ from typing import Self
 import torch
 from torch import nn
 
-from ltc_textgen.cells.base import MembraneCell, solver_settings
+from ltc_textgen.cells.base import MembraneCell, precise, solver_settings
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels import choose
+from ltc_textgen.kernels.diagonal import diagonal_scan
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
@@ -118,3 +120,12 @@ class DiagonalCell(MembraneCell):
             return (leak + f_e + f_i if self.adaptive else leak), f_e * reversal_e - f_i * reversal_i
 
         return conductances
+
+    def scan(
+        self, drive: Float[Tensor, "B T two_N"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        if choose(drive) != "cpu":
+            return super().scan(drive, x, elapsed)
+        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(self.log_leak))
+        h = elapsed * self.step_size
+        return diagonal_scan(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)

@@ -1,1 +1,63 @@
-"""Fused kernels and the choice among them."""
+"""Fused kernels and the choice among them.
+
+Every kernel has the signature of a readable reference, which is what `cells` and `solvers` say. A cell asks `choose`
+which path its scan takes; the answer depends on where the tensors live, what was built here, and one override:
+the environment variable LTC_KERNELS or the context manager `use`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+
+from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.library import LIBRARY, WHY_NOT, instruction_set
+from ltc_textgen.shapes import Tensor
+
+Path = Literal["cpu", "triton", "reference"]
+Choice = Literal["auto", "cpu", "reference"]
+
+_chosen: str = os.environ.get("LTC_KERNELS", "auto")
+
+
+def choose(drive: Tensor) -> Path:
+    """Which path a scan of `drive` takes: the fused CPU kernel, the Triton kernel, or the reference.
+
+    Raises:
+        UsageError: If LTC_KERNELS is unknown, or asks for the CPU kernels where they cannot run.
+    """
+    if _chosen not in get_args(Choice):
+        raise UsageError(f"LTC_KERNELS: expected one of {', '.join(get_args(Choice))}, got '{_chosen}'")
+    if _chosen == "reference":
+        return "reference"
+    fits = drive.device.type == "cpu" and drive.dtype == torch.float32
+    if fits and LIBRARY is not None:
+        return "cpu"
+    if _chosen == "cpu" and fits:
+        raise UsageError(f"LTC_KERNELS=cpu, but there are no CPU kernels here: {WHY_NOT}")
+    if _chosen == "auto" and drive.device.type == "cuda" and drive.dtype == torch.float32:
+        return "triton"
+    return "reference"
+
+
+@contextmanager
+def use(choice: Choice) -> Iterator[None]:
+    """Override which kernels run inside a `with`; "reference" is the plain PyTorch loop, which every exporter knows."""
+    global _chosen
+    before, _chosen = _chosen, choice
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def report() -> dict[str, str]:
+    """Which kernels can run here, and why not: one line each, for `ltc doctor`."""
+    if LIBRARY is None:
+        cpu = f"none: {WHY_NOT}; the slower PyTorch reference runs"
+    else:
+        threads = torch.get_num_threads() if LIBRARY.ltc_threaded() else 1
+        cpu = f"{instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
+    return {"cpu": cpu, "triton": "yes" if torch.cuda.is_available() else "none: no CUDA device", "override": _chosen}

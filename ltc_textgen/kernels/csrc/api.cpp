@@ -1,0 +1,97 @@
+// The C interface that Python calls through ctypes: checks the values that a kernel cannot survive, and hands over to
+// the instruction set in use.
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#define LTC_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace ltc_baseline {
+extern const ltc::Table table;
+}
+#if defined(__x86_64__) && !defined(LTC_BASELINE_ONLY)
+#define LTC_X86_CLONES
+namespace ltc_avx2 {
+extern const ltc::Table table;
+}
+namespace ltc_avx512 {
+extern const ltc::Table table;
+}
+#endif
+
+namespace {
+
+constexpr int kCapacitance = 2, kLeak = 3, kElapsed = 4;  // beside ltc::Status; named in library.py
+
+bool supported(const ltc::Table& table) {
+#if defined(LTC_X86_CLONES)
+  if (&table == &ltc_avx512::table)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (&table == &ltc_avx2::table) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return &table == &ltc_baseline::table;
+}
+
+const ltc::Table* const kTables[] = {
+#if defined(LTC_X86_CLONES)
+    &ltc_avx512::table,
+    &ltc_avx2::table,
+#endif
+    &ltc_baseline::table,
+};
+
+const ltc::Table* best() {
+  for (const ltc::Table* table : kTables)
+    if (supported(*table)) return table;
+  return &ltc_baseline::table;
+}
+
+const ltc::Table* in_use = best();
+
+// The comparisons are written so that NaN fails for elapsed time and passes for parameters, where it is the mark of a
+// training that diverged and must show in the loss.
+int check(const ltc::Shape& s, const float* dt, const float* capacitance, const float* leak) {
+  for (int64_t i = 0; i < s.N; ++i) {
+    if (capacitance[i] <= 0.0f) return kCapacitance;
+    if (leak[i] < 0.0f) return kLeak;
+  }
+  for (int64_t i = 0; i < s.B * s.T; ++i)
+    if (!(dt[i] >= 0.0f && std::isfinite(dt[i]))) return kElapsed;
+  return ltc::kOk;
+}
+
+}  // namespace
+
+// Name of the instruction set in use.
+LTC_EXPORT const char* ltc_instruction_set() { return in_use->name; }
+
+// Use another set (tests compare them); 0 if this build or this CPU does not have it.
+LTC_EXPORT int ltc_use_instruction_set(const char* name) {
+  for (const ltc::Table* table : kTables) {
+    if (std::strcmp(table->name, name) == 0 && supported(*table)) {
+      in_use = table;
+      return 1;
+    }
+  }
+  return 0;
+}
+
+// 1 if the library was built with threads.
+LTC_EXPORT int ltc_threaded() {
+#if defined(_OPENMP)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+LTC_EXPORT int ltc_diagonal_forward(const ltc::Shape* shape, const ltc::DiagonalForward* arrays) {
+  const int status = check(*shape, arrays->dt, arrays->capacitance, arrays->leak);
+  return status != ltc::kOk ? status : in_use->diagonal_forward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_diagonal_backward(const ltc::Shape* shape, const ltc::DiagonalBackward* arrays) {
+  return in_use->diagonal_backward(*shape, *arrays);
+}

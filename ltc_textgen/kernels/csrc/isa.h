@@ -1,0 +1,45 @@
+// One instruction set per compilation: every source is compiled once for each set, with its own flags and LTC_ISA, into
+// its own namespace, and api.cpp picks the table of the best set that the running CPU has.
+//
+// These sources use no standard library templates: an inline function compiled here with AVX-512 would be merged by
+// the linker with its baseline twin, and an older CPU would run the wrong one.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#ifndef LTC_ISA
+#define LTC_ISA baseline
+#endif
+#define LTC_CONCAT2(a, b) a##b
+#define LTC_CONCAT(a, b) LTC_CONCAT2(a, b)
+#define LTC_NAMESPACE LTC_CONCAT(ltc_, LTC_ISA)
+
+#define LTC_INLINE inline __attribute__((always_inline))
+
+namespace LTC_NAMESPACE {
+
+template <class T>
+LTC_INLINE T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+// First of the items that thread `part` of `parts` works on: contiguous, and a function of the counts alone, so that
+// sums over threads are the same in every run.
+LTC_INLINE int64_t share(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
+
+// Aligned memory that is freed with its scope; `data` is null when there is none.
+struct Buffer {
+  float* data;
+  explicit Buffer(int64_t count, bool zero = false) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 127) / 64 * 64;
+    data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (data != nullptr && zero) std::memset(data, 0, bytes);
+  }
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+};
+
+}  // namespace LTC_NAMESPACE

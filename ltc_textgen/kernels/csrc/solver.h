@@ -1,0 +1,94 @@
+// One sub-step of the membrane equation C dx/dt = I - G x and its derivative, for each solver (see solvers.py).
+#pragma once
+
+#include "math.h"
+
+namespace LTC_NAMESPACE {
+
+enum Solver { kSemiImplicit = 0, kExplicit = 1, kRungeKutta = 2, kExponential = 3 };
+
+constexpr int stages_of(int solver) { return solver == kRungeKutta ? 4 : 1; }
+
+// Gradients of one stage.
+struct StageGradient {
+  vfloat x, G, I, C, h;
+};
+
+// The step of a solver that evaluates the membrane once: x(t + h) from x, G(x), I(x).
+template <int solver>
+LTC_INLINE vfloat advance(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h);
+
+// Gradients of `advance`, given `g`, the gradient of its result, and the result itself.
+template <int solver>
+LTC_INLINE StageGradient advance_backward(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h, vfloat next, vfloat g);
+
+template <>
+LTC_INLINE vfloat advance<kSemiImplicit>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h) {
+  return (C * x + h * I) * reciprocal(C + h * G);
+}
+
+template <>
+LTC_INLINE StageGradient advance_backward<kSemiImplicit>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h, vfloat next,
+                                                         vfloat g) {
+  const vfloat scaled = g * reciprocal(C + h * G);
+  const vfloat current = h * scaled;
+  return {C * scaled, -current * next, current, scaled * (x - next), scaled * (I - G * next)};
+}
+
+template <>
+LTC_INLINE vfloat advance<kExplicit>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h) {
+  return x + h * reciprocal(C) * (I - G * x);
+}
+
+template <>
+LTC_INLINE StageGradient advance_backward<kExplicit>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h, vfloat,
+                                                     vfloat g) {
+  const vfloat scaled = g * reciprocal(C);
+  const vfloat current = h * scaled;
+  const vfloat slope = scaled * (I - G * x);
+  return {g - current * G, -current * x, current, -h * reciprocal(C) * slope, slope};
+}
+
+constexpr float kTiny = 1.17549435e-38f;  // G -> 0: the limit of (1 - exp(-G h / C)) / G is h / C
+
+template <>
+LTC_INLINE vfloat advance<kExponential>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h) {
+  const vfloat s = h * reciprocal(C);
+  const vfloat rate = at_least(G, kTiny) * s;
+  vfloat kept, lost;
+  decay(rate, &kept, &lost);
+  // lost / G = s (1 - exp(-r)) / r, whose limit is s; r below 1e-6 is the limit to the last bit.
+  const vfloat share = s * lost * reciprocal(at_least(rate, kTiny));
+  return x * kept + I * (rate < 1e-6f ? s : share);
+}
+
+template <>
+LTC_INLINE StageGradient advance_backward<kExponential>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h, vfloat,
+                                                        vfloat g) {
+  const vfloat inverse = reciprocal(C), s = h * inverse;
+  const vfloat rate = at_least(G, kTiny) * s;
+  vfloat kept, lost;
+  decay(rate, &kept, &lost);
+  // phi(r) = (1 - exp(-r)) / r and its derivative, by series where the difference cancels.
+  const vfloat per_rate = reciprocal(at_least(rate, kTiny));
+  const vfloat phi = rate < 1e-6f ? splat(1.0f) : lost * per_rate;
+  const vfloat series = ((((rate * (1.0f / 840.0f) - 1.0f / 144.0f) * rate + 1.0f / 30.0f) * rate - 0.125f) * rate +
+                         1.0f / 3.0f) * rate - 0.5f;
+  const vfloat slope = rate < 0.25f ? series : (kept - phi) * per_rate;
+  const vfloat change = g * kept * (I - G * x);  // derivative by s
+  return {g * kept, g * s * (I * s * slope - x * kept), g * s * phi, -change * s * inverse, change * inverse};
+}
+
+// Slope k = (I - G y) / C of a stage of Runge-Kutta, and its gradients given `g`, the gradient of k (h is left out).
+LTC_INLINE vfloat slope(vfloat y, vfloat G, vfloat I, vfloat C) { return (I - G * y) * reciprocal(C); }
+
+LTC_INLINE StageGradient slope_backward(vfloat y, vfloat G, vfloat I, vfloat C, vfloat g) {
+  const vfloat current = g * reciprocal(C);
+  return {-current * G, -current * y, current, -current * slope(y, G, I, C), vfloat{}};
+}
+
+// Runge-Kutta: stage s starts from x + h kReach[s] k_{s-1}, and k_s has the weight kWeight[s] in the step.
+constexpr float kReach[4] = {0.0f, 0.5f, 0.5f, 1.0f};
+constexpr float kWeight[4] = {1.0f / 6.0f, 1.0f / 3.0f, 1.0f / 3.0f, 1.0f / 6.0f};
+
+}  // namespace LTC_NAMESPACE

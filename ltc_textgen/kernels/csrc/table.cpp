@@ -1,0 +1,10 @@
+#include "tables.h"
+
+#define LTC_STRING2(name) #name
+#define LTC_STRING(name) LTC_STRING2(name)
+
+namespace LTC_NAMESPACE {
+
+const ltc::Table table = {LTC_STRING(LTC_ISA), diagonal_forward, diagonal_backward};
+
+}  // namespace LTC_NAMESPACE

@@ -1,0 +1,99 @@
+"""The shared library of CPU kernels: found, loaded with ctypes, and its status codes turned into errors.
+
+The structures mirror `csrc/kernels.h`. A kernel takes plain pointers, so whoever calls one answers for shapes, dtypes
+and contiguity: `matrix` checks them.
+"""
+
+import ctypes
+import math
+from pathlib import Path
+
+import torch
+
+from ltc_textgen.config import Solver
+from ltc_textgen.errors import UsageError
+from ltc_textgen.shapes import Tensor
+
+PATH = Path(__file__).with_name("_liquid.so")
+SOLVER_CODES = {Solver.semi_implicit: 0, Solver.explicit: 1, Solver.runge_kutta: 2, Solver.exponential: 3}
+SMALL = 1 << 15
+"""Sigmoids of a call below which waking a second thread costs more than it saves."""
+
+
+class Shape(ctypes.Structure):
+    """Sizes and method of a scan."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("B", "T", "N", "steps")),
+        ("solver", ctypes.c_int),
+        ("adaptive", ctypes.c_bool),
+        ("threads", ctypes.c_int),
+    )
+
+
+def pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Fields of a structure of array pointers."""
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    if not PATH.exists():
+        return None, "the package was built without a C++ compiler"
+    try:
+        library = ctypes.CDLL(str(PATH))
+    except OSError as error:
+        return None, f"the library does not load: {error}"
+    library.ltc_instruction_set.restype = ctypes.c_char_p
+    library.ltc_use_instruction_set.argtypes = [ctypes.c_char_p]
+    return library, ""
+
+
+LIBRARY, WHY_NOT = _load()
+
+
+def instruction_set() -> str:
+    """Name of the instruction set in use: avx512, avx2 or baseline."""
+    assert LIBRARY is not None
+    return str(LIBRARY.ltc_instruction_set().decode())
+
+
+def use_instruction_set(name: str) -> bool:
+    """Make the kernels use another instruction set; False if this build or CPU does not have it."""
+    return LIBRARY is not None and bool(LIBRARY.ltc_use_instruction_set(name.encode()))
+
+
+def threads_for(sigmoids: int) -> int:
+    """Threads worth waking for so much work, at most what PyTorch uses."""
+    return 1 if sigmoids < SMALL else torch.get_num_threads()
+
+
+def matrix(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`tensor` as a kernel can read it: dense, in this order of dimensions.
+
+    Raises:
+        UsageError: If dtype, device or shape differ from what the kernel expects.
+    """
+    if tensor.shape != shape or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise UsageError(f"{name}: expected {shape} torch.float32 on cpu, got {got}")
+    return tensor.contiguous()
+
+
+def raise_for(status: int, dt: Tensor, capacitance: Tensor, leak: Tensor) -> None:
+    """Raise the error that a kernel's status stands for.
+
+    Raises:
+        UsageError: Naming the first value that cannot be.
+        MemoryError: If the kernel found no memory to work in.
+    """
+    if status == 0:
+        return
+    if status == 1:
+        raise MemoryError("a kernel found no memory for its workspace")
+    bad = {2: ("capacitance", capacitance, "> 0"), 3: ("leak", leak, ">= 0"), 4: ("elapsed", dt, ">= 0 and finite")}
+    name, values, rule = bad[status]
+    flat = values.detach().flatten().tolist()
+    wrong = {2: lambda v: v <= 0, 3: lambda v: v < 0, 4: lambda v: not (v >= 0 and math.isfinite(v))}[status]
+    index, value = next(((i, v) for i, v in enumerate(flat) if wrong(v)), (-1, math.nan))
+    raise UsageError(f"{name}: every value must be {rule}, got {value} at position {index}")
