@@ -70,10 +70,6 @@ class DiagonalCell(MembraneCell):
     def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
         return cls(input_size, hidden_size, contractive=settings.contractive, **solver_settings(settings))
 
-    @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
-        return cls(input_size, hidden_size, contractive=settings.contractive, **solver_settings(settings))
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """C and g_leak log-uniform, E = 1, r = 0.
