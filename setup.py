@@ -1,8 +1,8 @@
 """Build of the CPU kernels; everything else about the package is in pyproject.toml.
 
 The sources in ltc_textgen/kernels/csrc are plain C++17 (no PyTorch, no Python headers) and become one shared library,
-loaded with ctypes. Each is compiled once per instruction set. Without a compiler the package installs all the same and runs on the
-PyTorch reference.
+loaded with ctypes. Each is compiled once per instruction set. Without a compiler the package installs all the same and
+runs on the PyTorch reference.
 """
 
 import platform
