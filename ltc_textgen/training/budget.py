@@ -1,0 +1,101 @@
+"""When a run validates and when it ends: exactly one of epochs, max_steps and time_budget governs.
+
+In a run by steps everything here depends on the step alone. In a run by time it depends on the recorded seconds of
+`Progress`, which all processes agree on and a checkpoint keeps. Time is kept back for the last validation, so that
+the run ends with its budget.
+"""
+
+from dataclasses import dataclass
+
+from ltc_textgen.config import TrainConfig
+from ltc_textgen.errors import UsageError
+from ltc_textgen.training.progress import Progress
+
+VALIDATIONS = 20
+"""Validations in a run, if they are cheap enough."""
+
+SHARE = 0.05
+"""Validation may take up to about this share of a run by time; half as often again in a run by steps."""
+
+FORWARD_SPEEDUP = 2.5
+"""Validation reads about so many tokens in the time in which training reads one. Only used until it was measured."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What ends a run, and how often it validates.
+
+    Args:
+        steps: Steps of the whole run, None if time governs.
+        seconds: Seconds of the whole run, None if steps govern.
+        eval_every: Steps between validations; None in a run by time whose configuration does not say.
+        valid_tokens: Tokens that a validation scores.
+    """
+
+    steps: int | None
+    seconds: float | None
+    eval_every: int | None
+    valid_tokens: int
+
+    @classmethod
+    def plan(cls, config: TrainConfig, steps_per_epoch: int, valid_tokens: int) -> "Budget":
+        """The budget that a configuration asks for; one epoch if it names none.
+
+        Raises:
+            UsageError: If it names more than one.
+        """
+        wishes = {"epochs": config.epochs, "max_steps": config.max_steps, "time_budget": config.time_budget}
+        given = [f"train.{name}" for name, value in wishes.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)}: only one of them can end a run; leave out the others")
+        if config.time_budget is not None:
+            return cls(None, config.time_budget, config.eval_every, valid_tokens)
+        steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
+        tokens_per_step = config.batch_size * config.sequence_length
+        affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / (2 * SHARE)
+        every = config.eval_every or max(1, round(steps / VALIDATIONS), round(affordable))
+        return cls(steps, None, every, valid_tokens)
+
+    def reserve(self, progress: Progress) -> float:
+        """Seconds to keep back for the last validation: what one took, or an estimate from the speed of training."""
+        if progress.validation_seconds is not None:
+            return progress.validation_seconds
+        speed = progress.tokens_per_second
+        return self.valid_tokens / (FORWARD_SPEEDUP * speed) if speed > 0 else 0.0
+
+    def done(self, progress: Progress) -> float:
+        """Share of the run that is done, 0 to 1: what the learning rate follows."""
+        if self.steps is not None:
+            return min(1.0, progress.step / self.steps)
+        return min(1.0, progress.seconds / self._stepping_until(progress))
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether no further step fits. A run by time makes at least one."""
+        if self.steps is not None:
+            return progress.step >= self.steps
+        half_a_step = 0.5 * progress.stepping_seconds / max(1, progress.step)
+        return progress.step > 0 and progress.seconds + half_a_step >= self._stepping_until(progress)
+
+    def validation_is_due(self, progress: Progress) -> bool:
+        """Whether to validate now, before the next step. The validation at the end does not depend on this."""
+        if progress.step == 0 or progress.validated_step == progress.step:
+            return False
+        if self.eval_every is not None:
+            return progress.step % self.eval_every == 0
+        gap = max(self._seconds / VALIDATIONS, self.reserve(progress) / SHARE)
+        remaining = self._stepping_until(progress) - progress.seconds
+        return progress.seconds - progress.validated_at >= gap and remaining > gap / 2
+
+    def remaining(self, progress: Progress) -> float | None:
+        """Seconds to the end of the run, validations included; None before the first step of a run by steps."""
+        if self.steps is None:
+            return max(0.0, self._seconds - progress.seconds)
+        return progress.seconds / progress.step * (self.steps - progress.step) if progress.step else None
+
+    @property
+    def _seconds(self) -> float:
+        assert self.seconds is not None, "asked for the seconds of a run by steps"
+        return self.seconds
+
+    def _stepping_until(self, progress: Progress) -> float:
+        return max(self._seconds - self.reserve(progress), 1e-9)

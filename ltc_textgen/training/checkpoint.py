@@ -1,0 +1,222 @@
+"""Checkpoints: directories that exist whole or not at all, and that are checked before they are believed.
+
+    checkpoints/step-00001200/
+        model.safetensors       weights of this step
+        best.safetensors        the best weights so far (a hard link to the run's model.safetensors where possible)
+        optimizer.safetensors   moments of AdamW, by parameter name
+        lanes.safetensors       the recurrent state of every lane
+        random.safetensors      torch's generators, by rank
+        progress.json           step, seconds, losses, position in metrics.jsonl, Python's and numpy's generators
+        manifest.json           SHA-256 of each of them
+
+Written into a temporary directory beside its place, synced, renamed, and only then is the oldest one removed. Nothing
+is pickled: a checkpoint of a stranger can be wrong, but it cannot run code.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltc_textgen.artifacts import read_json, read_tensors, sync_directory, verify_manifest, write_manifest
+from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.shapes import Tensor
+
+CHECKPOINTS = "checkpoints"
+PARTS = ("model", "optimizer", "lanes", "random")
+PROGRESS = "progress.json"
+BEST = "best.safetensors"
+REQUIRED = frozenset({f"{part}.safetensors" for part in PARTS} | {PROGRESS})
+
+_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: named tensors of each of `PARTS`, and the progress record."""
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    progress: dict[str, Any]
+
+
+def write_checkpoint(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    progress: Mapping[str, Any],
+    *,
+    best: Path | None = None,
+    keep: int = 2,
+) -> Path:
+    """Save a checkpoint and remove the oldest beyond `keep`.
+
+    Args:
+        run: Run directory.
+        step: Optimizer steps done.
+        tensors: Named tensors on the CPU for each of `PARTS`.
+        progress: What goes into progress.json; JSON values only.
+        best: File of the best weights so far, kept with the checkpoint.
+        keep: Checkpoints that remain, this one included.
+
+    Raises:
+        LTCError: If a number among the weights, moments or states is not finite (nothing is written), or the disk
+            refuses (the checkpoints before remain, the temporary directory does not).
+    """
+    refuse_non_finite(step, tensors)
+    parent = run / CHECKPOINTS
+    target = parent / f"step-{step:08d}"
+    temporary = parent / f"{_TEMPORARY}{target.name}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _write_files(temporary, tensors, progress, best)
+        _replace_directory(temporary, target)
+    except (OSError, LTCError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise LTCError(
+            f"{target}: the checkpoint could not be written ({reason}); "
+            f"{_what_remains(parent)}. Make room or give write permission, then go on with --resume"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in list_checkpoints(run)[keep:]:
+        with suppress(OSError):  # the new one is safe; an old one too many does no harm
+            _remove(old)
+    return target
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint directories of a run, newest first, complete or not."""
+    parent = run / CHECKPOINTS
+    found = [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def newest_checkpoint(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is complete and undamaged, or None if there are none at all.
+
+    Args:
+        run: Run directory.
+        report: Told, in one line each, about checkpoints that are refused and passed over.
+
+    Raises:
+        ArtifactError: If there are checkpoints and every one is damaged; the message names the newest one's fault.
+    """
+    faults = []
+    for path in list_checkpoints(run):
+        try:
+            return read_checkpoint(path)
+        except ArtifactError as error:
+            faults.append(str(error))
+            report(f"checkpoint refused: {error}; trying the one before")
+    if faults:
+        raise ArtifactError(f"{run}: no checkpoint can be used; {faults[0]}")
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Load a checkpoint after checking every byte of it.
+
+    Raises:
+        ArtifactError: If a file is missing, altered or unreadable; the message names it.
+    """
+    manifest = verify_manifest(path)
+    listed = manifest.get("files")
+    missing = REQUIRED - set(listed if isinstance(listed, dict) else {})
+    if missing:
+        raise ArtifactError(f"{path / 'manifest.json'} is damaged: it does not list {min(missing)}")
+    tensors = {part: read_tensors(path / f"{part}.safetensors")[0] for part in PARTS}
+    return Checkpoint(path, tensors, read_json(path / PROGRESS))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left half written. Only the holder of the run's lock may call this."""
+    parent = run / CHECKPOINTS
+    for path in parent.iterdir() if parent.is_dir() else ():
+        if path.name.startswith(_TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no hard links.
+
+    A link is safe here because the files of a run are only ever replaced, never written into.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        _sync(target)
+
+
+def refuse_non_finite(step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Keep broken numbers out of checkpoints.
+
+    Raises:
+        LTCError: Naming the first tensor that holds a number that is not finite.
+    """
+    for part in PARTS:
+        for name, tensor in tensors[part].items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise LTCError(
+                    f"step {step}: {part}: {name} holds numbers that are not finite, so no checkpoint was written; "
+                    "go on from the one before with --resume and a lower train.learning_rate"
+                )
+
+
+def _write_files(
+    directory: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any], best: Path | None
+) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    for part in PARTS:
+        path = directory / f"{part}.safetensors"
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors[part].items()}, path)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(str(error)) from None
+        _sync(path)
+    record = directory / PROGRESS
+    record.write_text(json.dumps(progress, sort_keys=True, allow_nan=False), encoding="utf-8")
+    _sync(record)
+    if best is not None:
+        link_or_copy(best, directory / BEST)
+    write_manifest(directory, {"format": "1"})
+    sync_directory(directory)
+
+
+def _replace_directory(temporary: Path, target: Path) -> None:
+    if target.exists():  # a damaged one that was passed over on resuming: a directory cannot be renamed onto it
+        _remove(target)
+    temporary.replace(target)
+    sync_directory(target.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint in two steps, so that a crash in between leaves no half of one under its name."""
+    doomed = path.with_name(f"{_TEMPORARY}old-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _what_remains(parent: Path) -> str:
+    remaining = list_checkpoints(parent.parent)
+    return f"{remaining[0].name} is intact" if remaining else "there is none before it"

@@ -1,0 +1,256 @@
+"""Training, from settings to a run directory.
+
+    while the budget lasts:   validate if it is time -> save if it is time -> next window -> step
+
+A checkpoint is only ever taken between two steps, at the top of this loop, so a resumed run enters the loop where the
+interrupted one left it, and does the same from there to the last bit.
+"""
+
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ltc_textgen import artifacts
+from ltc_textgen.config import RunConfig
+from ltc_textgen.data.tokens import TokenData, prepare
+from ltc_textgen.errors import UsageError
+from ltc_textgen.training import checkpoint, signals
+from ltc_textgen.training.lock import RunLock
+from ltc_textgen.training.metrics import METRICS, check_trackers, log_interval
+from ltc_textgen.training.report import Pace, Reporter, SilentReporter, make_reporter
+from ltc_textgen.training.runtime import Runtime
+from ltc_textgen.training.session import Session, build, restore, save
+from ltc_textgen.training.step import train_step
+from ltc_textgen.training.validation import keep_weights, validate
+from ltc_textgen.training.watch import Watch
+
+UNSAVED_SECONDS = 600.0
+"""A checkpoint is made at least this often, unless `save_every` says otherwise."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        out: Run directory.
+        step: Optimizer steps done, over all resumptions.
+        best_val_loss: Lowest validation loss, nats per token; that of the weights in the run directory. None if the
+            run was stopped before its first validation.
+        best_step: Step of those weights.
+        val_loss: Validation loss of the last weights.
+        train_loss: Recent training loss at the last validation; its distance to `val_loss` tells overfitting.
+        seconds: Time of training, validations included, over all resumptions.
+        tokens: Training tokens read.
+        tokens_per_second: Training speed, validations left out.
+        skipped: Steps left out because a number was not finite.
+        stopped_by: Name of the signal that stopped the run; None if it came to its end.
+    """
+
+    out: Path
+    step: int
+    best_val_loss: float | None
+    best_step: int | None
+    val_loss: float | None
+    train_loss: float | None
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    skipped: int
+    stopped_by: str | None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 130 (SIGINT) or 143 (SIGTERM) after a stop by signal."""
+        return signals.exit_code(self.stopped_by) if self.stopped_by else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {"out": str(self.out)}
+
+
+def train(run: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None) -> TrainResult:
+    """Train a model and leave a run directory behind (see `artifacts`).
+
+    Python's, numpy's and torch's global random generators are seeded.
+
+    Args:
+        run: All settings.
+        out: Run directory; made if need be.
+        resume: Go on from the newest checkpoint in `out`; a run that has none yet starts from the beginning. The
+            result is that of an uninterrupted run, to the last bit with the same number of threads.
+        reporter: Hears about the run; by default a bar on a terminal, lines elsewhere.
+
+    Raises:
+        UsageError: If settings contradict each other, `out` holds another run, or the checkpoint is of another one.
+        DataError: If the corpus or the tokenizer cannot be had.
+        ArtifactError: If no checkpoint in `out` is undamaged.
+        DirectoryLockedError: If another process trains into `out`.
+        NonFiniteError: If too many steps in a row gave numbers that are not finite.
+        LTCError: If the disk refuses.
+    """
+    check_trackers(run.train.track)
+    runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
+        runtime.wait()
+        if not resume:
+            refuse_other_run(out)
+        hears = (reporter or make_reporter()) if runtime.is_main else SilentReporter()
+        stack.callback(hears.close)
+        with runtime.accelerator.local_main_process_first():
+            data = prepare(run.data, hears.note)
+        session = build(run, out, data, runtime, hears)
+        _begin(session, resume)
+        with signals.StopRequest(
+            lambda name: hears.note(f"{name}: stopping after this step; again to stop at once")
+        ) as stop:
+            stopped_by = run_loop(session, Watch(stop, session.progress.seconds))
+        return _end(session, stopped_by)
+
+
+def run_loop(session: Session, watch: Watch) -> str | None:
+    """Step until the budget is used or a signal comes, then leave everything saved.
+
+    Returns:
+        Name of the signal that ended it, None if it came to its end.
+    """
+    progress, budget = session.progress, session.budget
+    stopped_by, saved_at = None, progress.seconds
+    while True:
+        if stopped_by or budget.is_over(progress):
+            break
+        if budget.validation_is_due(progress):
+            _timed_validation(session, watch)
+        if _save_is_due(session, saved_at):
+            save(session)
+            saved_at = progress.seconds
+        stopped_by = train_step(session, watch)
+        _tell(session)
+    if not stopped_by and progress.validated_step != progress.step:
+        _timed_validation(session, watch)
+    if stopped_by and progress.best_step is None and session.runtime.is_main:
+        keep_weights(session)  # so that the interrupted run can already write text
+    if session.saved_step != progress.step:
+        save(session)
+    return stopped_by
+
+
+def refuse_other_run(out: Path) -> None:
+    """Keep a run from overwriting another.
+
+    Raises:
+        UsageError: If `out` holds weights, checkpoints or a loss curve.
+    """
+    metrics = out / METRICS
+    if (
+        checkpoint.list_checkpoints(out)
+        or (out / artifacts.WEIGHTS).exists()
+        or (metrics.exists() and metrics.stat().st_size)
+    ):
+        raise UsageError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+
+
+def _begin(session: Session, resume: bool) -> None:
+    """Take the run up or start it; the directory then holds all but the weights."""
+    runtime, hears, data = session.runtime, session.reporter, session.data
+    if runtime.is_main:
+        checkpoint.remove_leftovers(session.out)
+    resumed = resume and restore(session)
+    if runtime.is_main:
+        if not resumed:
+            session.metrics.truncate(0)
+        artifacts.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
+    count = sum(p.numel() for p in session.model.parameters())
+    where = f"{runtime.device}, {runtime.threads} threads" + (
+        f", {runtime.world} processes" if runtime.world > 1 else ""
+    )
+    hears.note(f"{data.corpus_name}: {len(data.train):,} tokens to train on, {len(data.valid):,} to validate on")
+    hears.note(f"{count:,} parameters; {where}; run directory {session.out}")
+    if resumed:
+        hears.note(f"resumed at step {session.progress.step}, after {session.progress.seconds:.1f} s")
+    elif resume:
+        hears.note(f"{session.out} holds no checkpoint yet: starting from the beginning")
+    runtime.wait()
+
+
+def _timed_validation(session: Session, watch: Watch) -> None:
+    """Validate, and remember what it took: that much time is kept back for the last one."""
+    before = session.progress.seconds
+    validate(session, watch)
+    watch.lap(session)
+    session.progress.validation_seconds = session.progress.seconds - before
+    session.progress.validated_at = session.progress.seconds
+
+
+def _save_is_due(session: Session, saved_at: float) -> bool:
+    progress, every = session.progress, session.run.train.save_every
+    if progress.step == 0 or session.saved_step == progress.step:
+        return False
+    if every is not None:
+        return progress.step % every == 0
+    return progress.validated_step == progress.step or progress.seconds - saved_at >= UNSAVED_SECONDS
+
+
+def _tell(session: Session) -> None:
+    """Report a step, and write a line of metrics every so often."""
+    progress, budget = session.progress, session.budget
+    loss = progress.window_loss / progress.window_steps if progress.window_steps else None
+    tokens_per_step = session.run.train.batch_size * session.run.train.sequence_length
+    speed = tokens_per_step * progress.window_steps / max(progress.window_seconds, 1e-9)
+    session.reporter.step(
+        Pace(
+            step=progress.step,
+            total_steps=budget.steps,
+            done=budget.done(progress),
+            loss=loss,
+            learning_rate=session.learning_rate,
+            tokens_per_second=speed,
+            seconds=progress.seconds,
+            remaining=budget.remaining(progress),
+        )
+    )
+    if progress.step % log_interval(progress.step) == 0:
+        progress.window_loss, progress.window_steps, progress.window_seconds = 0.0, 0, 0.0
+        if session.runtime.is_main:
+            values = {"step": progress.step, "loss": loss, "learning_rate": session.learning_rate}
+            values |= {"tokens_per_second": speed, "seconds": progress.seconds, "skipped": progress.skipped}
+            session.record(values)
+
+
+def _end(session: Session, stopped_by: str | None) -> TrainResult:
+    progress = session.progress
+    result = TrainResult(
+        out=session.out,
+        step=progress.step,
+        best_val_loss=progress.best_loss,
+        best_step=progress.best_step,
+        val_loss=progress.val_loss,
+        train_loss=progress.train_loss,
+        seconds=progress.seconds,
+        tokens=progress.tokens,
+        tokens_per_second=progress.tokens_per_second,
+        skipped=progress.skipped,
+        stopped_by=stopped_by,
+    )
+    if session.runtime.is_main:
+        artifacts.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
+        session.trackers.close()
+    session.runtime.restore_forward(session.module)
+    session.runtime.wait()
+    return result
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    data: TokenData = session.data
+    return {
+        "corpus": data.corpus_name,
+        "corpus_fingerprint": data.fingerprint,
+        "tokenizer": data.tokenizer.kind,
+        "train_tokens": len(data.train),
+        "valid_tokens": len(data.valid),
+        "valid_words": data.valid_words,
+        "valid_bytes": data.valid_bytes,
+        "parameters": sum(p.numel() for p in session.model.parameters()),
+    }

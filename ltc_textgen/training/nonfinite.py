@@ -1,0 +1,58 @@
+"""Steps whose loss or gradient is not finite: skipped, counted, and after too many in a row the end of the run."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from ltc_textgen.errors import LTCError
+from ltc_textgen.shapes import Int, Tensor
+from ltc_textgen.state import LiquidState
+from ltc_textgen.training.progress import Progress
+from ltc_textgen.training.snapshot import model_tensors
+
+LIMIT = 10
+"""Skipped steps in a row that end a run. (fp16 halves its loss scale at each, so this covers a factor of 1024.)"""
+
+DUMP = "nonfinite"
+
+
+class NonFiniteError(LTCError):
+    """Training only produces numbers that are not finite. Exit code 1."""
+
+
+def count(progress: Progress, broken: bool) -> None:
+    """Record whether the step that `progress.step` is about to number was skipped."""
+    progress.skipped += broken
+    progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if broken else 0
+
+
+def dump(
+    directory: Path,
+    model: nn.Module,
+    inputs: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    state: LiquidState,
+    step: int,
+) -> None:
+    """Save what reproduces a step of this process: its weights, its window and the state before it."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(model_tensors(model), directory / "weights.safetensors")
+    window = {"inputs": inputs.cpu().contiguous(), "targets": targets.cpu().contiguous()}
+    window |= {f"state.{name}": tensor.detach().cpu() for name, tensor in state.tensors().items()}
+    save_file(window, directory / "window.safetensors")
+    broken = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    record = {"step": step, "gradients_not_finite": broken}
+    (directory / "step.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def too_many(run: Path, progress: Progress) -> NonFiniteError:
+    """The error that ends a run."""
+    first = progress.step - progress.skipped_in_a_row + 1
+    return NonFiniteError(
+        f"{run}: the loss or its gradient was not finite in steps {first} to {progress.step}, so the run was stopped "
+        f"and nothing of them was saved ({run / DUMP} reproduces the last). Go on from the last checkpoint with "
+        "--resume and a lower train.learning_rate"
+    )

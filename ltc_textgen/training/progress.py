@@ -1,0 +1,78 @@
+"""How far a run has come: the numbers that a checkpoint keeps beside the tensors."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+FADING = 0.99
+
+
+@dataclass
+class Progress:
+    """Counters of a run. Equal on all processes, so that all of them decide alike.
+
+    Args:
+        step: Optimizer steps done, skipped ones included.
+        seconds: Time since the run began, validations and checkpoints included, interruptions not.
+        stepping_seconds: The part of `seconds` that was spent in steps.
+        tokens: Training tokens read.
+        validated_step: Step of the last validation; -1 before the first.
+        validated_at: `seconds` after the last validation.
+        validation_seconds: What the last validation took; None before the first.
+        val_loss: Loss of the last validation, nats per token.
+        best_loss: Lowest validation loss so far, nats per token.
+        best_step: Step of the lowest validation loss.
+        skipped: Steps skipped because a number in them was not finite.
+        skipped_in_a_row: The last so many steps were skipped.
+        window_loss: Sum of the losses since the last line in metrics.jsonl.
+        window_steps: Steps in that sum.
+        window_seconds: Time in steps since then.
+        recent_sum: Sum of all losses, each weighing `FADING` times as much as the next.
+        recent_weight: Sum of those weights.
+        train_loss: Recent training loss at the last validation, nats per token.
+        metrics_bytes: Length of metrics.jsonl.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    stepping_seconds: float = 0.0
+    tokens: int = 0
+    validated_step: int = -1
+    validated_at: float = 0.0
+    validation_seconds: float | None = None
+    val_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    window_loss: float = 0.0
+    window_steps: int = 0
+    window_seconds: float = 0.0
+    recent_sum: float = 0.0
+    recent_weight: float = 0.0
+    train_loss: float | None = None
+    metrics_bytes: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training speed over the whole run, validations left out."""
+        return self.tokens / self.stepping_seconds if self.stepping_seconds > 0 else 0.0
+
+    @property
+    def recent_loss(self) -> float | None:
+        """Mean training loss of about the last hundred steps, to compare a validation loss with."""
+        return self.recent_sum / self.recent_weight if self.recent_weight else None
+
+    def add_loss(self, loss: float) -> None:
+        """Count the loss of a step that was not skipped."""
+        self.window_loss, self.window_steps = self.window_loss + loss, self.window_steps + 1
+        self.recent_sum, self.recent_weight = FADING * self.recent_sum + loss, FADING * self.recent_weight + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Progress":
+        """The inverse of `to_dict`; keys of later versions are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})

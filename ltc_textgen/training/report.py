@@ -1,0 +1,225 @@
+"""What a run tells while it goes on: a live bar on a terminal, plain lines elsewhere, JSON events for programs.
+
+Everything goes to stderr; stdout belongs to the result.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+PLAIN_SECONDS = 5.0
+"""Least time between two plain lines about steps."""
+
+LIVE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Where a run is.
+
+    Args:
+        step: Steps done.
+        total_steps: Steps of the whole run, None if time governs.
+        done: Share of the run that is done, 0 to 1.
+        loss: Mean training loss of the last steps, nats per token; None before the first.
+        learning_rate: Of the last step.
+        tokens_per_second: Training speed.
+        seconds: Time since the run began.
+        remaining: Seconds to its end; None if not known yet.
+    """
+
+    step: int
+    total_steps: int | None
+    done: float
+    loss: float | None
+    learning_rate: float
+    tokens_per_second: float
+    seconds: float
+    remaining: float | None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result of a validation.
+
+    Args:
+        step: Steps done.
+        val_loss: Nats per token, carried state.
+        train_loss: Mean training loss of about the last hundred steps.
+        best: Whether it is the lowest so far.
+        seconds: Time since the run began.
+        sample: Text that the model wrote, None if none was asked for.
+    """
+
+    step: int
+    val_loss: float
+    train_loss: float | None
+    best: bool
+    seconds: float
+    sample: str | None
+
+    @property
+    def gap(self) -> float | None:
+        """How much higher the validation loss is than the training loss; a growing gap is overfitting."""
+        return None if self.train_loss is None else self.val_loss - self.train_loss
+
+
+class Reporter(Protocol):
+    """Hears about a run. Called in the main process only; `step` after every step, so it must be quick."""
+
+    def note(self, text: str) -> None:
+        """One line that the user should know."""
+
+    def step(self, pace: Pace) -> None:
+        """A step was made."""
+
+    def validation(self, result: Validation) -> None:
+        """A validation was made."""
+
+    def close(self) -> None:
+        """The run is over, in whatever way."""
+
+
+class SilentReporter:
+    """Says nothing: for the processes that are not the main one."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self, pace: Pace) -> None:
+        """Nothing."""
+
+    def validation(self, result: Validation) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class PlainReporter:
+    """Lines of text, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._printed_at = 0.0
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print(text, file=self._stream, flush=True)
+
+    def step(self, pace: Pace) -> None:
+        """Print a line now and then."""
+        now = time.monotonic()
+        if now - self._printed_at >= PLAIN_SECONDS:
+            self._printed_at = now
+            self.note(describe(pace))
+
+    def validation(self, result: Validation) -> None:
+        """Print the losses, and the sample below."""
+        self.note(describe_validation(result))
+        if result.sample:
+            self.note("\n".join(f"  | {line}" for line in result.sample.splitlines()))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class JsonReporter:
+    """One JSON object a line, with the kind of event under "event"."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._printed_at = 0.0
+
+    def note(self, text: str) -> None:
+        """{"event": "note", "text": ...}."""
+        self._emit("note", {"text": text})
+
+    def step(self, pace: Pace) -> None:
+        """{"event": "step", ...} with the fields of `Pace`, at most once a second."""
+        now = time.monotonic()
+        if now - self._printed_at >= 1.0:
+            self._printed_at = now
+            self._emit("step", asdict(pace))
+
+    def validation(self, result: Validation) -> None:
+        """{"event": "validation", ...} with the fields of `Validation` and its gap."""
+        self._emit("validation", asdict(result) | {"gap": result.gap})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _emit(self, event: str, values: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, **values}, ensure_ascii=False), file=self._stream, flush=True)
+
+
+class LiveReporter:
+    """A bar at the foot of the terminal; notes and validations scroll by above it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=self._console)
+        self._task = self._bar.add_task("starting", total=1.0)
+        self._live = Live(self._bar, console=self._console, auto_refresh=False, transient=True)
+        self._live.start()
+        self._console.show_cursor(True)  # a run that is killed leaves the terminal as it was
+        self._drawn_at = 0.0
+
+    def note(self, text: str) -> None:
+        """Print it above the bar."""
+        self._live.console.print(Text(text))
+
+    def step(self, pace: Pace) -> None:
+        """Move the bar."""
+        now = time.monotonic()
+        if now - self._drawn_at >= LIVE_SECONDS:
+            self._drawn_at = now
+            self._bar.update(self._task, completed=pace.done, description=describe(pace))
+            self._live.refresh()
+
+    def validation(self, result: Validation) -> None:
+        """Print the losses, and the sample dimmed below."""
+        self._live.console.print(Text(describe_validation(result), style="bold" if result.best else ""))
+        if result.sample:
+            self._live.console.print(Text(result.sample, style="dim"))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._live.stop()
+
+
+def make_reporter(as_json: bool = False, stream: TextIO | None = None) -> Reporter:
+    """The reporter for a stream (stderr if None): JSON if asked for, live on a terminal, else plain."""
+    if as_json:
+        return JsonReporter(stream)
+    console = Console(file=stream) if stream else Console(stderr=True)
+    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else PlainReporter(stream)
+
+
+def describe(pace: Pace) -> str:
+    """One line about a step."""
+    steps = f"step {pace.step}" + (f"/{pace.total_steps}" if pace.total_steps else "")
+    loss = "" if pace.loss is None else f"  loss {pace.loss:.3f}"
+    left = "" if pace.remaining is None else f"  {clock(pace.remaining)} left"
+    return f"{steps}{loss}  {pace.tokens_per_second:,.0f} tokens/s{left}"
+
+
+def describe_validation(result: Validation) -> str:
+    """One line about a validation."""
+    trained = "" if result.train_loss is None else f"  train loss {result.train_loss:.4f}  gap {result.gap:+.4f}"
+    best = "  (best so far)" if result.best else ""
+    return f"step {result.step}  validation loss {result.val_loss:.4f}{trained}{best}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

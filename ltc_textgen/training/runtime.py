@@ -1,0 +1,153 @@
+"""Where a run computes: device, precision, processes and threads, through `accelerate`.
+
+Only the model and the optimizer are prepared by `accelerate`. The data is not: its sharding deals out whole batches
+and repeats samples to even them out, while the lanes of a recurrent model must stay with their rank.
+"""
+
+import atexit
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from torch import nn
+
+from ltc_textgen.config import TrainConfig
+from ltc_textgen.errors import UsageError
+from ltc_textgen.shapes import Tensor
+
+
+class Runtime:
+    """The processes that train one model together, and what this one computes on.
+
+    Args:
+        config: Device, precision, threads and trackers are taken from here.
+        tracking_dir: Where a tracker that writes files puts them.
+        unused_parameters: Whether a step may leave parameters without a gradient. (The clusters of an adaptive
+            softmax that a batch has no target in take no part in its backward pass.)
+
+    Raises:
+        UsageError: If the device is unknown or absent, or the precision does not exist on it.
+    """
+
+    def __init__(
+        self, config: TrainConfig, tracking_dir: str | None = None, *, unused_parameters: bool = False
+    ) -> None:
+        device = choose_device(config.device)
+        check_precision(config.precision, device)
+        self.accelerator = _accelerator(config, device, tracking_dir, unused_parameters)
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        if config.batch_size % self.world:
+            raise UsageError(
+                f"train.batch_size: {config.batch_size} lanes cannot be shared equally by {self.world} processes; "
+                f"choose a multiple of {self.world}"
+            )
+        self.threads = _set_threads(config.threads, self.world)
+        if self.world > 1:
+            atexit.register(self.accelerator.state.destroy_process_group)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and reports."""
+        return self.rank == 0
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Move the model to the device, wrap its forward in autocast and, with several processes, in DDP."""
+        return self.accelerator.prepare(model, optimizer)
+
+    def restore_forward(self, model: nn.Module) -> nn.Module:
+        """Undo `prepare`: the model itself, whose forward is its own again."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sum of each value over all processes: what one of them knows, all know. Must be called by all."""
+        if self.world == 1:
+            return values
+        together = torch.tensor(values, dtype=torch.float64, device=_collective_device(self.device))
+        torch.distributed.all_reduce(together)
+        return together.tolist()
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The tensors of all processes, one below the other in order of rank, on the CPU. Must be called by all."""
+        if self.world == 1:
+            return rows.detach().cpu()
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, rows.detach().contiguous())
+        return torch.cat(parts).cpu()
+
+    def gather_objects(self, value: object) -> list:
+        """One small object of each process, in order of rank. Must be called by all."""
+        return gather_object([value]) if self.world > 1 else [value]
+
+    def wait(self) -> None:
+        """Return when all processes have called this."""
+        self.accelerator.wait_for_everyone()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` means on this machine.
+
+    Args:
+        name: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.
+
+    Raises:
+        UsageError: If there is no such device here, or no such name.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UsageError(f"train.device: expected auto, cpu, cuda, cuda:N or mps, got '{name}'")
+    present = {"cpu": True, "cuda": cuda and int(number or 0) < torch.cuda.device_count(), "mps": mps}
+    if not present[kind]:
+        raise UsageError(f"train.device: there is no {name} here; use auto or cpu")
+    return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse fp16 on a CPU, which `accelerate` would accept and silently train in float32.
+
+    Raises:
+        UsageError: In that case.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("train.precision: fp16 needs a GPU; on a CPU use bf16 or no")
+
+
+def _accelerator(
+    config: TrainConfig, device: torch.device, tracking_dir: str | None, unused_parameters: bool
+) -> Accelerator:
+    # accelerate keeps its settings per process and refuses other ones for a second run in it.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
+    if device.index is not None:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=config.precision,
+            log_with=list(config.track) or None,
+            project_config=ProjectConfiguration(logging_dir=tracking_dir),
+            kwargs_handlers=[ddp],
+        )
+    finally:
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+
+
+def _set_threads(threads: int | None, world: int) -> int:
+    """A launcher sets one thread per process; without a wish of the user's, the cores are shared out instead."""
+    if threads is None and world > 1:
+        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def _collective_device(device: torch.device) -> torch.device:
+    """Where a tensor must lie to take part in a collective: on the GPU under nccl, on the CPU under gloo."""
+    return device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")

@@ -1,0 +1,238 @@
+"""Everything that a run consists of while it runs, built from its settings; and how it is saved and taken up again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ltc_textgen import artifacts
+from ltc_textgen.config import RunConfig
+from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.data.tokens import TokenData
+from ltc_textgen.errors import UsageError
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.shapes import Int, Tensor
+from ltc_textgen.state import LiquidState
+from ltc_textgen.training import checkpoint, snapshot
+from ltc_textgen.training.budget import Budget
+from ltc_textgen.training.metrics import METRICS, MetricsLog, Trackers
+from ltc_textgen.training.optimizer import make_optimizer
+from ltc_textgen.training.progress import Progress
+from ltc_textgen.training.report import Reporter
+from ltc_textgen.training.runtime import Runtime
+
+COUNTED_AT_ONCE = 1 << 22
+
+if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
+
+
+@dataclass
+class Session:
+    """A run under way.
+
+    Args:
+        run: Its settings.
+        out: Its directory.
+        data: Corpus as tokens, and the tokenizer.
+        runtime: Device and processes.
+        model: The network itself.
+        module: The network as `accelerate` prepared it; its forward is the one to call in training.
+        adam: The optimizer itself.
+        optimizer: The optimizer as `accelerate` prepared it.
+        lanes: Windows of the training text, of this process.
+        budget: When it validates and ends.
+        reporter: Who hears about it.
+        metrics: metrics.jsonl.
+        trackers: Further ones.
+        progress: How far it has come.
+        state: State of this process's lanes after the last step; None where all of them start afresh.
+        saved_step: Step of the last checkpoint, -1 if there is none.
+        learning_rate: Of the last step.
+    """
+
+    run: RunConfig
+    out: Path
+    data: TokenData
+    runtime: Runtime
+    model: LiquidTimeConstantNetwork
+    module: nn.Module
+    adam: torch.optim.Optimizer
+    optimizer: "AcceleratedOptimizer"
+    lanes: Lanes
+    budget: Budget
+    reporter: Reporter
+    metrics: MetricsLog
+    trackers: Trackers
+    progress: Progress = field(default_factory=Progress)
+    state: LiquidState | None = None
+    saved_step: int = -1
+    learning_rate: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Lanes of this process."""
+        return self.run.train.batch_size // self.runtime.world
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Write a line of metrics (main process)."""
+        self.metrics.append(values)
+        self.trackers.log(values)
+
+
+def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter: Reporter) -> Session:
+    """A run at its beginning."""
+    config = run.train
+    snapshot.seed_everything(config.seed)
+    model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(data.tokenizer.vocab_size))
+    if rank_by := getattr(model.head, "rank_by", None):
+        rank_by(count_tokens(data.train, model.settings.vocabulary))
+    if runtime.rank:
+        snapshot.seed_everything(config.seed + runtime.rank)  # each process drops out other units
+    adam = make_optimizer(model, config)
+    module, optimizer = runtime.prepare(model, adam)
+    lanes = Lanes(data.train, config.batch_size, config.sequence_length, runtime.rank, runtime.world)
+    return Session(
+        run=run,
+        out=out,
+        data=data,
+        runtime=runtime,
+        model=model,
+        module=module.train(),
+        adam=adam,
+        optimizer=optimizer,
+        lanes=lanes,
+        budget=Budget.plan(config, lanes.steps_per_epoch, len(data.valid)),
+        reporter=reporter,
+        metrics=MetricsLog(out / METRICS),
+        trackers=Trackers(runtime.accelerator, out.name, config.model_dump(mode="json")),
+    )
+
+
+def count_tokens(tokens: np.ndarray, vocabulary: int) -> Int[Tensor, " V"]:
+    """How often each id occurs, in bounded memory however long the text is."""
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    for start in range(0, len(tokens), COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=vocabulary)
+    return torch.from_numpy(counts)
+
+
+def identity(session: Session) -> dict[str, Any]:
+    """What a resumed run must have in common with the run that it goes on with."""
+    return {
+        "tokenizer": session.data.tokenizer.fingerprint,
+        "corpus": session.data.fingerprint,
+        "model": session.model.settings.model_dump(mode="json"),
+        "batch_size": session.run.train.batch_size,
+        "sequence_length": session.run.train.sequence_length,
+        "processes": session.runtime.world,
+    }
+
+
+def save(session: Session) -> None:
+    """Write a checkpoint. Must be called by all processes."""
+    state = session.model.initial_state(session.rows) if session.state is None else session.state
+    lanes = {name: session.runtime.gather_rows(tensor) for name, tensor in state.tensors().items()}
+    generators = session.runtime.gather_objects(
+        (snapshot.random_states(), snapshot.torch_random_states(session.runtime.device))
+    )
+    session.saved_step = session.progress.step
+    if not session.runtime.is_main:
+        return
+    session.progress.metrics_bytes = session.metrics.sync()
+    scaler = session.runtime.accelerator.scaler
+    record = {
+        "identity": identity(session),
+        "train": session.run.train.model_dump(mode="json"),
+        "threads": session.runtime.threads,
+        "progress": session.progress.to_dict(),
+        "random": [python for python, _ in generators],
+        "scaler": scaler.state_dict() if scaler else None,
+    }
+    tensors = {
+        "model": snapshot.model_tensors(session.model),
+        "optimizer": snapshot.optimizer_tensors(session.adam),
+        "lanes": lanes,
+        "random": {f"{rank}.{name}": t for rank, (_, torch_) in enumerate(generators) for name, t in torch_.items()},
+    }
+    weights = session.out / artifacts.WEIGHTS
+    checkpoint.write_checkpoint(
+        session.out,
+        session.progress.step,
+        tensors,
+        record,
+        best=weights if session.progress.best_step is not None else None,
+        keep=session.run.train.keep_last,
+    )
+
+
+def restore(session: Session) -> bool:
+    """Go on from the newest usable checkpoint; False if there is none. Must be called by all processes.
+
+    Raises:
+        UsageError: If the checkpoint belongs to another corpus, tokenizer, model, batch or number of processes.
+        ArtifactError: If there are checkpoints, but none that is undamaged.
+    """
+    found = checkpoint.newest_checkpoint(session.out, session.reporter.note)
+    if found is None:
+        return False
+    record = found.progress
+    _refuse_other_run(session, record["identity"])
+    _tell_changes(session, record)
+    snapshot.load_model_tensors(session.model, found.tensors["model"])
+    snapshot.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
+    rank, device = session.runtime.rank, session.runtime.device
+    mine = slice(rank * session.rows, (rank + 1) * session.rows)
+    lanes = {name: tensor[mine].clone() for name, tensor in found.tensors["lanes"].items()}
+    session.state = LiquidState.from_tensors(lanes).to(device)
+    session.progress = Progress.from_dict(record["progress"])
+    session.saved_step = session.progress.step
+    if record["scaler"] and session.runtime.accelerator.scaler:
+        session.runtime.accelerator.scaler.load_state_dict(record["scaler"])
+    if session.runtime.is_main:
+        session.metrics.truncate(session.progress.metrics_bytes)
+        if session.progress.best_step is not None:
+            _restore_best(found.path / checkpoint.BEST, session.out / artifacts.WEIGHTS)
+    snapshot.load_random_states(record["random"][rank])
+    prefix = f"{rank}."
+    mine_torch = {n.removeprefix(prefix): t for n, t in found.tensors["random"].items() if n.startswith(prefix)}
+    snapshot.load_torch_random_states(mine_torch, device)
+    return True
+
+
+def _restore_best(source: Path, target: Path) -> None:
+    """The best weights of the checkpoint, in place of better ones from steps that will be made again."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    checkpoint.link_or_copy(source, temporary)
+    temporary.replace(target)
+    artifacts.sync_directory(target.parent)
+
+
+def _refuse_other_run(session: Session, before: dict[str, Any]) -> None:
+    for name, now in identity(session).items():
+        if before.get(name) == now:
+            continue
+        change = f"is {now}, the checkpoint's is {before.get(name)}"
+        if name in ("corpus", "tokenizer"):
+            change = "is not the one that the run was started with"
+        elif name == "model":
+            then = before.get(name) or {}
+            key = min(key for key in {*now, *then} if now.get(key) != then.get(key))
+            name, change = f"model.{key}", f"is {now.get(key)}, the checkpoint's is {then.get(key)}"
+        raise UsageError(
+            f"{session.out}: cannot resume: {name} {change}; give the settings of the first run, or train anew into "
+            "another --out"
+        )
+
+
+def _tell_changes(session: Session, record: dict[str, Any]) -> None:
+    then, now = record["train"], session.run.train.model_dump(mode="json")
+    changed = [f"{key} {then.get(key)} -> {value}" for key, value in now.items() if then.get(key) != value]
+    if record["threads"] != session.runtime.threads:
+        changed.append(f"CPU threads {record['threads']} -> {session.runtime.threads} (sums round differently)")
+    if changed:
+        session.reporter.note(f"resumed with other settings: {', '.join(changed)}")

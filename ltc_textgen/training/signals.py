@@ -1,0 +1,69 @@
+"""Stopping by signal: SIGINT and SIGTERM ask the loop to stop after its step; a second one ends the process at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+ECHO_SECONDS = 2.0
+"""Under a launcher (torchrun), Ctrl-C reaches a process twice: from the terminal and from the launcher. A signal that
+follows the first one this closely is the same request there."""
+
+
+class StopRequest:
+    """While entered, catches SIGINT and SIGTERM and remembers the first.
+
+    Only the main thread may set handlers; entered in another thread, it catches nothing and never asks to stop.
+
+    Args:
+        on_signal: Called with the name of the first signal, to tell the user that the run is about to stop.
+        launched: Whether a launcher started this process and may repeat a signal.
+    """
+
+    def __init__(self, on_signal: Callable[[str], None] | None = None, *, launched: bool | None = None) -> None:
+        self.number: int | None = None
+        self._on_signal = on_signal
+        self._launched = "TORCHELASTIC_RUN_ID" in os.environ if launched is None else launched
+        self._received_at = 0.0
+        self._previous: dict[int, object] = {}
+
+    @property
+    def name(self) -> str | None:
+        """Name of the first signal received, SIGINT or SIGTERM; None before."""
+        return None if self.number is None else signal.Signals(self.number).name
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._received_at = number, now
+            if self._on_signal:
+                with suppress(RuntimeError):  # the signal came while the same stream was being written to
+                    self._on_signal(signal.Signals(number).name)
+            return
+        if self._launched and now - self._received_at < ECHO_SECONDS:
+            return
+        # The operating system's own action: it also ends a process that Python cannot unwind (a stuck collective),
+        # and the exit status tells a shell 130 or 143.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def exit_code(name: str) -> int:
+    """Exit code of a process that a signal stopped: 128 + its number, 130 for SIGINT and 143 for SIGTERM."""
+    return 128 + signal.Signals[name].value

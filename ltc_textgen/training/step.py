@@ -1,0 +1,83 @@
+"""One optimizer step: truncated backpropagation through the next window of every lane."""
+
+import math
+
+import torch
+
+from ltc_textgen.shapes import Bool, Tensor
+from ltc_textgen.state import LiquidState
+from ltc_textgen.training import nonfinite
+from ltc_textgen.training.schedule import rate_factor
+from ltc_textgen.training.session import Session
+from ltc_textgen.training.watch import Watch
+
+
+def train_step(session: Session, watch: Watch) -> str | None:
+    """Make a step and record it in `session.progress`.
+
+    A step whose loss or gradient is not finite in any process changes no weight in any of them; their lanes start
+    from rest afterwards, since the state may be broken too.
+
+    Returns:
+        Name of the signal that some process has received, None without one.
+
+    Raises:
+        NonFiniteError: If too many steps in a row were not finite.
+    """
+    config, progress, accelerator = session.run.train, session.progress, session.runtime.accelerator
+    _set_learning_rate(session)
+    inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
+    before = start_state(session, reset)
+    output = session.module(input_ids=inputs, shift_labels=targets, state=before)
+    session.optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(output.loss)
+    accelerator.unscale_gradients(session.optimizer)
+    norm = _clip(session.model, config.clip)
+    loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
+
+    finite = math.isfinite(loss) and math.isfinite(length)
+    broken, loss, signal_name = watch.share(session, finite, loss)
+    nonfinite.count(progress, broken)
+    if not broken or accelerator.scaler is not None:  # the scaler itself leaves out such a step, and scales less
+        session.optimizer.step()
+    session.state = None if broken else output.state.detach()
+    progress.step += 1
+    progress.tokens += targets.numel() * session.runtime.world
+    if not broken:
+        progress.add_loss(loss)
+    elif progress.skipped_in_a_row >= nonfinite.LIMIT:
+        directory = session.out / nonfinite.DUMP / f"process-{session.runtime.rank}"
+        nonfinite.dump(directory, session.model, inputs, targets, before, progress.step)
+        raise nonfinite.too_many(session.out, progress)
+    return signal_name
+
+
+def start_state(session: Session, reset: Bool[Tensor, " B"]) -> LiquidState:
+    """The state that the lanes carry into their next window: where they left off, or rest where a text begins."""
+    carried = session.state
+    if carried is not None and not bool(reset.any()):
+        return carried
+    fresh = session.model.initial_state(session.rows)
+    if carried is None:
+        return fresh
+    rest = fresh.tensors()
+    mixed = {
+        name: torch.where(reset.view(-1, *[1] * (tensor.ndim - 1)), rest[name].to(tensor.dtype), tensor)
+        for name, tensor in carried.tensors().items()
+    }
+    return LiquidState.from_tensors(mixed)
+
+
+def _set_learning_rate(session: Session) -> None:
+    config = session.run.train
+    factor = rate_factor(session.budget.done(session.progress), config.warmup, config.min_learning_rate_ratio)
+    session.learning_rate = config.learning_rate * factor
+    for group in session.adam.param_groups:
+        group["lr"] = session.learning_rate
+
+
+def _clip(model: torch.nn.Module, limit: float) -> Tensor:
+    """Scale the gradient down to a norm of `limit` (0: leave it); returns the norm it had."""
+    if limit > 0:
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -1,0 +1,92 @@
+"""Validation: the loss on held-out text with carried state, a sample, and the best weights so far."""
+
+import math
+
+import torch
+
+from ltc_textgen import artifacts
+from ltc_textgen.config import SamplingConfig
+from ltc_textgen.errors import LTCError
+from ltc_textgen.evaluation import score_tokens
+from ltc_textgen.generation.decode import generate
+from ltc_textgen.training.report import Validation
+from ltc_textgen.training.session import Session
+from ltc_textgen.training.watch import Watch
+
+LANE_TOKENS = 2048
+"""Least tokens of a lane: long enough that the start from rest, which costs a lane some nats, does not show."""
+
+LANES = 32
+
+
+def validate(session: Session, watch: Watch) -> None:
+    """Score the validation text, keep the weights if they are the best, and report. Must be called by all processes.
+
+    The main process does the work; nothing of it moves the random generators of training. The loss is that of the
+    weights in float32, whatever the precision of training, since that is how they are used afterwards.
+    """
+    progress, train_loss = session.progress, session.progress.recent_loss
+    result = None
+    if session.runtime.is_main:
+        with torch.random.fork_rng(devices=_cuda(session.runtime.device)):
+            nll, tokens = score_tokens(session.model, session.data.valid, lanes=lanes_for(len(session.data.valid)))
+            result = (nll / tokens, _sample(session))
+    _, val_loss = watch.lap(session, result[0] if result else 0.0)
+    best = math.isfinite(val_loss) and (progress.best_loss is None or val_loss < progress.best_loss)
+    progress.validated_step, progress.val_loss, progress.train_loss = progress.step, val_loss, train_loss
+    if not math.isfinite(val_loss):
+        progress.val_loss = None
+        session.reporter.note(f"step {progress.step}: the validation loss is not finite; these weights are not kept")
+    if best:
+        progress.best_loss, progress.best_step = val_loss, progress.step
+        if session.runtime.is_main:
+            keep_weights(session)
+    if result:
+        _report(session, Validation(progress.step, val_loss, train_loss, best, progress.seconds, result[1]))
+
+
+def keep_weights(session: Session) -> None:
+    """Put the weights of now into the run directory, as those that generation and evaluation load."""
+    fingerprints = {"tokenizer": session.data.tokenizer.fingerprint}
+    artifacts.save_weights(session.out / artifacts.WEIGHTS, session.model, fingerprints)
+
+
+def lanes_for(tokens: int) -> int:
+    """Parts in which a text of so many tokens is scored side by side."""
+    return max(1, min(LANES, tokens // LANE_TOKENS))
+
+
+def _sample(session: Session) -> str | None:
+    config = session.run.train
+    if not config.sample_tokens:
+        return None
+    sampling = SamplingConfig(max_tokens=config.sample_tokens, seed=config.seed)
+    try:
+        (written,) = generate(
+            session.model, session.data.tokenizer, config.sample_prompt, sampling, notify=session.reporter.note
+        )
+    except LTCError as error:
+        session.reporter.note(f"no sample: {error}")
+        return None
+    return config.sample_prompt + written.text
+
+
+def _report(session: Session, result: Validation) -> None:
+    session.record(
+        {
+            "step": result.step,
+            "val_loss": result.val_loss,
+            "train_loss": result.train_loss,
+            "gap": result.gap,
+            "best": result.best,
+            "learning_rate": session.learning_rate,
+            "tokens_per_second": session.progress.tokens_per_second,
+            "seconds": result.seconds,
+            "sample": result.sample,
+        }
+    )
+    session.reporter.validation(result)
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
