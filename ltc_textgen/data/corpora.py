@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltc_textgen.config import DataConfig
+from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
 from ltc_textgen.data.embedded import embedded_documents, embedded_fingerprint
 from ltc_textgen.data.files import Piece, corpus_files, file_digest, read_pieces
@@ -121,9 +121,15 @@ def _named(config: DataConfig) -> Corpus:
     repository = config.data.partition(":")[0]
     local = config.data.startswith((".", "/", "~")) or "\\" in config.data or repository.count("/") != 1
     if local or _exists(path) or path.suffix in {".txt", ".jsonl", ".parquet", ".gz"}:
+        if local and not _exists(path) and path.name == config.data:
+            known = did_you_mean(config.data, ["auto", "wikitext-2", "embedded"])
+            raise DataError(f"{config.data}: no such file or folder, and no corpus of that name{known}")
         source, fingerprint = _files(path, config)
         return _cut(Corpus(config.data, fingerprint, {"train": source}), config)
-    return _from_hub(config.data, config, config.data)
+    try:
+        return _from_hub(config.data, config, config.data)
+    except DataError as error:
+        raise DataError(f"'{config.data}' is no file or folder here, and as a data set of the hub: {error}") from error
 
 
 def _files(path: Path, config: DataConfig) -> tuple[Source, str]:
@@ -155,7 +161,9 @@ def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
     train = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
     if train is None:
         raise DataError(f"{name}: no 'train' split (it has: {', '.join(splits)})")
-    names = {"train": train} | {"test": "test" for _ in [0] if "test" in splits and train != "test"}
+    names = {"train": train}
+    if "test" in splits and train != "test":
+        names["test"] = "test"
     valid = next((split for split in ("validation", "valid", "dev") if split in splits and split != train), None)
     if valid is not None:
         names["valid"] = valid

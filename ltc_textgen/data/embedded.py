@@ -5,6 +5,7 @@ imported to read them, and one version of Python always gives the same text.
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import re
@@ -46,7 +47,8 @@ def embedded_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def embedded_documents() -> Iterator[str]:
+@functools.cache
+def embedded_documents() -> tuple[str, ...]:
     """The cleaned texts: long enough, prose, each only once, and mixed so that any part is like the whole."""
     found: dict[str, str] = {}
     for path in source_files():
@@ -54,7 +56,7 @@ def embedded_documents() -> Iterator[str]:
             clean = clean_text(text)
             if len(clean) >= _SHORTEST:
                 found.setdefault(re.sub(r"\W+", " ", clean).lower(), clean)
-    return iter(sorted(found.values(), key=lambda text: hashlib.sha256(text.encode()).digest()))
+    return tuple(sorted(found.values(), key=lambda text: hashlib.sha256(text.encode()).digest()))
 
 
 def clean_text(text: str) -> str:

@@ -1,8 +1,8 @@
 """Data sets and tokenizers of the Hugging Face hub, without waiting for a hub that does not answer.
 
 The libraries of the hub retry for 23 to 46 seconds when it is gone, and for minutes when it hangs. So what is in the
-cache is used first, without a request; then one request of at most `PATIENCE` seconds decides whether the hub answers,
-and only if it does the libraries may go online.
+cache is used as it is, without a request; else one request of at most `PATIENCE` seconds decides whether the hub
+answers, and only if it does the libraries may go online.
 """
 
 import os
@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +90,8 @@ def load_dataset(identifier: str) -> dict[str, Any]:
             datasets.disable_progress_bars()
         return dict(datasets.load_dataset(name, configuration or None))
 
-    return _cached_or_online(load, f"data set '{identifier}'", f"datasets/{name}/resolve/main/README.md")
+    probe = f"datasets/{name}/resolve/main/README.md"
+    return _cached_or_online(load, f"data set '{identifier}'", probe, _may_be_cached(name))
 
 
 def tokenizer_file(name: str) -> Path:
@@ -103,7 +104,7 @@ def tokenizer_file(name: str) -> Path:
     def load() -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not sys.stderr.isatty():
             disable_progress_bars()
@@ -113,13 +114,11 @@ def tokenizer_file(name: str) -> Path:
             if not _online():
                 # Whether the repository has none, or it is not cached, cannot be told here.
                 return Path(hf_hub_download(name, "vocab.txt"))
-            try:
+            with suppress(EntryNotFoundError):  # it tells whether the vocabulary is lower case
                 hf_hub_download(name, "tokenizer_config.json")
-            except EntryNotFoundError:
-                pass
             return Path(hf_hub_download(name, "vocab.txt"))
 
-    return _cached_or_online(load, f"tokenizer '{name}'", f"{name}/resolve/main/tokenizer.json")
+    return _cached_or_online(load, f"tokenizer '{name}'", f"{name}/resolve/main/tokenizer.json", True)
 
 
 def rows(split: Any, column: str, name: str) -> Iterator[str]:
@@ -145,9 +144,9 @@ def row_documents(texts: Iterator[str]) -> Iterator[Piece]:
 
 
 def articles(lines: Iterator[str]) -> Iterator[Piece]:
-    """WikiText: rows are lines; an article starts at a line ` = Title = ` between two blank ones.
+    r"""WikiText: rows are lines; an article starts at a line ` = Title = ` between two blank ones.
 
-    Blank rows become the blank line ` \\n` that they are in the published files, so that the words counted are too.
+    Blank rows become the blank line ` \n` that they are in the published files, so that the words counted are too.
     """
     article: list[str] = []
     held: list[str] = []  # a blank line, then perhaps a title, whose next line decides
@@ -173,13 +172,14 @@ def articles(lines: Iterator[str]) -> Iterator[Piece]:
         yield "".join(article), True
 
 
-def _cached_or_online(load: Callable[[], _Result], what: str, probe: str) -> _Result:
-    preflight = Preflight(probe)
+def _cached_or_online(load: Callable[[], _Result], what: str, probe: str, likely: bool) -> _Result:
+    # If the cache is unlikely to help, the hub is asked while the libraries are being imported.
+    preflight = None if likely else Preflight(probe)
     try:
         with _offline():
             return load()
     except Exception:  # not in the cache, whichever way the libraries say it
-        problem = preflight.problem()
+        problem = (preflight or Preflight(probe)).problem()
     if problem is not None:
         raise DataError(
             f"{what} is not cached and the hub at {endpoint()} does not answer: {problem}. Connect, or set HF_ENDPOINT "
@@ -189,6 +189,14 @@ def _cached_or_online(load: Callable[[], _Result], what: str, probe: str) -> _Re
         return load()
     except Exception as error:
         raise DataError(f"{what} cannot be had from {endpoint()}: {_reason(error)}") from error
+
+
+def _may_be_cached(name: str) -> bool:
+    """Whether a data set has a folder in the cache. Only a matter of time: the libraries decide."""
+    from huggingface_hub import constants
+
+    cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
+    return (Path(cache) / name.replace("/", "___")).is_dir()
 
 
 def _reason(error: BaseException) -> str:

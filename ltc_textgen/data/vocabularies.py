@@ -56,9 +56,9 @@ def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(size, len(every)),
         min_frequency=2,
-        initial_alphabet=alphabet,
         continuing_subword_prefix=CONTINUES,
-        special_tokens=[SEPARATOR],
+        # The trainer breaks ties by id, and numbers what it is not told here in the order of a randomly seeded hash.
+        special_tokens=every,
         show_progress=False,
     )
     learner.train_from_iterator(_first(texts, _TRAINING_CHARACTERS), trainer)

@@ -1,0 +1,74 @@
+"""Windows of a token stream for training with carried state.
+
+    stream   t0 t1 t2 …                      steps_per_epoch = (tokens - 1) // (lanes · T)
+    lane 0   | window 0 | window 1 | …       every lane is a contiguous part of the stream,
+    lane 1   | window 0 | window 1 | …       and window k + 1 of a lane follows its window k
+
+The state after a window is the state before the next; it is put to rest where an epoch starts. The target of each
+token is the one after it. What does not fill a window in every lane, at the end of the stream, is left out.
+"""
+
+import numpy as np
+import torch
+
+from ltc_textgen.errors import DataError, UsageError
+from ltc_textgen.shapes import Bool, Int, Tensor
+
+
+class Lanes:
+    """Parallel contiguous lanes over a token stream.
+
+    Args:
+        tokens: Token ids, one-dimensional; a memory map stays on disk.
+        batch_size: Lanes, over all processes.
+        sequence_length: T, tokens of a window.
+        rank: Which process this is, 0 to world - 1.
+        world: Processes, each of which gets batch_size / world neighbouring lanes.
+
+    Raises:
+        DataError: If the stream is shorter than one window.
+        UsageError: If it is too short for that many lanes, or the lanes cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, batch_size: int, sequence_length: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size < 1 or sequence_length < 1:
+            raise UsageError(f"lanes: batch_size and sequence_length must be >= 1, got {batch_size}, {sequence_length}")
+        if not 0 <= rank < world:
+            raise UsageError(f"lanes: rank must be in 0..{world - 1}, got {rank}")
+        if batch_size % world:
+            raise UsageError(f"batch_size: {batch_size} lanes cannot be shared evenly by {world} processes")
+        most = (len(tokens) - 1) // sequence_length
+        if most < 1:
+            raise DataError(
+                f"the text has {len(tokens):,} tokens, less than one window of {sequence_length} and its last target; "
+                "give more text or a smaller sequence_length"
+            )
+        if batch_size > most:
+            raise UsageError(
+                f"batch_size: {len(tokens):,} tokens fill {most} lanes of {sequence_length} tokens, not {batch_size}; "
+                "choose a smaller batch_size or sequence_length, or give more text"
+            )
+        self.steps_per_epoch = most // batch_size
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self._tokens = tokens
+        share = batch_size // world
+        length = self.steps_per_epoch * sequence_length
+        self._starts = [lane * length for lane in range(rank * share, (rank + 1) * share)]
+
+    def window(self, step: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Bool[Tensor, " B"]]:
+        """The window of this process at a step >= 0; depends on nothing else.
+
+        Returns:
+            Inputs, targets (the token after each input), both int64, and True for lanes whose state is to be at rest
+            before the window.
+        """
+        if step < 0:
+            raise UsageError(f"lanes: step must be >= 0, got {step}")
+        index = step % self.steps_per_epoch
+        offset, length = index * self.sequence_length, self.sequence_length
+        rows = [self._tokens[start + offset : start + offset + length + 1] for start in self._starts]
+        block = torch.from_numpy(np.stack(rows).astype(np.int64))
+        reset = torch.full((len(rows),), index == 0)
+        return block[:, :-1].contiguous(), block[:, 1:].contiguous(), reset

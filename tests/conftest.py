@@ -1,0 +1,63 @@
+"""No test reaches a network or the user's caches: set before any library of the hub is imported."""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hub import Hub, dead_endpoint
+
+_HOME = Path(tempfile.mkdtemp(prefix="ltc-tests-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {
+    "HF_HOME": str(_HOME / "huggingface"),
+    "LTC_CACHE": str(_HOME / "ltc"),
+    "HF_ENDPOINT": dead_endpoint(),
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+}
+for _key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
+    os.environ.pop(_key, None)
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for token files."""
+    monkeypatch.setenv("LTC_CACHE", str(tmp_path / "ltc-cache"))
+    return tmp_path / "ltc-cache"
+
+
+def use_hub(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point this process and the ones it starts at a hub, with the caches in `home`."""
+    import datasets
+    from huggingface_hub import HfFileSystem, constants
+
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HUGGINGFACE_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(home / "modules"))
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", home / "datasets" / "downloads")
+    HfFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> Iterator[Hub]:
+    """A hub on loopback with WikiText-2 and BERT, empty caches, and this process pointed at it."""
+    with Hub() as running:
+        running.add_wikitext()
+        running.add_bert()
+        use_hub(running.url, tmp_path / "huggingface", monkeypatch)
+        yield running
