@@ -196,6 +196,11 @@ class ModelConfig(Settings):
             raise ValueError(f"contractive goes with coupling = diagonal, not {self.coupling}")
         if self.contractive and self.solver not in (Solver.semi_implicit, Solver.exponential):
             raise ValueError(f"contractive goes with solver = semi_implicit or exponential, not {self.solver}")
+        clusters = len(cutoffs) or 2
+        if self.head == "adaptive" and self.hidden_size < 4**clusters:
+            raise ValueError(
+                f"an adaptive head of {clusters} clusters needs hidden_size >= {4**clusters}, got {self.hidden_size}"
+            )
         if self.wiring and self.coupling not in (Coupling.synaptic, Coupling.cfc):
             raise ValueError(f"wiring goes with coupling = synaptic or cfc, not {self.coupling}")
         return self
@@ -279,6 +284,9 @@ class TrainConfig(Settings):
     )
     threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="CPU threads; all cores if not given."
+    )
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        (), description="Trackers, if installed, that are told what metrics.jsonl is told; none if empty."
     )
 
 
