@@ -34,7 +34,7 @@ A tokenizer that is not lossless (lower-cased, unknown words replaced) makes a t
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -43,6 +43,7 @@ import numpy as np
 import torch
 
 from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.data.tokens import text_parts
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.reading import CHUNK, evaluating
@@ -55,7 +56,8 @@ BATCH_TOKENS = 16_384
 HEAD_LOGITS = 2**23
 """Logits that exist at once: a large vocabulary is scored some tokens at a time."""
 
-DOCUMENTS_AT_ONCE = 64
+PARTS_AT_ONCE = 32
+"""Texts of at most `data.tokens.PART` characters that are tokenised at once."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +153,23 @@ def evaluate(
 
 
 def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.ndarray, int, int]:
-    """The stream of tokens that is scored, (T,) uint32, and the words and bytes of the documents."""
-    separator = np.array([tokenizer.separator_id], np.uint32)
-    parts: list[np.ndarray] = []
+    """The stream of tokens that is scored, (T,) uint32, as in the token files; and the documents' words and bytes."""
     words = size = 0
-    texts = (text for text in documents if text)
-    while group := list(islice(texts, DOCUMENTS_AT_ONCE)):
-        for text, ids in zip(group, tokenizer.encode_arrays(group), strict=True):
-            parts += [separator, ids]
+
+    def counted() -> Iterator[tuple[str, bool]]:
+        nonlocal words, size
+        for text in filter(None, documents):
             words += count_words(text)
             size += len(text.encode())
-    return np.concatenate(parts or [separator]), words, size
+            yield text, True
+
+    separator = np.array([tokenizer.separator_id], np.uint32)
+    stream = [separator[:0]]
+    parts = text_parts(counted(), tokenizer.kind)
+    while group := list(islice(parts, PARTS_AT_ONCE)):
+        for ids, (_, starts) in zip(tokenizer.encode_arrays([text for text, _ in group]), group, strict=True):
+            stream += [separator, ids] if starts else [ids]
+    return np.concatenate(stream), words, size
 
 
 def count_words(text: str) -> int:
