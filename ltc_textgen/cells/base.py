@@ -13,15 +13,18 @@ write `project`, `step` and `time_constants`), and register it in `cells/__init_
 """
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
 
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.shapes import Bool, Float, Tensor
+from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.solvers import Membrane, integrate
+
+Elapsed = Float[Tensor, "..."] | Int[Tensor, "..."] | float | int | None
+"""Time from each token to the next: None (1 everywhere), a number, or a tensor of shape (), (B,), (B, 1) or (B, T)."""
 
 
 class LiquidCell(nn.Module):
@@ -40,7 +43,7 @@ class LiquidCell(nn.Module):
         self.steps, self.step_size = steps, step_size
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "LiquidCell":
         """The cell that `settings` describe, freshly initialised.
 
         Raises:
@@ -104,7 +107,7 @@ class LiquidCell(nn.Module):
         self,
         u: Float[Tensor, "B T D"],
         state: Float[Tensor, "B N"] | None = None,
-        elapsed: Float[Tensor, "..."] | float | None = None,
+        elapsed: Elapsed = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T O"], Float[Tensor, "B N"]]:
         """Run the layer over a sequence (or a chunk, or a single token: the results are the same).
@@ -129,7 +132,7 @@ class LiquidCell(nn.Module):
         self,
         u: Float[Tensor, "B T D"],
         state: Float[Tensor, "B N"] | None = None,
-        elapsed: Float[Tensor, "..."] | float | None = None,
+        elapsed: Elapsed = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
         """As `forward`, but the states of all neurons in place of the outputs."""
@@ -185,7 +188,7 @@ class MembraneCell(LiquidCell):
         self.solver, self.adaptive = Solver(solver), adaptive
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "MembraneCell":
         return cls(input_size, hidden_size, **solver_settings(settings))
 
     @abstractmethod
@@ -239,7 +242,7 @@ def precise(parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return parameter.to(state_dtype(parameter.dtype))
 
 
-def broadcast_elapsed(elapsed: Tensor | float | None, batch: int, tokens: int, like: Tensor) -> Float[Tensor, "B T"]:
+def broadcast_elapsed(elapsed: Elapsed, batch: int, tokens: int, like: Tensor) -> Float[Tensor, "B T"]:
     """Bring elapsed times to one value per token.
 
     Args:
@@ -252,12 +255,19 @@ def broadcast_elapsed(elapsed: Tensor | float | None, batch: int, tokens: int, l
         Elapsed time of every token, (B, T), float32 (float64 if `like` is).
 
     Raises:
-        UsageError: If the shape is another one, or a value is negative or not finite.
+        UsageError: If the shape is another one, a value is negative or not finite, or it is of a type that is no time.
     """
     dtype = state_dtype(like.dtype)
     if elapsed is None:
         return torch.ones(batch, tokens, dtype=dtype, device=like.device)
-    time = torch.as_tensor(elapsed, dtype=dtype, device=like.device)
+    time = (
+        elapsed.to(like.device)
+        if isinstance(elapsed, Tensor)
+        else torch.tensor(elapsed, dtype=dtype, device=like.device)
+    )
+    if time.dtype == torch.bool or time.is_complex():
+        raise UsageError(f"elapsed: expected numbers, got {time.dtype}")
+    time = time.to(dtype)
     if time.shape == (batch,):
         time = time[:, None]
     if time.shape not in {(), (batch, 1), (batch, tokens)}:

@@ -17,7 +17,7 @@ Source:
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -200,7 +200,7 @@ class CfCCell(LiquidCell):
             synapses = wiring.adjacency[layer]
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "CfCCell":
         """As in `LiquidCell`; refuses a solver, which has nothing to do here, and frozen time constants.
 
         Raises:

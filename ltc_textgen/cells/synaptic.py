@@ -11,7 +11,7 @@ Source:
     Hasani et al. 2021, arXiv:2006.04439; Lechner et al. 2020, Nature Machine Intelligence 2, 642-652.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ class SynapticCell(MembraneCell):
         self.reset_parameters()
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "SynapticCell":
         wiring = build_wiring(settings.wiring, input_size, hidden_size)
         return cls(input_size, hidden_size, wiring=wiring, **solver_settings(settings))
 
