@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ltc_textgen.config import ModelConfig, RunConfig, did_you_mean
-from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.shapes import Tensor
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def save_run(
     directory.mkdir(parents=True, exist_ok=True)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.separator_id)
     model.generation_config.update(**ids)
-    write_atomic(directory / "config.json", model.config.to_json_string(use_diff=False))
+    write_atomic(directory / "config.json", model.config.to_json_string())
     write_atomic(directory / "generation_config.json", model.generation_config.to_json_string())
     tokenizer.save(directory)
     save_facts(directory, run, facts)
@@ -249,16 +249,14 @@ def load_settings(directory: Path) -> ModelConfig:
     Raises:
         ArtifactError: If a key is unknown, a value out of range, or the model is of another type.
     """
-    from dataclasses import fields
-
-    from transformers import PreTrainedConfig
+    from ltc_textgen.huggingface import LTCConfig
 
     path = directory / "config.json"
     content = read_json(path)
     if content.get("model_type") != "ltc":
         raise ArtifactError(f"{path}: model_type is {content.get('model_type')!r}, expected 'ltc'")
-    theirs = {f.name for f in fields(PreTrainedConfig)} | {"model_type", "transformers_version", "auto_map", "dtype"}
-    unknown = sorted(set(content) - set(ModelConfig.model_fields) - theirs)
+    known = set(LTCConfig().to_dict()) | {"auto_map"}
+    unknown = sorted(name for name in content if name not in known and not name.startswith("_"))
     if unknown:
         hint = did_you_mean(unknown[0], list(ModelConfig.model_fields))
         raise ArtifactError(f"{path}: unknown key '{unknown[0]}'{hint}")
@@ -281,14 +279,17 @@ def load_run(path: Path | str, device: str = "cpu") -> Run:
     if not directory.is_dir():
         raise ArtifactError(f"{directory} is not a directory: train one with `ltc train --out {directory}`")
     settings = load_settings(directory)
-    tokenizer = TextTokenizer.load(directory)
+    try:
+        tokenizer = TextTokenizer.load(directory)
+    except DataError as error:
+        raise ArtifactError(str(error)) from None
     if tokenizer.vocab_size != settings.input_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {settings.input_size}"
         raise ArtifactError(f"{directory}: the tokenizer does not fit the model: it has {sizes}")
     model = LiquidTimeConstantNetwork.from_settings(settings)
     header = load_weights(directory / WEIGHTS, model)
     if header.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-        raise ArtifactError(f"{directory}: tokenizer.json is not the one that the model was trained with")
+        raise ArtifactError(f"{directory}: tokenizer.json is not the one that {WEIGHTS} was trained with")
     if (directory / "generation_config.json").exists():
         model.generation_config.update(**read_json(directory / "generation_config.json"))
     config, facts = None, {}

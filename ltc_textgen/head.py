@@ -37,7 +37,7 @@ class AdaptiveHead(nn.Module):
     """Adaptive softmax: frequent tokens in a short list, rare ones in clusters with narrower matrices.
 
     It needs to know which tokens are frequent: `rank_by` takes their counts in the training text. Without, token ids
-    are taken to be sorted by frequency already.
+    are taken to be sorted by frequency already. The vectors of cluster k are narrower by a factor of 4**k.
 
     Source:
         Grave et al. 2017, arXiv:1609.04309.

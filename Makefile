@@ -1,0 +1,42 @@
+# Works alone on a fresh clone: only make and Python 3.11 to 3.13 are needed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/default
+PROMPT ?=
+
+.PHONY: help install run test lint bench sanitize clean
+
+help:            ## show this list
+	@sed -n 's/^\([a-z]*\): *[^#]*## /  make \1	/p' Makefile
+
+install: $(VENV)/.installed  ## create .venv and install the package with what it needs
+
+run: $(VENV)/.installed  ## train (WikiText-2; without a hub the text inside Python), then write text
+	$(BIN)/python train.py --resume --out $(RUN)
+	$(BIN)/python run.py $(RUN) --prompt "$(PROMPT)" --max-tokens 200
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.dev  ## check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
+	$(BIN)/python benchmarks/speed.py
+
+clean:           ## remove what the targets above made, but no runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard ltc_textgen/kernels/*/*)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

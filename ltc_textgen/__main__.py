@@ -1,0 +1,5 @@
+"""`python -m ltc_textgen` is `ltc`."""
+
+from ltc_textgen.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The commands of `ltc`, a file each."""

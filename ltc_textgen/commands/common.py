@@ -1,0 +1,82 @@
+"""What several commands share: options made from settings, durations, notices, JSON."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from ltc_textgen.errors import UsageError
+
+DEFAULT_RUN = Path("runs/default")
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="Run directory that `ltc train` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores if not given.")]
+
+
+def describe(settings: type[BaseModel], name: str, *flags: str, **more: Any) -> Any:
+    """An option whose help, and default in the help, are those of a settings field: said once, in `config`."""
+    field = settings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    shown = {"show_default": str(default)} if default not in (None, "", ()) else {"show_default": False}
+    return typer.Option(*flags, help=field.description, **{**shown, **more})
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+def seconds(text: str) -> float:
+    """Read a duration.
+
+    Args:
+        text: A number of seconds, or numbers with units: "80s", "15m", "1h30m".
+
+    Raises:
+        UsageError: If it is not a duration above zero.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    if not parts or "".join(n + u for n, u in parts) != re.sub(r"\s", "", text.lower()):
+        raise UsageError(f"not a duration: {text!r} (write 80s, 15m or 1h30m)")
+    total = sum(float(number) * units[unit] for number, unit in parts)
+    if total <= 0:
+        raise UsageError(f"a duration must be above zero, got {text!r}")
+    return total
+
+
+def notify(message: str) -> None:
+    """Tell the user something on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    """Print the one JSON document of a command."""
+    print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def prepare_torch(device: str, threads: int | None) -> str:
+    """Set the threads and resolve "auto" to the best device here.
+
+    Raises:
+        UsageError: If the device does not exist here.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from None
+    return device

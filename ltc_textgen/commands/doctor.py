@@ -1,0 +1,64 @@
+"""`ltc doctor`: what is here, what works, and what to do where it does not."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ltc_textgen.commands.common import Json, print_json
+
+EXAMPLES = """Examples:
+
+`ltc doctor`
+
+`ltc doctor --json` (to paste into a bug report)
+"""
+
+PACKAGES = ("ltc-textgen", "torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, kernels, the hub and the cache, and what to do where something is missing."""
+    report = examine()
+    if as_json:
+        print_json(report)
+        return
+    for topic, facts in report.items():
+        print(topic)
+        for name, value in facts.items():
+            print(f"  {name:<18}{value}")
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Everything that the command shows, by topic."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "machine": _machine(),
+        "kernels": _kernels(),
+        "data": _data(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "cuda": ", ".join(gpus) or "none",
+        "mps": "yes" if torch.backends.mps.is_available() else "no",
+        "bfloat16 on cpu": "fast" if torch.cpu._is_avx512_bf16_supported() else "slow: use --set precision=no",
+        "terminal": "yes" if sys.stderr.isatty() else "no",
+    }

@@ -1,0 +1,138 @@
+"""`ltc generate`: write text with a trained network."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ltc_textgen.commands.common import (
+    DEFAULT_RUN,
+    Device,
+    Json,
+    RunDirectory,
+    Threads,
+    describe,
+    given,
+    notify,
+    prepare_torch,
+    print_json,
+)
+from ltc_textgen.config import SamplingConfig
+from ltc_textgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from ltc_textgen.generation import Piece
+
+EXAMPLES = """Examples:
+
+`ltc generate runs/book --prompt "It was" --max-tokens 300`
+
+`ltc generate runs/book --prompt "ROMEO:" --temperature 0.7 --top-p 0.9 --seed 1 --stop "JULIET:"`
+
+`ltc generate runs/book --prompt - < letter.txt` (the prompt from stdin)
+
+`ltc generate runs/book --prompt "It was" --num-samples 4 --json`
+"""
+
+
+def generate(
+    run_dir: RunDirectory = DEFAULT_RUN,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Text to continue; - reads it from stdin.")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="File with the text to continue.")] = None,
+    max_tokens: Annotated[int | None, describe(SamplingConfig, "max_tokens", "--max-tokens", "-n")] = None,
+    temperature: Annotated[float | None, describe(SamplingConfig, "temperature")] = None,
+    top_k: Annotated[int | None, describe(SamplingConfig, "top_k")] = None,
+    top_p: Annotated[float | None, describe(SamplingConfig, "top_p")] = None,
+    min_p: Annotated[float | None, describe(SamplingConfig, "min_p")] = None,
+    repetition_penalty: Annotated[float | None, describe(SamplingConfig, "repetition_penalty")] = None,
+    seed: Annotated[int | None, describe(SamplingConfig, "seed")] = None,
+    stop: Annotated[list[str] | None, describe(SamplingConfig, "stop")] = None,
+    num_samples: Annotated[int | None, describe(SamplingConfig, "num_samples")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Write text with a trained network: the prompt, and what it makes of it, as it is made."""
+    values = given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        num_samples=num_samples,
+    )
+    sampling = SamplingConfig.parse(values)
+    text = read_prompt(prompt, prompt_file)
+    from ltc_textgen.artifacts import load_run
+    from ltc_textgen.generation import generate as complete
+    from ltc_textgen.generation import generate_stream
+
+    run = load_run(run_dir, prepare_torch(device, threads))
+    if as_json:
+        completions = complete(run.model, run.tokenizer, text, sampling, notify=notify)
+        samples = [completion.to_dict() for completion in completions]
+        print_json({"prompt": text, "samples": samples, "sampling": sampling.model_dump(mode="json")})
+        return
+    pieces = generate_stream(run.model, run.tokenizer, text, sampling, notify=notify)
+    last = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
+    notify(f"{last.tokens} tokens, {last.tokens / max(last.seconds, 1e-9):,.0f} tokens/s, seed {last.seed}")
+
+
+def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The prompt from the command line, a file or stdin; empty if none was given.
+
+    Raises:
+        UsageError: If two were given, or one cannot be read.
+    """
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file exclude each other")
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and prompt_file is None:
+        return ""
+    try:
+        content = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
+        return content.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the prompt file {prompt_file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt is not UTF-8: byte {error.start}") from None
+
+
+def show_one(prompt: str, pieces: Iterator["Piece"]) -> "Piece":
+    """Print one text as it is made, and return its last piece."""
+    _write(prompt)
+    last: Any = None
+    for piece in pieces:
+        _write(piece.text)
+        last = piece
+    _write("\n")
+    return last
+
+
+def show_many(prompt: str, pieces: Iterator["Piece"], count: int) -> "Piece":
+    """Print several texts one after the other, each as soon as those before it are complete."""
+    texts, finished, shown = [""] * count, [False] * count, 0
+    last: Any = None
+    for piece in pieces:
+        last = piece
+        texts[piece.sample] += piece.text
+        finished[piece.sample] = piece.finish_reason is not None
+        while shown < count and finished[shown]:
+            _write(f"--- sample {shown + 1} of {count}\n{prompt}{texts[shown]}\n")
+            shown += 1
+    return last
+
+
+def _write(text: str) -> None:
+    # A terminal that cannot show a character shows its escape instead of failing.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()

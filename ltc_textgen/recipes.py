@@ -1,0 +1,130 @@
+"""From recipe file, presets, flags and `--set` to one `RunConfig`: later sources win.
+
+defaults < preset < config file < flags and --set
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ltc_textgen.config import DataConfig, ModelConfig, TrainConfig, did_you_mean
+from ltc_textgen.errors import UsageError
+
+SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+LENGTHS = ("epochs", "max_steps", "time_budget")
+"""Settings of which one says how long a run is."""
+
+Recipe = dict[str, dict[str, Any]]
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(
+        p.name.removesuffix(".toml") for p in files("ltc_textgen.presets").iterdir() if p.name.endswith(".toml")
+    )
+
+
+def preset_text(name: str) -> str:
+    """The recipe file of a preset, with its comments.
+
+    Raises:
+        UsageError: If there is no preset of this name.
+    """
+    if name not in preset_names():
+        raise UsageError(f"unknown preset '{name}'{did_you_mean(name, preset_names())}")
+    return files("ltc_textgen.presets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_preset(name: str) -> Recipe:
+    """A preset as a recipe."""
+    return tomllib.loads(preset_text(name))
+
+
+def load_file(path: Path) -> Recipe:
+    """A recipe from a TOML file, or from the training.json of a run.
+
+    Raises:
+        UsageError: If the file cannot be read, is not of its format, or has an unknown section.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the config file {path}: {error}") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is not {path.suffix.removeprefix('.') or 'toml'}: {error}") from None
+    recipe = content.get("run", content) if path.suffix == ".json" else content
+    for section, values in recipe.items():
+        if section not in SECTIONS:
+            raise UsageError(f"{path}: unknown section '{section}'{did_you_mean(section, list(SECTIONS))}")
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: {section} must be a table of keys, got {values!r}")
+    return recipe
+
+
+def assignments(texts: Iterable[str]) -> Recipe:
+    """The recipe that `--set key=value` options make.
+
+    A key is a name of `config` ("learning_rate"), with or without its section ("train.learning_rate"), and may go
+    deeper ("wiring.kind"). A value is a TOML value, or else a text.
+    """
+    recipe: Recipe = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {text!r}: expected key=value")
+        section, *path = _locate(key.strip())
+        place: dict[str, Any] = recipe.setdefault(section, {})
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = _value(value.strip())
+    return recipe
+
+
+def _locate(key: str) -> list[str]:
+    path = key.split(".")
+    if path[0] in SECTIONS and len(path) > 1:
+        return path
+    for section, settings in SECTIONS.items():
+        if path[0] in settings.model_fields:
+            return [section, *path]
+    known = [name for settings in SECTIONS.values() for name in settings.model_fields]
+    raise UsageError(f"--set: unknown key '{key}'{did_you_mean(path[0], known)}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def merge(*recipes: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """Lay recipes over each other; later ones win, key by key.
+
+    Of epochs, max_steps and time_budget one says how long a run is: a later recipe's one removes an earlier one's.
+
+    Raises:
+        UsageError: If one recipe sets two of them.
+    """
+    merged: Recipe = {}
+    for recipe in recipes:
+        lengths = [name for name in LENGTHS if recipe.get("train", {}).get(name) is not None]
+        if len(lengths) > 1:
+            raise UsageError(f"{' and '.join(lengths)} exclude each other: which one says how long the run is?")
+        if lengths:
+            merged["train"] = {k: v for k, v in merged.get("train", {}).items() if k not in LENGTHS}
+        for section, values in recipe.items():
+            _lay_over(merged.setdefault(section, {}), values)
+    return merged
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(key), dict):
+            _lay_over(below[key], value)
+        else:
+            below[key] = dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,186 @@
+"""Run directories: written whole, checked before they are believed."""
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ltc_textgen import artifacts
+from ltc_textgen.artifacts import load_run, save_run, save_weights, verify_manifest, write_atomic, write_manifest
+from ltc_textgen.config import ModelConfig, RunConfig
+from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.model import LiquidTimeConstantNetwork
+
+SETTINGS = {"coupling": "diagonal", "block": "liquid", "hidden_size": 6, "num_layers": 2}
+
+
+def tokenizer() -> TextTokenizer:
+    return character_tokenizer("abcdefg hij\n")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = RunConfig.parse({"model": SETTINGS})
+    model = LiquidTimeConstantNetwork.from_settings(config.model_config_for(tokenizer().vocab_size))
+    save_run(tmp_path / "run", model, tokenizer(), config, {"corpus": "letters"})
+    save_weights(tmp_path / "run" / "model.safetensors", model, {"tokenizer": tokenizer().fingerprint})
+    return tmp_path / "run"
+
+
+def refuse(run: Path, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message) as error:
+        load_run(run)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_loads_with_nothing_else(run: Path) -> None:
+    moved = run.rename(run.parent / "elsewhere with spaces é")
+    loaded = load_run(moved)
+    assert loaded.config == RunConfig.parse({"model": SETTINGS})
+    assert loaded.facts == {"corpus": "letters"}
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("abc\nhij")) == "abc\nhij"
+    assert not loaded.model.training
+    weights = load_file(moved / "model.safetensors")
+    torch.testing.assert_close(loaded.model.embedding.weight.detach(), weights["embedding.weight"], rtol=0, atol=0)
+    assert loaded.model.generation_config.eos_token_id == loaded.tokenizer.separator_id
+
+
+@pytest.mark.parametrize("offset", [-1, -400, 9, 60])
+def test_a_flipped_bit_in_the_weights_is_refused(run: Path, offset: int) -> None:
+    path = run / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 4
+    path.write_bytes(content)
+    refuse(run, r"model\.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_truncated_weights_are_refused(run: Path, length: int) -> None:
+    path = run / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    refuse(run, r"model\.safetensors is damaged or not a safetensors file")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_pickles_are_refused_and_never_run(run: Path, name: str) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (run / "exploded",))
+
+    (run / "model.safetensors").unlink()
+    (run / name).write_bytes(pickle.dumps(Bomb()))
+    refuse(run, "pickled weights are refused" if name.endswith(".bin") else "not a safetensors file")
+    assert not (run / "exploded").exists()
+
+
+def test_weights_of_another_configuration_are_refused(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
+    refuse(run, "weights were saved with another configuration")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("norm.weight"), "it lacks norm.weight"),
+        (lambda w: w.update(extra=torch.zeros(1)), "it has extra, which the configuration does not know"),
+        (lambda w: w.update({"norm.weight": torch.zeros(3)}), r"norm\.weight: expected \(6,\), got \(3,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(run: Path, change: object, message: str) -> None:
+    weights = load_file(run / "model.safetensors")
+    change(weights)  # type: ignore[operator]
+    save_file(weights, run / "model.safetensors")
+    refuse(run, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"config\.json is damaged"),
+        ("[]", "expected a JSON object, got list"),
+        ('{"model_type": "gpt2"}', "model_type is 'gpt2', expected 'ltc'"),
+        ('{"model_type": "ltc", "input_size": -1}', "input_size: input should be greater than or equal to 1"),
+        ('{"model_type": "ltc", "input_size": 5, "hiden_size": 1}', "unknown key 'hiden_size' .did you mean"),
+        ('{"model_type": "ltc", "input_size": "many"}', "input_size: input should be a valid integer"),
+    ],
+)
+def test_a_bad_configuration_is_refused_with_its_key(run: Path, content: str, message: str) -> None:
+    (run / "config.json").write_text(content)
+    refuse(run, message)
+
+
+def test_another_tokenizer_is_refused(run: Path) -> None:
+    character_tokenizer("abc").save(run)
+    refuse(run, "the tokenizer does not fit the model: it has 5 tokens, the model knows 14")
+    character_tokenizer("ABCDEFG HIJ\n").save(run)
+    refuse(run, r"tokenizer\.json is not the one that model\.safetensors was trained with")
+
+
+def test_a_missing_file_or_directory_is_named(run: Path) -> None:
+    refuse(run / "nowhere", "is not a directory: train one")
+    (run / "tokenizer.json").unlink()
+    refuse(run, r"tokenizer\.json")
+    (run / "config.json").unlink()
+    refuse(run, r"is not a run directory: it has no config\.json")
+
+
+def test_numbers_that_are_not_finite_are_never_saved(run: Path) -> None:
+    model = load_run(run).model
+    before = (run / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    with pytest.raises(LTCError, match=r"not saved: norm\.weight holds numbers that are not finite"):
+        save_weights(run / "model.safetensors", model, {})
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", full)
+    with pytest.raises(LTCError, match="cannot write .*file: No space left on device"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_manifests_name_what_changed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    write_manifest(tmp_path, {"step": 3})
+    assert verify_manifest(tmp_path)["step"] == 3
+    (tmp_path / "a").write_text("3")
+    with pytest.raises(ArtifactError, match="a is damaged"):
+        verify_manifest(tmp_path)
+    (tmp_path / "a").unlink()
+    with pytest.raises(ArtifactError, match="a is missing"):
+        verify_manifest(tmp_path)
+
+
+def test_what_save_pretrained_wrote_loads_too(run: Path) -> None:
+    model = load_run(run).model
+    with torch.no_grad():
+        model.norm.weight[0] = 3.0
+    model.save_pretrained(run)
+    (run / "training.json").unlink()
+    again = load_run(run)
+    assert again.config is None
+    assert again.model.norm.weight[0].item() == 3.0
+
+
+def test_settings_have_a_fingerprint() -> None:
+    one, two = (ModelConfig(input_size=5, hidden_size=size) for size in (3, 4))
+    assert artifacts.fingerprint(one) != artifacts.fingerprint(two)
+    assert artifacts.fingerprint(one) == artifacts.fingerprint(ModelConfig(input_size=5, hidden_size=3))

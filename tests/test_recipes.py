@@ -1,0 +1,80 @@
+"""Recipes: every preset is valid, later sources win, one setting says how long a run is."""
+
+from pathlib import Path
+
+import pytest
+
+from ltc_textgen import recipes
+from ltc_textgen.config import RunConfig
+from ltc_textgen.errors import UsageError
+
+
+@pytest.mark.parametrize("name", recipes.preset_names())
+def test_every_preset_is_valid_and_says_what_it_is_for(name: str) -> None:
+    assert RunConfig.parse(recipes.load_preset(name), name)
+    assert recipes.preset_text(name).startswith("# ")
+
+
+def test_there_are_the_presets_that_the_documentation_names() -> None:
+    assert {"char-fast", "char-best", "wikitext-2", "embedded"} <= set(recipes.preset_names())
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown preset 'charfast' .did you mean 'char-fast'"):
+        recipes.load_preset("charfast")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learning_rate=1e-3", {"train": {"learning_rate": 1e-3}}),
+        ("train.learning_rate = 0.1", {"train": {"learning_rate": 0.1}}),
+        ("solver=runge_kutta", {"model": {"solver": "runge_kutta"}}),
+        ("wiring.kind=ncp", {"model": {"wiring": {"kind": "ncp"}}}),
+        ("tie_embeddings=true", {"model": {"tie_embeddings": True}}),
+        ("adaptive_cutoffs=[10, 20]", {"model": {"adaptive_cutoffs": [10, 20]}}),
+        ("sample_prompt=a = b", {"train": {"sample_prompt": "a = b"}}),
+    ],
+)
+def test_assignments(text: str, expected: dict) -> None:
+    assert recipes.assignments([text]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat=1", "unknown key 'learning_rat' .did you mean 'learning_rate'"),
+        ("learning_rate", "expected key=value"),
+        ("=3", "expected key=value"),
+    ],
+)
+def test_bad_assignments(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipes.assignments([text])
+
+
+def test_later_recipes_win_and_one_length_remains() -> None:
+    preset = {"train": {"time_budget": 80.0, "batch_size": 4}, "model": {"wiring": {"kind": "random", "seed": 1}}}
+    merged = recipes.merge(preset, {"train": {"max_steps": 3}}, {"model": {"wiring": {"seed": 2}}})
+    assert merged["train"] == {"batch_size": 4, "max_steps": 3}
+    assert merged["model"]["wiring"] == {"kind": "random", "seed": 2}
+    assert preset["model"]["wiring"] == {"kind": "random", "seed": 1}, "the sources are left as they are"
+
+
+def test_two_lengths_in_one_source_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="epochs and time_budget exclude each other"):
+        recipes.merge({"train": {"epochs": 1, "time_budget": 3.0}})
+
+
+def test_config_files(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[train]\nbatch_size = 3\n")
+    assert recipes.load_file(path) == {"train": {"batch_size": 3}}
+    path.write_text("[trian]\nbatch_size = 3\n")
+    with pytest.raises(UsageError, match="unknown section 'trian' .did you mean 'train'"):
+        recipes.load_file(path)
+    path.write_text("[train\n")
+    with pytest.raises(UsageError, match="is not toml"):
+        recipes.load_file(path)
+    with pytest.raises(UsageError, match="cannot read the config file"):
+        recipes.load_file(tmp_path / "none.toml")
