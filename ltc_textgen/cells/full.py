@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.cells.base import MembraneCell, precise
+from ltc_textgen.kernels import choose
+from ltc_textgen.kernels.full import full_scan
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
@@ -59,3 +61,12 @@ class FullCell(MembraneCell):
             return (leak + f if self.adaptive else leak), f * reversal
 
         return conductances
+
+    def scan(
+        self, drive: Float[Tensor, "B T N"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        if choose(drive) != "cpu":
+            return super().scan(drive, x, elapsed)
+        neurons = (self.recurrent_weight, self.reversal, self.capacitance, torch.exp(-self.log_tau))
+        h = elapsed * self.step_size
+        return full_scan(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)

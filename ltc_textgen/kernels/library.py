@@ -1,7 +1,7 @@
 """The shared library of CPU kernels: found, loaded with ctypes, and its status codes turned into errors.
 
 The structures mirror `csrc/kernels.h`. A kernel takes plain pointers, so whoever calls one answers for shapes, dtypes
-and contiguity: `matrix` checks them.
+and contiguity (see `operators.dense`).
 """
 
 import ctypes
@@ -66,18 +66,6 @@ def use_instruction_set(name: str) -> bool:
 def threads_for(sigmoids: int) -> int:
     """Threads worth waking for so much work, at most what PyTorch uses."""
     return 1 if sigmoids < SMALL else torch.get_num_threads()
-
-
-def matrix(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`tensor` as a kernel can read it: dense, in this order of dimensions.
-
-    Raises:
-        UsageError: If dtype, device or shape differ from what the kernel expects.
-    """
-    if tensor.shape != shape or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise UsageError(f"{name}: expected {shape} torch.float32 on cpu, got {got}")
-    return tensor.contiguous()
 
 
 def raise_for(status: int, dt: Tensor, capacitance: Tensor, leak: Tensor) -> None:

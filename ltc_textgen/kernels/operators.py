@@ -1,8 +1,24 @@
-"""What the fused operators share."""
+"""How a fused scan becomes an operator that autograd, torch.compile and export see.
+
+All scans have one form: inputs of known shapes, the first three of them drive, x0 and dt; states after each token out.
+`ScanOperator` registers such a kernel with PyTorch: the operator, its gradient (an operator too), and the shapes of both.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from ltc_textgen.shapes import Tensor
+from ltc_textgen.config import Solver
+from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.library import LIBRARY, SOLVER_CODES, Shape, pointers, raise_for, threads_for
+from ltc_textgen.shapes import Float, Tensor
+
+Shapes = Callable[[int, int, int], tuple[tuple[int, ...], ...]]
+
+BLOCK = 16
+"""Neurons to a multiple of which a tape is padded; kBlock in csrc/recurrence.h."""
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -18,3 +34,169 @@ def is_plain(*tensors: Tensor) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+def dense(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """`tensor` as a kernel can read it: of this shape and dtype, on the CPU, without gaps.
+
+    Raises:
+        UsageError: If it is another tensor; the message names expected and got.
+    """
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise UsageError(f"{name}: expected {shape} {dtype} on cpu, got {got}")
+    return tensor.contiguous()
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where its values are; None stays None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+class ScanOperator:
+    """A fused scan with its gradient.
+
+    Args:
+        name: The operator is `ltc::<name>_scan`, the functions of the library `ltc_<name>_forward` and `_backward`.
+        inputs: Names of the inputs, as in csrc/kernels.h; "mask" is boolean and has no gradient.
+        shapes: B, T, N -> shape of every input.
+        per_stage: Floats per neuron and solver stage that the forward pass keeps for the gradient.
+        dense_cost: Whether a stage costs N^2 sigmoids or products (else N), to know when threads pay.
+    """
+
+    def __init__(
+        self, name: str, inputs: tuple[str, ...], shapes: Shapes, per_stage: int = 0, dense_cost: bool = True
+    ) -> None:
+        self.name, self.inputs, self.shapes = name, inputs, shapes
+        self.per_stage, self.dense_cost = per_stage, dense_cost
+        fields = pointers(*inputs, "states", *(("tape",) if per_stage else ()))
+        self.forward_arrays = type("Forward", (ctypes.Structure,), {"_fields_": fields})
+        differentiable = [f"{name}_grad" for name in inputs if name != "mask"]
+        fields = (("forward", self.forward_arrays), *pointers("states_grad", "last_grad", *differentiable))
+        self.backward_arrays = type("Backward", (ctypes.Structure,), {"_fields_": fields})
+        self._register()
+
+    def __call__(
+        self, *inputs: Tensor, steps: int, solver: Solver, adaptive: bool
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        """States after each token, and the last.
+
+        Raises:
+            UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
+        """
+        code = SOLVER_CODES[solver]
+        if is_plain(*inputs):
+            states, last, _ = self._forward(*inputs, steps, code, adaptive, False)
+        else:
+            keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+            states, last, _ = self._operator(*inputs, steps, code, adaptive, keep)
+        return states, last
+
+    def _register(self) -> None:
+        tensors = ", ".join(f"Tensor {name}" for name in self.inputs)
+        method = "int steps, int solver, bool adaptive"
+        options: dict[str, Any] = {"mutates_args": (), "device_types": "cpu"}
+        schema = f"({tensors}, {method}, bool keep) -> (Tensor states, Tensor last, Tensor tape)"
+        self._operator: Any = torch.library.custom_op(
+            f"ltc::{self.name}_scan", self._forward, schema=schema, **options
+        )
+        results = ", ".join("Tensor" for _ in self.inputs)
+        schema = f"(Tensor? states_grad, Tensor? last_grad, Tensor states, Tensor tape, {tensors}, {method}, bool with_dt)"
+        self._gradient: Any = torch.library.custom_op(
+            f"ltc::{self.name}_scan_backward", self._backward, schema=f"{schema} -> ({results})", **options
+        )
+        self._operator.register_fake(self._forward_shapes)
+        self._gradient.register_fake(self._backward_shapes)
+        self._operator.register_autograd(self._differentiate, setup_context=self._keep)
+
+    def _arrays(self, inputs: tuple[Tensor, ...], sizes: tuple[int, int, int]) -> list[Tensor]:
+        checked = []
+        for name, tensor, shape in zip(self.inputs, inputs, self.shapes(*sizes), strict=True):
+            checked.append(dense(name, tensor, shape, torch.bool if name == "mask" else torch.float32))
+        return checked
+
+    def _sizes(self, inputs: tuple[Tensor, ...]) -> tuple[int, int, int]:
+        drive, x0 = inputs[0], inputs[1]
+        if drive.ndim != 3 or x0.ndim != 2 or 0 in drive.shape or 0 in x0.shape:
+            got = f"{tuple(drive.shape)} and {tuple(x0.shape)}"
+            raise UsageError(f"drive and x0: expected (B, T, _) and (B, N) with B, T, N >= 1, got {got}")
+        return drive.shape[0], drive.shape[1], x0.shape[1]
+
+    def _shape(self, sizes: tuple[int, int, int], steps: int, solver: int, adaptive: bool) -> Shape:
+        if not 1 <= steps < 2**31:
+            raise UsageError(f"steps: expected 1 or more, got {steps}")
+        work = sizes[0] * sizes[1] * sizes[2] * steps * (sizes[2] if self.dense_cost else 1)
+        return Shape(*sizes, steps, solver, adaptive, threads_for(work))
+
+    def _tape_shape(self, sizes: tuple[Any, ...], steps: int, solver: int) -> tuple[Any, ...]:
+        stages = steps * (4 if solver == SOLVER_CODES[Solver.runge_kutta] else 1)
+        return (sizes[0], sizes[1], stages, self.per_stage, (sizes[2] + BLOCK - 1) // BLOCK * BLOCK)
+
+    def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *inputs, steps, solver, adaptive, keep = arguments
+        sizes = self._sizes(tuple(inputs))
+        arrays = self._arrays(tuple(inputs), sizes)
+        shape = self._shape(sizes, steps, solver, adaptive)
+        states = torch.empty(sizes)
+        tape = torch.empty(self._tape_shape(sizes, steps, solver) if keep and self.per_stage else 0)
+        call = self.forward_arrays(*map(address, arrays), address(states))
+        if self.per_stage and keep:
+            call.tape = address(tape)
+        run = getattr(LIBRARY, f"ltc_{self.name}_forward")
+        self._check(run(ctypes.byref(shape), ctypes.byref(call)), inputs)
+        return states, states[:, -1].clone(), tape
+
+    def _backward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        states_grad, last_grad, states, tape, *inputs, steps, solver, adaptive, with_dt = arguments
+        sizes = self._sizes(tuple(inputs))
+        arrays = self._arrays(tuple(inputs), sizes)
+        shape = self._shape(sizes, steps, solver, adaptive)
+        states = dense("states", states, sizes)
+        if self.per_stage:
+            tape = dense("tape", tape, self._tape_shape(sizes, steps, solver))
+        if states_grad is not None:
+            states_grad = dense("gradient of states", states_grad, sizes)
+        if last_grad is not None:
+            last_grad = dense("gradient of last", last_grad, (sizes[0], sizes[2]))
+        gradients = [torch.empty(self._gradient_shape(i, arrays, with_dt)) for i in range(len(arrays))]
+        wanted = [None if g.numel() == 0 else g for g, n in zip(gradients, self.inputs, strict=True) if n != "mask"]
+        forward = self.forward_arrays(*map(address, arrays), address(states))
+        if self.per_stage:
+            forward.tape = address(tape)
+        call = self.backward_arrays(forward, address(states_grad), address(last_grad), *map(address, wanted))
+        run = getattr(LIBRARY, f"ltc_{self.name}_backward")
+        self._check(run(ctypes.byref(shape), ctypes.byref(call)), inputs)
+        return tuple(gradients)
+
+    def _gradient_shape(self, index: int, inputs: Any, with_dt: bool) -> Any:
+        name = self.inputs[index]
+        return (0,) if name == "mask" or (name == "dt" and not with_dt) else inputs[index].shape
+
+    def _check(self, status: int, inputs: list[Tensor]) -> None:
+        if status:
+            named = dict(zip(self.inputs, inputs, strict=True))
+            raise_for(status, named["dt"], named["capacitance"], named["leak"])
+
+    def _forward_shapes(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        drive, x0, *_, steps, solver, _, keep = arguments
+        sizes = (drive.shape[0], drive.shape[1], x0.shape[1])
+        tape = self._tape_shape(sizes, steps, solver) if keep and self.per_stage else (0,)
+        return drive.new_empty(sizes), x0.new_empty(x0.shape), drive.new_empty(tape)
+
+    def _backward_shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
+        _, _, states, _, *inputs, _, _, _, with_dt = arguments
+        return tuple(states.new_empty(self._gradient_shape(i, inputs, with_dt)) for i in range(len(inputs)))
+
+    def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(output[0], output[2], *inputs[: len(self.inputs)])
+        ctx.method = inputs[len(self.inputs) : -1]
+
+    def _differentiate(self, ctx: Any, states_grad: Any, last_grad: Any, _: Any) -> tuple[Tensor | None, ...]:
+        if states_grad is None and last_grad is None:
+            return (None,) * (len(self.inputs) + 4)
+        with_dt = ctx.needs_input_grad[2]
+        gradients = self._gradient(states_grad, last_grad, *ctx.saved_tensors, *ctx.method, with_dt)
+        needed = ctx.needs_input_grad[: len(self.inputs)]
+        return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None, None, None)

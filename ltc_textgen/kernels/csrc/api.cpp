@@ -95,3 +95,12 @@ LTC_EXPORT int ltc_diagonal_forward(const ltc::Shape* shape, const ltc::Diagonal
 LTC_EXPORT int ltc_diagonal_backward(const ltc::Shape* shape, const ltc::DiagonalBackward* arrays) {
   return in_use->diagonal_backward(*shape, *arrays);
 }
+
+LTC_EXPORT int ltc_full_forward(const ltc::Shape* shape, const ltc::FullForward* arrays) {
+  const int status = check(*shape, arrays->dt, arrays->capacitance, arrays->leak);
+  return status != ltc::kOk ? status : in_use->full_forward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_full_backward(const ltc::Shape* shape, const ltc::FullBackward* arrays) {
+  return in_use->full_backward(*shape, *arrays);
+}

@@ -207,7 +207,7 @@ void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, in
       d_e[u] = lanes.read(drive, u);
       d_i[u] = lanes.read(drive + N, u);
       x[u] = lanes.read(before, u);
-      g[u] += lanes.read(a.states_grad + token * N, u);
+      if (a.states_grad != nullptr) g[u] += lanes.read(a.states_grad + token * N, u);
       out.d_e[u] = out.d_i[u] = out.h[u] = vfloat{};
     }
     for (int64_t k = 0; k < s.steps; ++k)

@@ -27,17 +27,32 @@ struct DiagonalForward {
 
 struct DiagonalBackward {
   DiagonalForward forward;                            // with the states it gave
-  const float *states_grad;                           // (B, T, N)
-  const float *last_grad;                             // (B, N) or null
+  const float *states_grad, *last_grad;               // (B, T, N), (B, N); either may be null
   float *drive_grad, *x0_grad;
   float *dt_grad;                                     // or null
   float *self_weight_grad, *reversal_grad, *capacitance_grad, *leak_grad;
+};
+
+// The full cell. `tape` holds f of every stage, (B, T, stages, N padded to 16), or is null when no gradient is wanted.
+struct FullForward {
+  const float *drive, *x0, *dt;                       // (B, T, N), (B, N), (B, T)
+  const float *weight;                                // (N, N), [target][source]
+  const float *reversal, *capacitance, *leak;         // (N)
+  float *states, *tape;
+};
+
+struct FullBackward {
+  FullForward forward;
+  const float *states_grad, *last_grad;
+  float *drive_grad, *x0_grad, *dt_grad, *weight_grad, *reversal_grad, *capacitance_grad, *leak_grad;
 };
 
 struct Table {
   const char *name;
   Status (*diagonal_forward)(const Shape &, const DiagonalForward &);
   Status (*diagonal_backward)(const Shape &, const DiagonalBackward &);
+  Status (*full_forward)(const Shape &, const FullForward &);
+  Status (*full_backward)(const Shape &, const FullBackward &);
 };
 
 }  // namespace ltc

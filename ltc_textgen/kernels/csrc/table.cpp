@@ -5,6 +5,6 @@
 
 namespace LTC_NAMESPACE {
 
-const ltc::Table table = {LTC_STRING(LTC_ISA), diagonal_forward, diagonal_backward};
+const ltc::Table table = {LTC_STRING(LTC_ISA), diagonal_forward, diagonal_backward, full_forward, full_backward};
 
 }  // namespace LTC_NAMESPACE

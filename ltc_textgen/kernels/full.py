@@ -1,0 +1,51 @@
+"""The fused scan of the full coupling on the CPU. Reference: `cells.full`; source: csrc/full.cpp."""
+
+from ltc_textgen.config import Solver
+from ltc_textgen.kernels.operators import ScanOperator
+from ltc_textgen.shapes import Float, Tensor
+
+_scan = ScanOperator(
+    "full",
+    ("drive", "x0", "dt", "weight", "reversal", "capacitance", "leak"),
+    lambda B, T, N: ((B, T, N), (B, N), (B, T), (N, N), (N,), (N,), (N,)),
+    per_stage=1,
+)
+
+
+def full_scan(
+    drive: Float[Tensor, "B T N"],
+    x0: Float[Tensor, "B N"],
+    dt: Float[Tensor, "B T"],
+    weight: Float[Tensor, "N N"],
+    reversal: Float[Tensor, " N"],
+    capacitance: Float[Tensor, " N"],
+    leak: Float[Tensor, " N"],
+    steps: int,
+    solver: Solver,
+    adaptive: bool,
+) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+    """Integrate all tokens in order. float32 tensors on the CPU.
+
+    For the gradient it keeps f of every solver stage, B x T x stages x N numbers: fewer operations than computing the
+    products by W again.
+
+    Args:
+        drive: W_in u + b.
+        x0: State before the first token.
+        dt: Length of a sub-step of each token, step_size * elapsed, >= 0 and finite. Zero leaves the state as it is.
+        weight: W_rec, [target, source].
+        reversal: A.
+        capacitance: C > 0.
+        leak: g_leak >= 0.
+        steps: Sub-steps per token.
+        solver: How a sub-step is taken.
+        adaptive: Whether synapses change the time constants.
+
+    Returns:
+        States after each token, and the last. All tensors are differentiable, once.
+
+    Raises:
+        UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
+    """
+    inputs = (drive, x0, dt, weight, reversal, capacitance, leak)
+    return _scan(*inputs, steps=steps, solver=solver, adaptive=adaptive)
