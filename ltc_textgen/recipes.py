@@ -128,3 +128,28 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             _lay_over(below[key], value)
         else:
             below[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def choose_preset(corpus: str, tokenizer: str) -> str:
+    """The preset for a corpus when none was asked for.
+
+    Args:
+        corpus: Name of the corpus.
+        tokenizer: Kind of its tokenizer.
+    """
+    if tokenizer in ("char", "byte"):
+        return "char-fast"
+    return "wikitext-2" if corpus == "wikitext-2" or tokenizer == "bert" else "embedded"
+
+
+def settings_table() -> str:
+    """Every setting with its default and its meaning, a line each."""
+    lines = []
+    for section, settings in SECTIONS.items():
+        lines.append(f"[{section}]")
+        for name, field in settings.model_fields.items():
+            if (section, name) in (("model", "input_size"), ("model", "output_size")):
+                continue  # from the tokenizer
+            default = field.get_default(call_default_factory=True)
+            lines.append(f"{name} = {'' if default is None else default}\n    {field.description}")
+    return "\n".join(lines)

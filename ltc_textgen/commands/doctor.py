@@ -62,3 +62,26 @@ def _machine() -> dict[str, Any]:
         "bfloat16 on cpu": "fast" if torch.cpu._is_avx512_bf16_supported() else "slow: use --set precision=no",
         "terminal": "yes" if sys.stderr.isatty() else "no",
     }
+
+
+def _kernels() -> dict[str, Any]:
+    from ltc_textgen.kernels import report
+
+    return dict(report())
+
+
+def _data() -> dict[str, Any]:
+    from ltc_textgen.data import hub
+    from ltc_textgen.data.tokens import cache_directory
+
+    problem = hub.Preflight(f"datasets/{hub.WIKITEXT}/resolve/main/README.md").problem()
+    cached = hub.is_cached(hub.WIKITEXT, "dataset") and hub.is_cached(hub.BERT, "model")
+    cache = cache_directory()
+    size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    default = "WikiText-2" if problem is None or cached else "the text inside Python (no hub, nothing cached)"
+    return {
+        "hub": f"{hub.endpoint()}: {'answers' if problem is None else problem}",
+        "wikitext-2": "cached" if cached else "not cached",
+        "`ltc train` reads": default,
+        "token cache": f"{cache}, {size / 2**20:.1f} MiB",
+    }

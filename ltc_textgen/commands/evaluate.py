@@ -74,7 +74,6 @@ def evaluate(
     print(f"perplexity        {scores.perplexity:.2f}")
     print(f"word perplexity   {scores.word_perplexity:.2f}   ({scores.words:,} words and line ends)")
     print(f"bits per byte     {scores.bits_per_byte:.4f}   ({scores.bytes:,} bytes)")
-    print(
-        f"unknown tokens    {scores.unknown_rate:.2%}{'' if scores.lossless else '   (lossy tokenizer: compare with its like only)'}"
-    )
+    lossy = "" if scores.lossless else "   (lossy tokenizer: compare with its like only)"
+    print(f"unknown tokens    {scores.unknown_rate:.2%}{lossy}")
     print(f"state             {'carried throughout' if window is None else f'put to rest every {window} tokens'}")

@@ -1,0 +1,173 @@
+"""`ltc train`: from text to a network that writes text."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ltc_textgen.commands.common import DEFAULT_RUN, Json, Threads, describe, given, notify, print_json, seconds
+from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
+from ltc_textgen.errors import UsageError
+from ltc_textgen.recipes import (
+    Recipe,
+    assignments,
+    choose_preset,
+    load_file,
+    load_preset,
+    merge,
+    preset_names,
+    settings_table,
+)
+
+if TYPE_CHECKING:
+    from ltc_textgen.data.tokens import TokenData
+    from ltc_textgen.training import TrainResult
+
+EXAMPLES = """Examples:
+
+`ltc train` (WikiText-2; without a hub the text inside Python)
+
+`ltc train --data my-book.txt --time-budget 80s --out runs/book`
+
+`ltc train --data my-book.txt --tokenizer char --preset char-best --out runs/book`
+
+`ltc train --data user/dataset --epochs 2 --set coupling=full --set steps=6 --out runs/full`
+
+`ltc train --resume --out runs/book` (goes on where it stopped)
+"""
+
+
+def _list_settings(asked: bool) -> None:
+    if asked:
+        typer.echo(settings_table())
+        raise typer.Exit
+
+
+def train(
+    data: Annotated[str | None, describe(DataConfig, "data", "--data", "-d")] = None,
+    tokenizer: Annotated[str | None, describe(DataConfig, "tokenizer")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Recipe to start from: {', '.join(preset_names())}, or auto, which chooses by the corpus."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe file (TOML), or the training.json of a run.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in --out stopped, if there is one.")
+    ] = False,
+    time_budget: Annotated[
+        str | None, typer.Option(help="How long to train: 80s, 15m, 1h30m.", metavar="DURATION", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, describe(TrainConfig, "epochs")] = None,
+    max_steps: Annotated[int | None, describe(TrainConfig, "max_steps")] = None,
+    valid: Annotated[str | None, describe(DataConfig, "valid")] = None,
+    valid_fraction: Annotated[float | None, describe(DataConfig, "valid_fraction")] = None,
+    text_column: Annotated[str | None, describe(DataConfig, "text_column")] = None,
+    encoding_errors: Annotated[str | None, describe(DataConfig, "encoding_errors")] = None,
+    seed: Annotated[int | None, describe(TrainConfig, "seed")] = None,
+    device: Annotated[str | None, describe(TrainConfig, "device")] = None,
+    threads: Threads = None,
+    assigned: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, as key=value; see --list-settings.")
+    ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", callback=_list_settings, is_eager=True, help="Print every setting.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network on text and leave a run directory from which `ltc generate` writes.
+
+    Later sources win: defaults, --preset, --config, flags and --set.
+    """
+    budget = seconds(time_budget) if time_budget is not None else None
+    flags: Recipe = {
+        "data": given(
+            data=data,
+            tokenizer=tokenizer,
+            valid=valid,
+            valid_fraction=valid_fraction,
+            text_column=text_column,
+            encoding_errors=encoding_errors,
+        ),
+        "train": given(
+            time_budget=budget, epochs=epochs, max_steps=max_steps, seed=seed, device=device, threads=threads
+        ),
+    }
+    changes = merge(flags, assignments(assigned or []))
+    started = out / "training.json"
+    if resume and started.exists():
+        if preset or config:
+            raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
+        below = [load_file(started)]
+    else:
+        below = [load_preset(preset)] if preset not in (None, "auto") else []
+        below += [load_file(config)] if config is not None else []
+    _train(merge(*below, changes), auto=not below, out=out, resume=resume, as_json=as_json)
+
+
+def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, as_json: bool) -> None:
+    RunConfig.parse(recipe)  # what is wrong with the settings is said before the corpus is read
+    from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.training import make_reporter
+    from ltc_textgen.training import train as run_training
+
+    settings = DataConfig.parse(recipe.get("data", {}))
+    data = prepare(settings, notify)
+    if auto:
+        name = choose_preset(data.corpus_name, data.tokenizer.kind)
+        notify(f"recipe: {name}, for {data.corpus_name} with {data.tokenizer.kind} tokens")
+        recipe = merge({k: v for k, v in load_preset(name).items() if k != "data"}, recipe)
+    run = RunConfig.parse({**recipe, "data": _resolved(settings, data)})
+    result = run_training(run, out, resume=resume, reporter=make_reporter(as_json=as_json), data=data)
+    _report(result, data, run, as_json)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _resolved(settings: DataConfig, data: "TokenData") -> Mapping[str, Any]:
+    """The data settings with "auto" replaced by what it came to, so that the run can be resumed and repeated."""
+    values = settings.model_dump()
+    if settings.data == "auto":
+        values["data"] = data.corpus_name
+    if settings.tokenizer == "auto":
+        values["tokenizer"] = data.tokenizer.kind
+    return values
+
+
+def _report(result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool) -> None:
+    """The result, on stdout: the loss in the units that people know, and a text."""
+    if result.best_val_loss is None:
+        summary: dict[str, Any] = {}
+    else:
+        nats = result.best_val_loss * (len(data.valid) - 1)
+        summary = {
+            "perplexity": math.exp(min(result.best_val_loss, 700.0)),
+            "bits_per_byte": nats / (math.log(2) * data.valid_bytes),
+            "word_perplexity": math.exp(min(nats / data.valid_words, 700.0)),
+        }
+        summary["sample"] = _sample(result.out, run)
+    if as_json:
+        print_json(result.to_dict() | summary)
+        return
+    if summary:
+        print(f"validation loss  {result.best_val_loss:.4f} nats/token, over {len(data.valid) - 1:,} tokens")
+        print(f"perplexity       {summary['perplexity']:.2f}")
+        print(f"bits per byte    {summary['bits_per_byte']:.4f}, over {data.valid_bytes:,} bytes")
+        print(
+            f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
+        )
+        print(f"sample           {run.train.sample_prompt}{summary['sample']}")
+    print(f"\nwrite text       ltc generate {result.out} --prompt 'The '")
+
+
+def _sample(out: Path, run: RunConfig) -> str:
+    if not run.train.sample_tokens:
+        return ""
+    from ltc_textgen.artifacts import load_run
+    from ltc_textgen.generation import generate
+
+    best = load_run(out)
+    sampling = SamplingConfig(max_tokens=run.train.sample_tokens, seed=run.train.seed)
+    return generate(best.model, best.tokenizer, run.train.sample_prompt, sampling, notify=notify)[0].text
