@@ -24,14 +24,24 @@ from ltc_textgen.cells.wirings import Wiring
 from ltc_textgen.errors import ArtifactError
 from ltc_textgen.shapes import Tensor
 
-Weights = Mapping[str, Tensor]
-
 SMALLEST = 1e-12
 """What a clipped weight of zero becomes: softplus reaches zero only at minus infinity."""
 
 
+class _Weights(dict[str, Tensor]):
+    """Tensors by name; asking for one that is not there is the user's error, not ours."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ArtifactError(f"ncps weights: {name} is missing")
+
+    def below(self, prefix: str) -> "_Weights":
+        """The tensors whose names start with `prefix` and a dot, without them."""
+        start = prefix + "."
+        return _Weights({name.removeprefix(start): w for name, w in self.items() if name.startswith(start)})
+
+
 def cell_from_ncps(
-    weights: Weights,
+    weights: Mapping[str, Tensor],
     *,
     constraints: Literal["implicit", "clipped"] | None = None,
     steps: int = 6,
@@ -63,7 +73,7 @@ def cell_from_ncps(
         raise ArtifactError(
             "ncps weights: proj_size is not supported; remove fc.weight and fc.bias and apply them after"
         )
-    bare = {name.removeprefix("rnn_cell."): tensor.detach() for name, tensor in weights.items()}
+    bare = _Weights({name.removeprefix("rnn_cell."): tensor.detach() for name, tensor in weights.items()})
     if "gleak" in bare:
         default: Literal["implicit", "clipped"] = "clipped" if "gleak" in weights else "implicit"
         return _synaptic(bare, constraints or default, steps, output_size)
@@ -73,7 +83,7 @@ def cell_from_ncps(
     raise ArtifactError(f"ncps weights: expected an LTC (gleak) or a CfC (ff1.weight), found {some}")
 
 
-def _synaptic(weights: Weights, constraints: str, steps: int, output_size: int | None) -> SynapticCell:
+def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int | None) -> SynapticCell:
     adjacency, sensory = (
         _polarity(weights[prefix + "sparsity_mask"], weights[prefix + "erev"]) for prefix in ("", "sensory_")
     )
@@ -113,12 +123,9 @@ def _polarity(mask: Tensor, reversal: Tensor) -> np.ndarray:
     return signs.to(torch.int8).cpu().numpy()
 
 
-def _closed_form(weights: Weights, mode: Mode | None, activation: Activation) -> CfCCell:
+def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -> CfCCell:
     layers = sorted({name.split(".")[0] for name in weights if name.startswith("layer_")})
-    parts = [
-        {n.removeprefix(layer + "."): w for n, w in weights.items() if n.startswith(layer + ".")} for layer in layers
-    ]
-    parts = parts or [dict(weights)]
+    parts = [weights.below(layer) for layer in layers] or [weights]
     pure = "w_tau" in parts[0]
     if mode is not None and (mode == "pure") != pure:
         raise ArtifactError(f"ncps weights: mode {mode} does not fit, these are {'' if pure else 'not '}of mode pure")
@@ -148,7 +155,7 @@ def _position(name: str) -> int:
     return int(name.split(".")[1])
 
 
-def _layered_wiring(parts: list[dict[str, Tensor]], sizes: list[int], inputs: int) -> Wiring:
+def _layered_wiring(parts: list[_Weights], sizes: list[int], inputs: int) -> Wiring:
     """The synapses that reach f1 and f2 of each layer. Polarities are unknown, and without meaning, in a CfC."""
     units = sum(sizes)
     ends = [units - before for before in accumulate(sizes, initial=0)]
@@ -168,7 +175,7 @@ def _layered_wiring(parts: list[dict[str, Tensor]], sizes: list[int], inputs: in
 
 
 @torch.no_grad()
-def _load_form(form: ClosedForm, part: dict[str, Tensor], backbone: list[str]) -> None:
+def _load_form(form: ClosedForm, part: _Weights, backbone: list[str]) -> None:
     heads = ["ff1"] if form.mode == "pure" else ["ff1", "ff2", "time_a", "time_b"]
     stacked = {kind: torch.cat([part[f"{head}.{kind}"] for head in heads]) for kind in ("weight", "bias")}
     first = {kind: part[f"{backbone[0]}.{kind}"] for kind in ("weight", "bias")} if backbone else stacked
