@@ -22,7 +22,6 @@ one-synapse condition |r E| <= 1 (R = |E| there); `contractive=True` keeps r ins
 """
 
 import math
-from typing import Self
 
 import torch
 from torch import nn
@@ -67,7 +66,7 @@ class DiagonalCell(MembraneCell):
         self.reset_parameters()
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> Self:
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "DiagonalCell":
         return cls(input_size, hidden_size, contractive=settings.contractive, **solver_settings(settings))
 
     @torch.no_grad()
