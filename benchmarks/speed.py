@@ -1,0 +1,220 @@
+"""Speed, memory and accuracy of the liquid layers beside their peers.
+
+    python benchmarks/speed.py                             everything, about a quarter of an hour on 2 cores
+    python benchmarks/speed.py --only bars                 the project's bars alone
+    python benchmarks/speed.py --plot cost.svg             also draw cost against length, width and sub-steps
+    python benchmarks/speed.py --quick                     tiny sizes: shows that it runs, says nothing about speed
+
+Prints tables; the last line of stdout is one JSON document with all numbers. Progress goes to stderr. Contenders are
+timed in turn within each round, and figures are medians over rounds (see `ltc_textgen.benchmarking`).
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bars import BARS, Sizes
+from torch import Tensor, nn
+
+from ltc_textgen import kernels
+from ltc_textgen.benchmarking import (
+    Contender,
+    LayerSpeed,
+    inputs,
+    liquid_layer,
+    liquid_layers,
+    measure,
+    peers,
+    speed_rows,
+    table,
+    threads,
+)
+from ltc_textgen.cells import DiagonalCell
+from ltc_textgen.config import Solver
+from ltc_textgen.kernels.parallel import parallel_scan
+
+SPEEDS = ("forward_tokens_per_second", "train_tokens_per_second", "activation_bytes_per_token")
+
+
+class ParallelDiagonal(DiagonalCell):
+    """The diagonal cell by Newton iterations in parallel over time."""
+
+    def scan(self, drive: Tensor, x: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
+        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(self.log_leak))
+        return parallel_scan(drive, x, elapsed * self.step_size, *neurons, self.steps, self.solver, self.adaptive)
+
+
+def compiled(coupling: str, sizes: Sizes) -> Contender | None:
+    """The reference with torch.compile on its token step; the loop over tokens stays in Python."""
+    layer = liquid_layer(sizes.width, steps=sizes.steps, coupling=coupling)
+    layer.step = torch.compile(layer.step)  # type: ignore[method-assign]
+    name = f"{coupling}, {sizes.steps} steps, torch.compile"
+    c = Contender(name, layer, inputs(sizes.batch, sizes.tokens, sizes.width), reference=True)
+    start = time.perf_counter()
+    try:
+        c.forward()
+        c.train()
+    except Exception as error:  # no C++ compiler, or a release of torch that cannot: the table goes on without
+        say(f"{name}: left out, {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return None
+    say(f"{name}: {time.perf_counter() - start:.0f} s to compile")
+    return c
+
+
+def layers(sizes: Sizes, with_compile: bool) -> list[dict[str, Any]]:
+    """All layers and peers at one size."""
+    torch.manual_seed(0)
+    shape = (sizes.batch, sizes.tokens, sizes.width, sizes.steps)
+    u = inputs(*shape[:3])
+    made = [*peers(*shape), *liquid_layers(*shape)]
+    for coupling in ("diagonal", "full"):
+        layer = liquid_layer(sizes.width, steps=sizes.steps, coupling=coupling)
+        made.append(Contender(f"{coupling}, {sizes.steps} steps, PyTorch", layer, u, reference=True))
+        made += [c for c in [compiled(coupling, sizes)] if c] if with_compile else []
+    newton = ParallelDiagonal(sizes.width, sizes.width, steps=sizes.steps, step_size=1 / sizes.steps)
+    made.append(Contender(f"diagonal, {sizes.steps} steps, Newton over time", newton, u))
+    return speed_rows(measure(made, sizes.rounds, sizes.seconds))
+
+
+def sweeps(sizes: Sizes) -> list[dict[str, Any]]:
+    """One axis at a time around the central size."""
+    cores, quick = os.cpu_count() or 1, sizes.width < 64
+    axes: dict[str, Sequence[Any]] = {
+        "batch": (1, 2) if quick else (1, 8, 32, 128),
+        "tokens": (4, 8) if quick else (16, 64, 256, 1024, 4096),
+        "width": (8, 16) if quick else (64, 128, 256, 512, 1024),
+        "steps": (1, 2) if quick else (1, 2, 6, 12),
+        "solver": list(Solver),
+        "threads": sorted({1, min(2, cores), cores}),
+    }
+    rows = []
+    for axis, values in axes.items():
+        for value in values:
+            say(f"sweep: {axis} = {value}")
+            with threads(value if axis == "threads" else None):
+                for speed in point(sizes, axis, value):
+                    rows.append({"axis": axis, "value": str(value), **speed_rows([speed])[0]})
+    return rows
+
+
+def point(sizes: Sizes, axis: str, value: Any) -> list[LayerSpeed]:
+    at = {"batch": sizes.batch, "tokens": sizes.tokens, "width": sizes.width, "steps": sizes.steps}
+    at |= {axis: value} if axis in at else {}
+    if at["tokens"] > 1024:  # keep the memory of the widest and longest within a small machine
+        at["batch"] = min(at["batch"], 8)
+    solver = value if axis == "solver" else Solver.semi_implicit
+    u, width = inputs(at["batch"], at["tokens"], at["width"]), at["width"]
+    made = [
+        Contender(coupling, liquid_layer(width, steps=at["steps"], coupling=coupling, solver=solver), u)
+        for coupling in ("diagonal", "full")
+    ]
+    if axis not in {"steps", "solver"}:
+        made.append(Contender("nn.LSTM", nn.LSTM(width, width, batch_first=True), u))
+    return measure(made, max(2, sizes.rounds // 2), sizes.seconds / 2)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Microseconds per token of training against length, width and sub-steps, one panel each."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
+    titles = {"tokens": "tokens of a sequence", "width": "neurons", "steps": "sub-steps of a token"}
+    for panel, (axis, title) in zip(panels, titles.items(), strict=True):
+        for name in ("nn.LSTM", "full", "diagonal"):
+            points = [r for r in rows if r["axis"] == axis and r["name"] == name]
+            cost = [1e6 / r["train_tokens_per_second"] for r in points]
+            panel.plot([int(r["value"]) for r in points], cost, marker="o", label=name)
+        panel.set(xscale="log", yscale="log", xlabel=title)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("training, µs per token")
+    panels[0].legend()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_at_start": load,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "kernels": kernels.report(),
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(title: str, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    print(f"\n{title}\n{table(rows, columns)}", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("bars", "layers", "sweeps"), action="append", help="may be given repeatedly")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--rounds", type=int, help="timings of each contender")
+    parser.add_argument("--seconds", type=float, help="length of a timing")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes half a minute)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweeps (needs the extra 'plot')")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    base = Sizes.quick() if options.quick else Sizes()
+    chosen = {name: value for name in ("rounds", "seconds") if (value := getattr(options, name))}
+    sizes = Sizes(**{**vars(base), **chosen})
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    parts = options.only or ["bars", "layers", "sweeps"]
+    result: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "machine": machine(), "sizes": vars(sizes)}
+    start = time.perf_counter()
+    if "bars" in parts:
+        result["bars"] = bars(sizes)
+        show("Bars", result["bars"], ("name", "measured", "required", "met"))
+    if "layers" in parts:
+        result["layers"] = layers(sizes, not (options.no_compile or options.quick))
+        show("Layers", result["layers"], ("name", "batch_size", "tokens", "width", "parameters", *SPEEDS))
+    if "sweeps" in parts:
+        result["sweeps"] = sweeps(sizes)
+        show("Sweeps", result["sweeps"], ("axis", "value", "name", "batch_size", *SPEEDS))
+        if options.plot:
+            plot(result["sweeps"], options.plot)
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    strict = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON knows no NaN
+    print(f"\n{json.dumps(strict, allow_nan=False)}")
+
+
+def bars(sizes: Sizes) -> list[dict[str, Any]]:
+    rows = []
+    for part in BARS:
+        say(f"bars: {part.__name__}")
+        torch.manual_seed(0)
+        rows += [bar.row() for bar in part(sizes)]
+    return rows
+
+
+if __name__ == "__main__":
+    main()
