@@ -48,7 +48,7 @@ def bert_vocabulary() -> list[str]:
         {w for group in (_SUBJECTS, _VERBS, _OBJECTS) for text in group for w in text.split() if w.isalpha()}
     )
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ascii_, *("##" + c for c in ascii_ if c.isalnum())]
-    return pieces + [word for word in [*words, "article", "part"] if len(word) > 1]
+    return pieces + [word for word in [*words, "article"] if len(word) > 1]
 
 
 def bert_tokenizer_json() -> str:

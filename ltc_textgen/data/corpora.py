@@ -121,9 +121,9 @@ def _named(config: DataConfig) -> Corpus:
     repository = config.data.partition(":")[0]
     local = config.data.startswith((".", "/", "~")) or "\\" in config.data or repository.count("/") != 1
     if local or _exists(path) or path.suffix in {".txt", ".jsonl", ".parquet", ".gz"}:
-        if local and not _exists(path) and path.name == config.data:
+        if not _exists(path) and path.name == config.data and not path.suffix:
             known = did_you_mean(config.data, ["auto", "wikitext-2", "embedded"])
-            raise DataError(f"{config.data}: no such file or folder, and no corpus of that name{known}")
+            raise DataError(f"{config.data!r}: no such file or folder, and no corpus of that name{known}")
         source, fingerprint = _files(path, config)
         return _cut(Corpus(config.data, fingerprint, {"train": source}), config)
     try:

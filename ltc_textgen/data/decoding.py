@@ -67,7 +67,8 @@ class WordStream(StreamDecoder):
         if not piece:
             return ""
         if piece.startswith(self._prefix) and len(piece) > len(self._prefix):
-            return self._release() + self._continue(piece[len(self._prefix) :])
+            # What is held is no contraction then: ' s ##ome opens a quotation.
+            return self._spell() + self._continue(piece[len(self._prefix) :])
         self._held.append(piece)
         return self._settle()
 
@@ -82,22 +83,28 @@ class WordStream(StreamDecoder):
                 return ""
             case ["@", joint] if joint in _WIKITEXT_JOINTS:
                 return ""
+            case ["'", ending] if ending in _APOSTROPHE_ENDINGS:
+                return ""
             case ["@", joint, "@"] if joint in _WIKITEXT_JOINTS:
                 held.clear()
                 return self._continue(joint, glue=True)
-            case ["'", ending] if ending in _APOSTROPHE_ENDINGS:
-                held.clear()
-                return self._continue("'" + ending)
-            case ["'", "'"]:
-                return self._write(held.pop(0))
-            case [*_, "@" | "'" as last] if len(held) > 1:
+            case [_, *_, last]:
                 held.pop()
                 text = self._release()
                 held.append(last)
-                return text
+                return text + self._settle()
         return self._release()
 
     def _release(self) -> str:
+        """Write all that is held; an apostrophe and its ending as a contraction."""
+        match self._held:
+            case ["'", ending] if ending in _APOSTROPHE_ENDINGS and not self._glue:
+                self._held.clear()
+                return self._continue("'" + ending)
+        return self._spell()
+
+    def _spell(self) -> str:
+        """Write all that is held, piece by piece."""
         text = "".join(self._write(piece) for piece in self._held)
         self._held.clear()
         return text

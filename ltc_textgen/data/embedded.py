@@ -60,13 +60,14 @@ def embedded_documents() -> tuple[str, ...]:
 
 
 def clean_text(text: str) -> str:
-    """Documentation as prose: no interpreter sessions, rules, code blocks or tables of symbols.
+    """Documentation, dedented, as prose: no interpreter sessions, rules, code blocks or tables of symbols.
 
     Paragraphs that are mostly letters stay, with their line breaks; indentation and mark-up of reStructuredText go.
     """
     paragraphs = []
     for paragraph in re.split(r"\n\s*\n", text.expandtabs().replace("\r\n", "\n")):
-        lines = [line for line in paragraph.splitlines() if re.search(r"\w", line)]
+        prose = re.split(r"^\s*>>>", paragraph, maxsplit=1, flags=re.MULTILINE)[0]
+        lines = [line for line in prose.splitlines() if re.search(r"\w", line)]
         block = "\n".join(_clean_line(line) for line in lines)
         if block and not _is_code(lines) and _share_of_prose(block) >= _PROSE:
             paragraphs.append(block)
@@ -99,15 +100,13 @@ def _texts(path: Path) -> Iterator[str]:
 
 def _clean_line(line: str) -> str:
     line = re.sub(r":(?:\w+:)?(?:class|func|meth|mod|exc|attr|data|term|ref|const|pep|keyword|option):`", "`", line)
-    line = re.sub(r"[`*]{1,2}(\S(?:[^`*]*\S)?)[`*]{1,2}", r"\1", line)
+    line = re.sub(r"(``|`|\*\*|\*)([^`*\s](?:[^`*]*[^`*\s])?)\1", r"\2", line)
     return re.sub(r"\s+", " ", line).strip().replace("::", ":")
 
 
 def _is_code(lines: list[str]) -> bool:
-    """An interpreter session, a grammar production, or something indented that reads like statements."""
-    marks = sum(
-        bool(re.search(r"^\s*(?:>>>|\.\.\.|[|+$#%]|@)|::=|^\s{4,}.*[=(\[{:]\s*$|->|==", line)) for line in lines
-    )
+    """A grammar production, or something indented that reads like statements."""
+    marks = sum(bool(re.search(r"^\s*(?:\.\.\.|[|+$#%]|@)|::=|^\s{4,}.*[=(\[{:]\s*$|->|==", line)) for line in lines)
     statements = sum(
         bool(re.search(r"^\s*(?:def|class|import|from|return|for|if|while|try|with)\b.*[:)(]?$", line))
         for line in lines

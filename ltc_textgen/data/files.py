@@ -11,6 +11,7 @@ not text is refused in one line that names the file and the byte, line or row.
 import codecs
 import gzip
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from ltc_textgen.errors import DataError
 
@@ -134,8 +135,8 @@ def _explaining(path: Path) -> Iterator[None]:
         raise DataError(f"{path!r}: cannot be read ({error})") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def _open(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _refuse_binary(path: Path, head: bytes) -> None:
@@ -257,7 +258,7 @@ def _parquet(path: Path, column: str) -> Iterator[Piece]:
 
 
 @contextmanager
-def _seekable(path: Path) -> Iterator[IO[bytes]]:
+def _seekable(path: Path) -> Iterator[Any]:
     """The file itself, or what is unpacked from it, on disk: Parquet is read from its end."""
     if path.suffix != ".gz":
         with path.open("rb") as file:

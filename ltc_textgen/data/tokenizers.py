@@ -40,6 +40,8 @@ class TextTokenizer:
             raise DataError(f"not a tokenizer.json: {_first_line(error)}") from error
         # Text that happens to spell a special token is text.
         self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self.content, self.kind, self.separator = content, kind, separator
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
@@ -93,6 +95,8 @@ class TextTokenizer:
             if self.kind == "char":
                 codes = self._character_codes()
                 return [codes[np.frombuffer(text.encode("utf-32-le"), np.uint32)] for text in texts]
+            for text in texts:
+                text.encode()
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except UnicodeEncodeError as error:
             raise UsageError(f"text: character {error.start} is half of a surrogate pair, not a character") from error

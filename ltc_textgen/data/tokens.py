@@ -9,6 +9,7 @@ of a split has a separator before each document, the first included: | the cat |
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ PART = 1 << 16
 """Characters that are encoded as one text, where a tokenizer allows a cut."""
 
 _BATCH = 1 << 21
+_BLANK_AFTER_WORD = re.compile(r"(?<=\S)[ \t\n\r\u3000]")
 _SPLITS = ("train", "valid")
 _FILES = ("train.bin", "valid.bin", "tokenizer.json", "tokenizer_config.json")
 
@@ -149,8 +151,8 @@ def find_tokenizer(name: str) -> TextTokenizer:
 def text_parts(pieces: Iterator[Piece], kind: str) -> Iterator[tuple[str, bool]]:
     """Cut documents where it does not change their tokens, into parts that are encoded each on its own.
 
-    Characters and bytes may be cut anywhere; wordpiece and bert before a blank or after a line end (a run of 65,536
-    characters without one is cut all the same); custom tokenizers get whole documents.
+    Characters and bytes may be cut anywhere; wordpiece and bert where blanks begin (65,536 characters without such a
+    place are cut all the same); custom tokenizers get whole documents.
 
     Args:
         pieces: Documents in pieces of any length.
@@ -176,12 +178,12 @@ def text_parts(pieces: Iterator[Piece], kind: str) -> Iterator[tuple[str, bool]]
 
 
 def _safe_cut(text: str) -> int:
-    """The last place in `text` between two words or lines; its end if there is none."""
-    line = text.rfind("\n", 0, len(text) - 1) + 1
-    blank = text.rfind(" ", line)
-    while blank > line and text[blank - 1].isspace():
-        blank = text.rfind(" ", line, blank)
-    return max(line, blank) or len(text)
+    """The last place in `text` where a word or sign ends and blanks begin; the end of the text if there is none."""
+    for start in (max(0, len(text) - 1024), 0):
+        places = [match.start() for match in _BLANK_AFTER_WORD.finditer(text, start)]
+        if places:
+            return places[-1]
+    return len(text)
 
 
 def _build(name: str, corpus: Corpus, size: int) -> TextTokenizer:
@@ -192,6 +194,8 @@ def _build(name: str, corpus: Corpus, size: int) -> TextTokenizer:
     alphabet: set[str] = set()
     for text, _ in corpus.pieces("train"):
         alphabet.update(text)
+    if not alphabet:
+        raise DataError(f"{corpus.name}: no text is left to train on (see --valid-fraction)")
     return character_tokenizer(alphabet)
 
 
@@ -263,7 +267,7 @@ class _Count:
             yield text, ends
 
     def refuse(self, name: str, split: str, tokens: int) -> None:
-        if tokens < 3:
+        if tokens < 2:
             what = "train on" if split == "train" else "validate on (see --valid and --valid-fraction)"
             raise DataError(f"{name}: {tokens} tokens are too few to {what}")
         if split == "train" and len(self._characters) < 2:

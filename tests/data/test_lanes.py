@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.errors import DataError, UsageError
+
+
+@given(count=st.integers(7, 400), batch=st.integers(1, 5), length=st.integers(1, 9), epochs=st.integers(1, 2))
+def test_windows_of_a_lane_follow_each_other(count: int, batch: int, length: int, epochs: int) -> None:
+    if (count - 1) // length < batch:
+        return
+    lanes = Lanes(np.arange(count, dtype=np.uint16), batch, length)
+    per_epoch = lanes.steps_per_epoch
+    assert per_epoch == (count - 1) // (batch * length)
+    windows = [lanes.window(step) for step in range(per_epoch * epochs)]
+    for step, (inputs, targets, reset) in enumerate(windows):
+        assert inputs.shape == targets.shape == (batch, length)
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert torch.equal(targets, inputs + 1)
+        assert reset.tolist() == [step % per_epoch == 0] * batch
+        if step % per_epoch:
+            assert torch.equal(inputs[:, 0], windows[step - 1][0][:, -1] + 1)
+    seen = torch.cat([inputs for inputs, _, _ in windows[:per_epoch]], dim=1).flatten()
+    assert torch.equal(seen, torch.arange(batch * per_epoch * length))
+    for step in range(per_epoch, len(windows)):
+        assert torch.equal(windows[step][0], windows[step - per_epoch][0])
+
+
+def test_processes_share_the_lanes(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.bin"
+    np.arange(70_000, dtype=np.uint32).tofile(path)
+    tokens = np.memmap(path, np.uint32, "r")
+    whole = Lanes(tokens, 6, 50)
+    parts = [Lanes(tokens, 6, 50, rank, 3) for rank in range(3)]
+    for step in (0, 5, 233, 1000):
+        for ours, theirs in zip(whole.window(step), zip(*(p.window(step) for p in parts), strict=True), strict=True):
+            assert torch.equal(ours, torch.cat(theirs))
+    assert {part.steps_per_epoch for part in parts} == {whole.steps_per_epoch}
+
+
+def test_too_little_text() -> None:
+    with pytest.raises(DataError, match="the text has 64 tokens, less than one window of 64 and its last target"):
+        Lanes(np.arange(64), 1, 64)
+    Lanes(np.arange(65), 1, 64)
+    with pytest.raises(UsageError, match="200 tokens fill 3 lanes of 64 tokens, not 4; choose a smaller batch_size"):
+        Lanes(np.arange(200), 4, 64)
+
+
+def test_wrong_use() -> None:
+    tokens = np.arange(100)
+    with pytest.raises(UsageError, match="4 lanes cannot be shared evenly by 3 processes"):
+        Lanes(tokens, 4, 5, 0, 3)
+    with pytest.raises(UsageError, match="rank must be in 0..1"):
+        Lanes(tokens, 4, 5, 2, 2)
+    with pytest.raises(UsageError, match="must be >= 1"):
+        Lanes(tokens, 0, 5)
+    with pytest.raises(UsageError, match="step must be >= 0"):
+        Lanes(tokens, 2, 5).window(-1)

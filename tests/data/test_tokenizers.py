@@ -1,0 +1,309 @@
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hub import BERT, bert_tokenizer_json, bert_vocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ltc_textgen.data.tokenizers import SEPARATOR, TextTokenizer
+from ltc_textgen.data.tokens import find_tokenizer
+from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
+from ltc_textgen.errors import DataError, UsageError
+
+PROSE = "The cat sat on the mat, and the dog didn't.\n\n  Indented é text: 😀 日本語\ttab\r\n" * 5
+HARD = [
+    "",
+    " ",
+    "\n\n\n\n\n\n\n",
+    "x" * 5000,
+    " " * 300 + "\t" * 40 + "\r\r\r",
+    "a<|separator|>b [SEP] </s> ▁ ##ing Ġ",
+    "\x00\x01\x7f \u2028\u2029\u0085 e\u0301\u0301 👩‍👩‍👧 𝔘𝔫𝔦 \ufeff \uffff",
+    "don't I'll WE'VE 'tis 12345678 1,000.50 --- !!!!!!!!!!!!!!!!!!!!",
+]
+
+
+def metaspace_json() -> str:
+    """A tokenizer of the kind that Llama and T5 have."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([PROSE], trainer)
+    return tokenizer.to_str()
+
+
+def byte_fallback_json() -> str:
+    """Characters of ASCII, and bytes for the rest, as in Llama 2."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *(chr(c) for c in range(33, 127))]
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer.to_str()
+
+
+def gpt2_like_json() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([PROSE], trainer)
+    return tokenizer.to_str()
+
+
+@cache
+def made(kind: str) -> TextTokenizer:
+    match kind:
+        case "char":
+            return character_tokenizer(PROSE)
+        case "byte":
+            return byte_tokenizer()
+        case "wordpiece":
+            return train_wordpiece([PROSE], 700)
+        case "bert":
+            return TextTokenizer(bert_tokenizer_json(), "bert", "[SEP]")
+        case "gpt2":
+            return TextTokenizer(gpt2_like_json(), "custom", "<|endoftext|>")
+        case "fallback":
+            tokenizer = Tokenizer.from_str(byte_fallback_json())
+            tokenizer.add_special_tokens([SEPARATOR])
+            return TextTokenizer(tokenizer.to_str(), "custom")
+    return TextTokenizer(metaspace_json(), "custom", "</s>")
+
+
+KINDS = ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace", "fallback"]
+LOSSLESS = ["byte", "wordpiece", "gpt2"]
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@given(text=st.text())
+@settings(max_examples=150, deadline=None)
+def test_any_text_comes_back(kind: str, text: str) -> None:
+    tokenizer = made(kind)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("text", [*HARD, PROSE])
+def test_hard_text_comes_back(kind: str, text: str) -> None:
+    tokenizer = made(kind)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.separator_id not in ids
+    assert tokenizer.lossless
+
+
+def test_every_byte_is_a_piece_so_that_nothing_is_unknown() -> None:
+    tokenizer = made("wordpiece")
+    assert tokenizer.unknown_id is None
+    assert tokenizer.vocab_size <= 700
+    for byte in range(256):
+        text = chr(byte) + "zz" + chr(byte)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_characters_outside_the_vocabulary_are_unknown() -> None:
+    tokenizer = character_tokenizer("cab")
+    assert [tokenizer.token(i) for i in range(3)] == ["a", "b", "c"]
+    assert tokenizer.encode("abc?") == [0, 1, 2, tokenizer.unknown_id]
+    assert tokenizer.decode(tokenizer.encode("abc?\n")) == "abc��"
+    assert tokenizer.lossless
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_stream_writes_what_decode_does(kind: str, data: st.DataObject) -> None:
+    tokenizer = made(kind)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30)) + tokenizer.encode(
+        data.draw(st.text(max_size=20))
+    )
+    stream = tokenizer.stream()
+    parts = [stream.push(index) for index in ids]
+    assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "gpt2", "metaspace", "fallback"])
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_decode_agrees_with_the_library(kind: str, data: st.DataObject) -> None:
+    """For all but bert, whose spaces we set better."""
+    tokenizer = made(kind)
+    alphabet = PROSE if kind in {"char", "metaspace"} else None
+    text = data.draw(st.text(alphabet, max_size=40) if alphabet else st.text(max_size=40))
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == Tokenizer.from_str(tokenizer.content).decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+@given(text=st.text())
+@settings(max_examples=150, deadline=None)
+def test_the_fast_path_agrees_with_the_library(kind: str, text: str) -> None:
+    theirs = Tokenizer.from_str(made(kind).content)
+    theirs.encode_special_tokens = True
+    assert made(kind).encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_separators_write_nothing(kind: str) -> None:
+    tokenizer = made(kind)
+    ids = tokenizer.encode("the cat")
+    assert tokenizer.decode([tokenizer.separator_id, *ids, tokenizer.separator_id]) == tokenizer.decode(ids)
+    assert tokenizer.decode([tokenizer.separator_id]) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours = made(kind)
+    ours.save(tmp_path)
+    again = TextTokenizer.load(tmp_path)
+    text = "the cat sat on 1,000 mats.\n[SEP]<|separator|></s> é"
+    assert again.encode(text) == ours.encode(text)
+    assert again.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+    for name in ("kind", "vocab_size", "separator_id", "unknown_id", "fingerprint", "lossless"):
+        assert getattr(again, name) == getattr(ours, name), name
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == ours.vocab_size
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.separator_id
+    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ('He said : " I don \' t know . " ( He did , too ! )', 'he said: "i don\'t know." (he did, too!)'),
+        ("1 @,@ 200 well @-@ known 3 @.@ 5 things", "1,200 well-known 3.5 things"),
+        ("he said ' stop ' and ' go ' , it ' s", "he said 'stop' and 'go', it's"),
+        ("a @ b @- c @", "a @ b @ - c @"),
+        ("zebra crossed Ünïcode", "zebra crossed unicode"),
+        ("the 日 city", "the [UNK] city"),
+    ],
+)
+def test_bert_writes_as_in_print(text: str, printed: str) -> None:
+    tokenizer = made("bert")
+    assert tokenizer.decode(tokenizer.encode(text)) == printed
+    assert not tokenizer.lossless
+
+
+def test_bert_splits_words_into_pieces() -> None:
+    tokenizer = made("bert")
+    pieces = [tokenizer.token(index) for index in tokenizer.encode("Lobsters")]
+    assert pieces == ["lobster", "##s"]
+    assert tokenizer.encode("x" * 101) == [tokenizer.unknown_id]
+
+
+def test_training_is_deterministic_across_processes() -> None:
+    code = (
+        "from ltc_textgen.data.vocabularies import train_wordpiece\n"
+        "print(train_wordpiece([f'word{n % 97} thing{n % 89} é{n % 7}' for n in range(3000)], 800).fingerprint)"
+    )
+    runs = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout
+        for _ in range(4)
+    }
+    assert len(runs) == 1
+
+
+def test_the_vocabulary_has_the_size_asked_for() -> None:
+    words = [f"word{n} w{n * 7919 % 1000}ord" for n in range(3000)]
+    assert train_wordpiece(words * 2, 900).vocab_size == 900
+    assert train_wordpiece(["short"], 5000).vocab_size == 513
+    assert train_wordpiece(["short"], 300).vocab_size == 513
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    for kind in ("char", "byte", "wordpiece"):
+        with pytest.raises(UsageError, match="character 1 is half of a surrogate pair"):
+            made(kind).encode("a\ud800")
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"token ids must be in 0\.\.256, got 1\.\.257"):
+        made("byte").decode([1, 257])
+    with pytest.raises(UsageError, match=r"got -1\.\.-1"):
+        made("byte").decode([-1])
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_refused(tmp_path: Path) -> None:
+    """What transformers makes of a folder without tokenizer.json: five special tokens, silently."""
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"])
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    with pytest.raises(DataError, match=r"tokenizer.json: the tokenizer has 5 tokens, all of them special"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_path_names_a_file_or_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(bert_vocabulary()) + "\n", encoding="utf-8")
+    expected = made("bert").encode("the lobster crossed 1,000")
+    assert find_tokenizer(str(tmp_path)).encode("the lobster crossed 1,000") == expected
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = find_tokenizer(str(tmp_path / "vocab.txt"))
+    assert cased.encode("The") == [cased.unknown_id]
+    (tmp_path / "other.json").write_text(metaspace_json())
+    assert find_tokenizer(str(tmp_path / "other.json")).separator == "</s>"
+    made("char").save(tmp_path / "saved")
+    assert find_tokenizer(str(tmp_path / "saved")).kind == "char"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "not a tokenizer"), ("[1]", "expected a JSON object"), ("{", "cannot be read"), (None, "no such file")],
+)
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message) as failure:
+        find_tokenizer(str(path))
+    assert str(path) in str(failure.value)
+    with pytest.raises(DataError):
+        TextTokenizer.load(tmp_path)
+
+
+def test_a_foreign_or_incomplete_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no tokenizer.json or vocab.txt"):
+        read_tokenizer(tmp_path)
+    made("byte").save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "X"}))
+    with pytest.raises(DataError, match="not written by ltc"):
+        TextTokenizer.load(tmp_path)
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match="not a BERT vocabulary"):
+        read_tokenizer(tmp_path / "vocab.txt")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match=r"tokenizer: 'wordpeice' is no path .*did you mean 'wordpiece'"):
+        find_tokenizer("wordpeice")
+    with pytest.raises(DataError, match="no such file"):
+        find_tokenizer("./nowhere/tokenizer.json")
+
+
+def test_loading_imports_neither_transformers_nor_torch(tmp_path: Path) -> None:
+    made("bert").save(tmp_path)
+    code = (
+        "import sys, pathlib\nfrom ltc_textgen.data.tokenizers import TextTokenizer\n"
+        f"print(TextTokenizer.load(pathlib.Path({str(tmp_path)!r})).encode('the'))\n"
+        "assert not {'transformers', 'torch', 'datasets'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_id_of_bert_is_bert(hub: object) -> None:
+    assert find_tokenizer(BERT).kind == "bert"

@@ -1,0 +1,177 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tokenizers import made
+
+import ltc_textgen.data.tokens as module
+from ltc_textgen.config import DataConfig
+from ltc_textgen.data.tokens import cache_directory, prepare, text_parts
+from ltc_textgen.errors import DataError
+
+
+@pytest.fixture
+def text_file(tmp_path: Path, fresh_cache: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Line {n} of the téxt, {n * n}.\n" for n in range(500)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "wordpiece"])
+def test_the_tokens_are_the_text(text_file: Path, kind: str) -> None:
+    data = prepare(DataConfig(data=str(text_file), tokenizer=kind, vocabulary_size=600))
+    tokenizer = data.tokenizer
+    assert tokenizer.kind == kind
+    assert data.train.dtype == np.uint16
+    for split in ("train", "valid"):
+        text = "".join(getattr(data.corpus, split)())
+        tokens = getattr(data, split).tolist()
+        assert tokens == [tokenizer.separator_id, *tokenizer.encode(text)]
+        assert tokenizer.decode(tokens) == text
+    valid = "".join(data.corpus.valid())
+    assert data.valid_bytes == len(valid.encode())
+    assert data.valid_words == len(valid.split()) + valid.count("\n")
+    assert data.train_unknown == data.valid_unknown == 0
+    with pytest.raises(ValueError, match="read-only"):
+        data.train[0] = 1
+
+
+def test_documents_are_set_apart_and_unknown_tokens_counted(tmp_path: Path, fresh_cache: Path) -> None:
+    rows = [{"text": text} for text in ("abc", " ", "ba\n", "cab", "aXbYc d")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = prepare(DataConfig(data=str(tmp_path / "a.jsonl"), tokenizer="char", valid_fraction=0.44))
+    pieces = [data.tokenizer.token(index) for index in data.train.tolist()]
+    mark = data.tokenizer.separator
+    assert pieces == [mark, *"abc", mark, *"ba\n", mark, *"ca"][: len(pieces)]
+    assert data.corpus.name == str(tmp_path / "a.jsonl")
+    unknown = [c for c in "".join(data.corpus.valid()) if c not in "".join(data.corpus.train())]
+    assert data.valid_unknown == len(unknown) > 0
+    assert np.count_nonzero(data.valid == data.tokenizer.separator_id) == len(list(data.corpus.valid()))
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path, fresh_cache: Path) -> None:
+    text = "".join(chr(code) for code in range(0x10000, 0x10000 + 70_000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    data = prepare(DataConfig(data=str(tmp_path / "a.txt"), tokenizer="char", valid_fraction=0.01))
+    assert data.tokenizer.vocab_size > 65536
+    assert data.train.dtype == np.uint32
+    assert data.tokenizer.decode(data.train.tolist()) == text[:69300]
+
+
+def test_the_second_time_nothing_is_tokenised(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(data=str(text_file), tokenizer="wordpiece", vocabulary_size=600)
+    first = prepare(config)
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("made again"))
+    said: list[str] = []
+    again = prepare(config, said.append)
+    assert said == []
+    assert (again.fingerprint, again.valid_words, again.valid_bytes) == (
+        first.fingerprint,
+        first.valid_words,
+        first.valid_bytes,
+    )
+    assert np.array_equal(first.train, again.train)
+
+
+def test_every_setting_has_its_own_tokens(text_file: Path) -> None:
+    base = DataConfig(data=str(text_file), tokenizer="wordpiece", vocabulary_size=600)
+    changes = [{}, {"tokenizer": "byte"}, {"vocabulary_size": 700}, {"valid_fraction": 0.2}]
+    keys = {prepare(base.model_copy(update=change)).fingerprint for change in changes}
+    assert len(keys) == 4
+    text_file.write_text(text_file.read_text() + "more")
+    assert prepare(base).fingerprint not in keys
+
+
+@pytest.mark.parametrize("name", ["train.bin", "valid.bin", "tokenizer.json", "facts.json"])
+@pytest.mark.parametrize("how", ["bit", "cut", "gone"])
+def test_a_damaged_cache_is_made_again(text_file: Path, name: str, how: str) -> None:
+    config = DataConfig(data=str(text_file), tokenizer="char")
+    expected = np.array(prepare(config).train)
+    (folder,) = (path for path in (cache_directory() / "tokens").iterdir() if path.is_dir())
+    content = bytearray((folder / name).read_bytes())
+    if how == "gone":
+        (folder / name).unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        if name == "facts.json" and how == "bit":
+            content[0] = 0
+        (folder / name).write_bytes(content if how == "bit" else content[:-3])
+    said: list[str] = []
+    data = prepare(config, said.append)
+    assert np.array_equal(data.train, expected)
+    assert "damaged" in said[0]
+    assert [path.name for path in folder.parent.iterdir() if path.suffix == ".new"] == []
+
+
+def test_no_space(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "_tokenise", full)
+    with pytest.raises(DataError, match=r"cannot keep token files in .*No space left on device; set LTC_CACHE"):
+        prepare(DataConfig(data=str(text_file), tokenizer="char"))
+    left = [path.suffix for path in (cache_directory() / "tokens").iterdir()]
+    assert left == [".lock"]
+
+
+def test_a_cache_that_is_a_file(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTC_CACHE", str(text_file))
+    with pytest.raises(DataError, match="cannot keep token files in"):
+        prepare(DataConfig(data=str(text_file), tokenizer="char"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" * 5000, "one character repeated"),
+        ("ab", "one character repeated"),
+        ("a", "(too few|no text is left) to train on"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["char", "byte", "wordpiece"])
+def test_too_little_to_learn_from(tmp_path: Path, fresh_cache: Path, text: str, message: str, kind: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(DataError, match=message) as failure:
+        prepare(DataConfig(data=str(tmp_path / "a.txt"), tokenizer=kind))
+    assert "\n" not in str(failure.value)
+
+
+def test_a_tokenizer_that_is_given_is_used(text_file: Path) -> None:
+    given_ = made("wordpiece")
+    data = prepare(DataConfig(data=str(text_file), tokenizer="char"), tokenizer=given_)
+    assert data.tokenizer.fingerprint == given_.fingerprint
+    assert data.tokenizer.decode(data.valid.tolist()) == "".join(data.corpus.valid())
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace"])
+@given(data=st.data())
+def test_cutting_changes_no_tokens(kind: str, data: st.DataObject) -> None:
+    words = st.sampled_from(
+        ["cat", "it's", "  ", "\n", "\n\n", " \n ", " ", "!?", "1234", "\t", "é", "\r", "\u2003", "'"]
+    )
+    text = "".join(data.draw(st.lists(words, min_size=1, max_size=60)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
+    pieces = [(text[a:b], b == len(text)) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if a < b]
+    tokenizer = made(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PART", 16)
+        parts = list(text_parts(iter(pieces), tokenizer.kind))
+    assert "".join(part for part, _ in parts) == text
+    assert [starts for _, starts in parts] == [True] + [False] * (len(parts) - 1)
+    forced = any(len(part) == 16 for part, _ in parts[:-1])
+    if kind not in {"wordpiece", "bert"} or not forced:
+        ids = [index for part, _ in parts for index in tokenizer.encode(part)]
+        assert ids == tokenizer.encode(text)
+
+
+def test_words_are_counted_across_pieces() -> None:
+    count = module._Count()
+    pieces = [("one tw", False), ("o", False), (" three\n", False), ("four ", True), ("five", True), ("six", True)]
+    assert list(count.watch(iter(pieces))) == pieces
+    assert count.words == 6 + 1
+    assert count.bytes == len("one two three\nfour fivesix")
