@@ -18,7 +18,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.training import checkpoint, signals
 from ltc_textgen.training.lock import RunLock
 from ltc_textgen.training.metrics import METRICS, check_trackers, log_interval
-from ltc_textgen.training.report import Pace, Reporter, SilentReporter, make_reporter
+from ltc_textgen.training.report import Pace, Reporter, make_reporter
 from ltc_textgen.training.runtime import Runtime
 from ltc_textgen.training.session import Session, build, restore, save
 from ltc_textgen.training.step import train_step
@@ -70,7 +70,14 @@ class TrainResult:
         return asdict(self) | {"out": str(self.out)}
 
 
-def train(run: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None) -> TrainResult:
+def train(
+    run: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    data: TokenData | None = None,
+) -> TrainResult:
     """Train a model and leave a run directory behind (see `artifacts`).
 
     Python's, numpy's and torch's global random generators are seeded.
@@ -81,6 +88,8 @@ def train(run: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter
         resume: Go on from the newest checkpoint in `out`; a run that has none yet starts from the beginning. The
             result is that of an uninterrupted run, to the last bit with the same number of threads.
         reporter: Hears about the run; by default a bar on a terminal, lines elsewhere.
+        data: What `prepare(run.data)` gave, if that was called already.
+        data: The corpus that `run.data` names, if the caller has prepared it.
 
     Raises:
         UsageError: If settings contradict each other, `out` holds another run, or the checkpoint is of another one.
@@ -97,10 +106,11 @@ def train(run: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter
         runtime.wait()
         if not resume:
             refuse_other_run(out)
-        hears = (reporter or make_reporter()) if runtime.is_main else SilentReporter()
+        hears = (reporter or make_reporter()) if runtime.is_main else Reporter()
         stack.callback(hears.close)
-        with runtime.accelerator.local_main_process_first():
-            data = prepare(run.data, hears.note)
+        if data is None:
+            with runtime.accelerator.local_main_process_first():
+                data = data or prepare(run.data, hears.note)
         session = build(run, out, data, runtime, hears)
         _begin(session, resume)
         with signals.StopRequest(
@@ -119,15 +129,17 @@ def run_loop(session: Session, watch: Watch) -> str | None:
     progress, budget = session.progress, session.budget
     stopped_by, saved_at = None, progress.seconds
     while True:
+        stopped_by = stopped_by or watch.signal_received(session)
         if stopped_by or budget.is_over(progress):
             break
         if budget.validation_is_due(progress):
             _timed_validation(session, watch)
-        if _save_is_due(session, saved_at):
+        elif _save_is_due(session, saved_at):
             save(session)
             saved_at = progress.seconds
-        stopped_by = train_step(session, watch)
-        _tell(session)
+        else:
+            stopped_by = train_step(session, watch)
+            _tell(session)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
     if stopped_by and progress.best_step is None and session.runtime.is_main:
@@ -205,7 +217,7 @@ def _tell(session: Session) -> None:
             total_steps=budget.steps,
             done=budget.done(progress),
             loss=loss,
-            learning_rate=session.learning_rate,
+            learning_rate=progress.learning_rate,
             tokens_per_second=speed,
             seconds=progress.seconds,
             remaining=budget.remaining(progress),
@@ -214,7 +226,7 @@ def _tell(session: Session) -> None:
     if progress.step % log_interval(progress.step) == 0:
         progress.window_loss, progress.window_steps, progress.window_seconds = 0.0, 0, 0.0
         if session.runtime.is_main:
-            values = {"step": progress.step, "loss": loss, "learning_rate": session.learning_rate}
+            values = {"step": progress.step, "loss": loss, "learning_rate": progress.learning_rate}
             values |= {"tokens_per_second": speed, "seconds": progress.seconds, "skipped": progress.skipped}
             session.record(values)
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,19 +34,30 @@ class MetricsLog:
             LTCError: If the disk refuses.
         """
         line = json.dumps({key: _json_number(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise LTCError(f"cannot write {self.path}: {error.strerror or error}") from None
+        with self._explaining(), self.path.open("ab") as file:
+            file.write(line.encode())
 
     def sync(self) -> int:
-        """Bring the lines to the disk; returns the length of the file."""
+        """Bring the lines to the disk; returns the length of the file.
+
+        Raises:
+            LTCError: If the disk refuses.
+        """
         if not self.path.exists():
             return 0
-        with self.path.open("rb") as file:
+        with self._explaining(), self.path.open("rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LTCError(
+                f"cannot write {self.path}: {error.strerror or error}. Checkpoints are as they were; make room or give "
+                "write permission, then go on with --resume"
+            ) from None
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

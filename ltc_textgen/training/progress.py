@@ -29,6 +29,7 @@ class Progress:
         recent_sum: Sum of all losses, each weighing `FADING` times as much as the next.
         recent_weight: Sum of those weights.
         train_loss: Recent training loss at the last validation, nats per token.
+        learning_rate: Of the last step.
         metrics_bytes: Length of metrics.jsonl.
     """
 
@@ -50,6 +51,7 @@ class Progress:
     recent_sum: float = 0.0
     recent_weight: float = 0.0
     train_loss: float | None = None
+    learning_rate: float = 0.0
     metrics_bytes: int = 0
 
     @property

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -71,8 +71,11 @@ class Validation:
         return None if self.train_loss is None else self.val_loss - self.train_loss
 
 
-class Reporter(Protocol):
-    """Hears about a run. Called in the main process only; `step` after every step, so it must be quick."""
+class Reporter:
+    """Hears about a run, in the main process only. This one says nothing; the others tell somebody.
+
+    `step` is called after every step, so it must be quick.
+    """
 
     def note(self, text: str) -> None:
         """One line that the user should know."""
@@ -87,23 +90,7 @@ class Reporter(Protocol):
         """The run is over, in whatever way."""
 
 
-class SilentReporter:
-    """Says nothing: for the processes that are not the main one."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def step(self, pace: Pace) -> None:
-        """Nothing."""
-
-    def validation(self, result: Validation) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class PlainReporter:
+class PlainReporter(Reporter):
     """Lines of text, for logs and pipes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -127,11 +114,8 @@ class PlainReporter:
         if result.sample:
             self.note("\n".join(f"  | {line}" for line in result.sample.splitlines()))
 
-    def close(self) -> None:
-        """Nothing is open."""
 
-
-class JsonReporter:
+class JsonReporter(Reporter):
     """One JSON object a line, with the kind of event under "event"."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -153,14 +137,11 @@ class JsonReporter:
         """{"event": "validation", ...} with the fields of `Validation` and its gap."""
         self._emit("validation", asdict(result) | {"gap": result.gap})
 
-    def close(self) -> None:
-        """Nothing is open."""
-
     def _emit(self, event: str, values: dict[str, Any]) -> None:
         print(json.dumps({"event": event, **values}, ensure_ascii=False), file=self._stream, flush=True)
 
 
-class LiveReporter:
+class LiveReporter(Reporter):
     """A bar at the foot of the terminal; notes and validations scroll by above it."""
 
     def __init__(self, console: Console | None = None) -> None:

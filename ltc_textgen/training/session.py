@@ -51,7 +51,6 @@ class Session:
         progress: How far it has come.
         state: State of this process's lanes after the last step; None where all of them start afresh.
         saved_step: Step of the last checkpoint, -1 if there is none.
-        learning_rate: Of the last step.
     """
 
     run: RunConfig
@@ -70,7 +69,6 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     state: LiquidState | None = None
     saved_step: int = -1
-    learning_rate: float = 0.0
 
     @property
     def rows(self) -> int:

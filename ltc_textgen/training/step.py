@@ -28,19 +28,20 @@ def train_step(session: Session, watch: Watch) -> str | None:
     _set_learning_rate(session)
     inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
     before = start_state(session, reset)
-    output = session.module(input_ids=inputs, shift_labels=targets, state=before)
+    # A tuple, because accelerate's conversion to float32 and DDP both look into tuples.
+    loss_now, after = session.module(input_ids=inputs, shift_labels=targets, state=before, return_dict=False)
     session.optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(output.loss)
+    accelerator.backward(loss_now)
     accelerator.unscale_gradients(session.optimizer)
     norm = _clip(session.model, config.clip)
-    loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
+    loss, length = torch.stack([loss_now.detach().float(), norm.float()]).tolist()
 
     finite = math.isfinite(loss) and math.isfinite(length)
     broken, loss, signal_name = watch.share(session, finite, loss)
     nonfinite.count(progress, broken)
     if not broken or accelerator.scaler is not None:  # the scaler itself leaves out such a step, and scales less
         session.optimizer.step()
-    session.state = None if broken else output.state.detach()
+    session.state = None if broken else after.detach()
     progress.step += 1
     progress.tokens += targets.numel() * session.runtime.world
     if not broken:
@@ -71,9 +72,9 @@ def start_state(session: Session, reset: Bool[Tensor, " B"]) -> LiquidState:
 def _set_learning_rate(session: Session) -> None:
     config = session.run.train
     factor = rate_factor(session.budget.done(session.progress), config.warmup, config.min_learning_rate_ratio)
-    session.learning_rate = config.learning_rate * factor
+    session.progress.learning_rate = config.learning_rate * factor
     for group in session.adam.param_groups:
-        group["lr"] = session.learning_rate
+        group["lr"] = session.progress.learning_rate
 
 
 def _clip(model: torch.nn.Module, limit: float) -> Tensor:

@@ -79,7 +79,7 @@ def _report(session: Session, result: Validation) -> None:
             "train_loss": result.train_loss,
             "gap": result.gap,
             "best": result.best,
-            "learning_rate": session.learning_rate,
+            "learning_rate": session.progress.learning_rate,
             "tokens_per_second": session.progress.tokens_per_second,
             "seconds": result.seconds,
             "sample": result.sample,

@@ -52,5 +52,9 @@ class Watch:
         session.progress.seconds, shared = session.runtime.sum(mine)
         return session.progress.seconds - before, shared
 
+    def signal_received(self, session: Session) -> str | None:
+        """Name of a signal that this process received. Several processes only act on one that `share` has told all."""
+        return self._stop.name if session.runtime.world == 1 else None
+
     def _main_seconds(self, session: Session) -> float:
         return self._clock() - self._zero if session.runtime.is_main else 0.0

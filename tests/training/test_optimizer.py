@@ -8,7 +8,7 @@ from ltc_textgen.training.optimizer import make_optimizer, parameter_groups
 
 
 def network(**settings):
-    return LiquidTimeConstantNetwork.from_settings(ModelConfig(input_size=40, hidden_size=8, **settings))
+    return LiquidTimeConstantNetwork.from_settings(ModelConfig(input_size=40, hidden_size=16, **settings))
 
 
 def names(model, weight_decay=0.1):
