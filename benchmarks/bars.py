@@ -98,7 +98,7 @@ def against_lstm(sizes: Sizes) -> list[Bar]:
 def scan_alone(sizes: Sizes) -> list[Bar]:
     cell = liquid_layer(sizes.width, steps=sizes.steps, coupling="diagonal")
     drive = cell.project(inputs(sizes.batch, sizes.tokens, sizes.width)).detach().requires_grad_()
-    reference = Contender("PyTorch", Scan(cell), drive, reference=True)
+    reference = Contender("PyTorch", Scan(cell), drive, kernels="reference")
     measured, detail = times_faster(reference, Contender("kernel", Scan(cell), drive), sizes)
     return [Bar("diagonal scan alone against the same mathematics in PyTorch", measured, 20, detail=detail)]
 
@@ -195,7 +195,7 @@ def accuracy(sizes: Sizes) -> list[Bar]:
                 if not parameter.any():  # a feedback of zero would hide its own part of the mathematics
                     nn.init.normal_(parameter, std=0.5)
             u = inputs(2, min(sizes.tokens, 32), sizes.width)
-            single, double = Contender("", cell, u), Contender("", *twin(cell, u), reference=True)
+            single, double = Contender("", cell, u), Contender("", *twin(cell, u), kernels="reference")
             errors = [relative(a, b) for a, b in zip(everything(single), everything(double), strict=True)]
             outputs[f"{coupling}, {solver}"], gradients[f"{coupling}, {solver}"] = errors[0], max(errors[1:])
     return [

@@ -10,6 +10,7 @@ timed in turn within each round, and figures are medians over rounds (see `ltc_t
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bars import BARS, Sizes
-from torch import Tensor, nn
+from bars import BARS, Sizes, against_ncps
+from torch import nn
 
 from ltc_textgen import kernels
 from ltc_textgen.benchmarking import (
@@ -36,19 +37,9 @@ from ltc_textgen.benchmarking import (
     table,
     threads,
 )
-from ltc_textgen.cells import DiagonalCell
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels.parallel import parallel_scan
 
 SPEEDS = ("forward_tokens_per_second", "train_tokens_per_second", "activation_bytes_per_token")
-
-
-class ParallelDiagonal(DiagonalCell):
-    """The diagonal cell by Newton iterations in parallel over time."""
-
-    def scan(self, drive: Tensor, x: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
-        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(self.log_leak))
-        return parallel_scan(drive, x, elapsed * self.step_size, *neurons, self.steps, self.solver, self.adaptive)
 
 
 def compiled(coupling: str, sizes: Sizes) -> Contender | None:
@@ -56,7 +47,7 @@ def compiled(coupling: str, sizes: Sizes) -> Contender | None:
     layer = liquid_layer(sizes.width, steps=sizes.steps, coupling=coupling)
     layer.step = torch.compile(layer.step)  # type: ignore[method-assign]
     name = f"{coupling}, {sizes.steps} steps, torch.compile"
-    c = Contender(name, layer, inputs(sizes.batch, sizes.tokens, sizes.width), reference=True)
+    c = Contender(name, layer, inputs(sizes.batch, sizes.tokens, sizes.width), "reference")
     start = time.perf_counter()
     try:
         c.forward()
@@ -76,10 +67,10 @@ def layers(sizes: Sizes, with_compile: bool) -> list[dict[str, Any]]:
     made = [*peers(*shape), *liquid_layers(*shape)]
     for coupling in ("diagonal", "full"):
         layer = liquid_layer(sizes.width, steps=sizes.steps, coupling=coupling)
-        made.append(Contender(f"{coupling}, {sizes.steps} steps, PyTorch", layer, u, reference=True))
+        made.append(Contender(f"{coupling}, {sizes.steps} steps, PyTorch", layer, u, "reference"))
         made += [c for c in [compiled(coupling, sizes)] if c] if with_compile else []
-    newton = ParallelDiagonal(sizes.width, sizes.width, steps=sizes.steps, step_size=1 / sizes.steps)
-    made.append(Contender(f"diagonal, {sizes.steps} steps, Newton over time", newton, u))
+    newton = liquid_layer(sizes.width, steps=sizes.steps, coupling="diagonal")
+    made.append(Contender(f"diagonal, {sizes.steps} steps, Newton over time", newton, u, "parallel"))
     return speed_rows(measure(made, sizes.rounds, sizes.seconds))
 
 
@@ -210,6 +201,9 @@ def main() -> None:
 def bars(sizes: Sizes) -> list[dict[str, Any]]:
     rows = []
     for part in BARS:
+        if part is against_ncps and importlib.util.find_spec("ncps") is None:
+            say("bars: against_ncps left out, ncps is not installed (the extra 'bench')")
+            continue
         say(f"bars: {part.__name__}")
         torch.manual_seed(0)
         rows += [bar.row() for bar in part(sizes)]

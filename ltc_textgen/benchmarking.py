@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltc_textgen import kernels
 from ltc_textgen.cells import LiquidCell, build_cell
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.kernels import Choice, use
 from ltc_textgen.kernels.parallel import linear_scan
 from ltc_textgen.shapes import Float, Tensor
 
@@ -35,13 +35,13 @@ class Contender:
         name: What the table calls it.
         layer: Maps (B, T, D) to (B, T, O), or to a tuple that begins with that.
         inputs: (B, T, D).
-        reference: Run without the fused kernels of this package.
+        kernels: Which kernels of this package it may use (see `kernels.use`).
     """
 
     name: str
     layer: nn.Module
     inputs: Tensor
-    reference: bool = False
+    kernels: Choice = "auto"
 
     @property
     def tokens(self) -> int:
@@ -50,10 +50,7 @@ class Contender:
 
     def outputs(self) -> Tensor:
         """One forward pass."""
-        if self.reference:
-            with kernels.use("reference"):
-                result = self.layer(self.inputs)
-        else:
+        with use(self.kernels):
             result = self.layer(self.inputs)
         return result[0] if isinstance(result, tuple) else result
 

@@ -80,7 +80,7 @@ def test_contender_trains_and_honours_reference():
 
     seen = []
     u = benchmarking.inputs(2, 3, 4)
-    contender = Contender("probe", Probe(4, 5), u, reference=True)
+    contender = Contender("probe", Probe(4, 5), u, kernels="reference")
     contender.forward()
     contender.train()
     first = contender.layer.weight.grad.clone()

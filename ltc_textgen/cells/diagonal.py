@@ -22,6 +22,7 @@ one-synapse condition |r E| <= 1 (R = |E| there); `contractive=True` keeps r ins
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -31,11 +32,19 @@ from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import choose
 from ltc_textgen.kernels.diagonal import diagonal_scan
+from ltc_textgen.kernels.parallel import parallel_scan
+from ltc_textgen.kernels.triton_scan import triton_scan
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
 HORIZON_OVER_CAPACITANCE = (0.05, 4.0)
 LEAK_RANGE = (1e-3, 0.5)
+SCANS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "cpu": diagonal_scan,
+    "triton": triton_scan,
+    "parallel": parallel_scan,
+}
+"""What `kernels.choose` may answer, apart from the loop over tokens."""
 FROZEN_SHARE = 0.99
 """Share of its bound on r that a cell with frozen time constants uses; all of it would allow a slope of exactly 1."""
 SMALLEST_PULL = 0.05
@@ -119,8 +128,9 @@ class DiagonalCell(MembraneCell):
     def scan(
         self, drive: Float[Tensor, "B T two_N"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-        if choose(drive) != "cpu":
+        fused = SCANS.get(choose(drive))
+        if fused is None:
             return super().scan(drive, x, elapsed)
         neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(self.log_leak))
         h = elapsed * self.step_size
-        return diagonal_scan(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)
+        return fused(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)

@@ -13,33 +13,38 @@ from typing import Literal, get_args
 import torch
 
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels import parallel, triton_scan
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT, instruction_set
 from ltc_textgen.shapes import Tensor
 
-Path = Literal["cpu", "triton", "reference"]
-Choice = Literal["auto", "cpu", "reference"]
+Path = Literal["cpu", "triton", "parallel", "reference"]
+Choice = Literal["auto", "cpu", "parallel", "reference"]
 
 _chosen: str = os.environ.get("LTC_KERNELS", "auto")
 
 
 def choose(drive: Tensor) -> Path:
-    """Which path a scan of `drive` takes: the fused CPU kernel, the Triton kernel, or the reference.
+    """Which path a scan of `drive` takes: fused CPU kernel, Triton kernel, in parallel over time, or the reference.
+
+    "triton" and "parallel" exist for the diagonal coupling alone; the other couplings take them for "reference".
 
     Raises:
         UsageError: If LTC_KERNELS is unknown, or asks for the CPU kernels where they cannot run.
     """
     if _chosen not in get_args(Choice):
         raise UsageError(f"LTC_KERNELS: expected one of {', '.join(get_args(Choice))}, got '{_chosen}'")
-    if _chosen == "reference":
-        return "reference"
+    if _chosen in ("reference", "parallel"):
+        return "parallel" if _chosen == "parallel" else "reference"
     fits = drive.device.type == "cpu" and drive.dtype == torch.float32
     if fits and LIBRARY is not None:
         return "cpu"
     if _chosen == "cpu" and fits:
         raise UsageError(f"LTC_KERNELS=cpu, but there are no CPU kernels here: {WHY_NOT}")
-    if _chosen == "auto" and drive.device.type == "cuda" and drive.dtype == torch.float32:
+    if _chosen == "cpu":
+        return "reference"
+    if triton_scan.available(drive):
         return "triton"
-    return "reference"
+    return "parallel" if parallel.worthwhile(drive) else "reference"
 
 
 @contextmanager

@@ -39,6 +39,9 @@ MAX_ITERATIONS = 24
 MIN_TOKENS = 64
 """Shortest sequence for which `worthwhile` answers True (see docs/kernels.md)."""
 
+HOSTS = {"cpu", "meta"}
+"""Devices on which `worthwhile` answers False."""
+
 TOLERANCE = {torch.float32: (3e-5, 5e-6), torch.float64: (1e-7, 1e-12)}
 """Largest last move and largest residual of a solution, relative to 1 + |x|. Newton's error after a move is of the
 order of its square; the residual of an exact solution is the rounding of one token."""
@@ -68,7 +71,7 @@ def worthwhile(drive: Float[Tensor, "B T two_N"]) -> bool:
     On an accelerator a loop starts a dozen device kernels per sub-step and token, Newton's method as many per sub-step
     and iteration; the choice rests on that count and not on a measurement.
     """
-    return drive.device.type not in {"cpu", "meta"} and drive.shape[1] >= MIN_TOKENS
+    return drive.device.type not in HOSTS and drive.shape[1] >= MIN_TOKENS
 
 
 def parallel_scan(

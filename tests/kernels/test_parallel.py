@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ltc_textgen import kernels
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
@@ -169,8 +170,30 @@ def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adapt
     assert parallel.state_bounds(x0, Neurons(*rest), Method(2, Solver.explicit, adaptive)) is None
 
 
-def test_a_cpu_never_prefers_it():
-    assert not parallel.worthwhile(torch.empty(1, 100_000, 2))
+def test_a_cpu_never_prefers_it_but_can_be_told():
+    drive = torch.empty(1, 100_000, 2)
+    assert not parallel.worthwhile(drive)
+    assert kernels.choose(drive) != "parallel"
+    with kernels.use("parallel"):
+        assert kernels.choose(drive) == "parallel"
+
+
+def test_an_accelerator_without_fused_kernel_prefers_it_for_long_sequences(monkeypatch):
+    monkeypatch.setattr(parallel, "HOSTS", {"cpu"})  # "meta" stands in for an accelerator
+    assert kernels.choose(torch.empty(1, parallel.MIN_TOKENS, 2, device="meta")) == "parallel"
+    assert kernels.choose(torch.empty(1, parallel.MIN_TOKENS - 1, 2, device="meta")) == "reference"
+
+
+def test_the_cell_runs_it():
+    cell = DiagonalCell(3, 6)
+    torch.nn.init.normal_(cell.self_weight)
+    u, elapsed = torch.randn(2, 30, 3), torch.rand(2, 30)
+    with kernels.use("reference"):
+        expected = cell(u, elapsed=elapsed)
+    with kernels.use("parallel"):
+        states, last = cell(u, elapsed=elapsed)
+    torch.testing.assert_close((states, last), expected)
+    assert "Implicit" in type(states.grad_fn).__name__
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
