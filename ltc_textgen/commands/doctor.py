@@ -71,11 +71,13 @@ def _kernels() -> dict[str, Any]:
 
 
 def _data() -> dict[str, Any]:
+    from huggingface_hub import try_to_load_from_cache
+
     from ltc_textgen.data import hub
     from ltc_textgen.data.tokens import cache_directory
 
     problem = hub.Preflight(f"datasets/{hub.WIKITEXT}/resolve/main/README.md").problem()
-    cached = hub.is_cached(hub.WIKITEXT, "dataset") and hub.is_cached(hub.BERT, "model")
+    cached = hub.may_be_cached(hub.WIKITEXT) and isinstance(try_to_load_from_cache(hub.BERT, "tokenizer.json"), str)
     cache = cache_directory()
     size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
     default = "WikiText-2" if problem is None or cached else "the text inside Python (no hub, nothing cached)"

@@ -1,5 +1,6 @@
 """`ltc generate`: write text with a trained network."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,12 +94,13 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     """
     if prompt is not None and prompt_file is not None:
         raise UsageError("--prompt and --prompt-file exclude each other")
-    if prompt is not None and prompt != "-":
-        return prompt
     if prompt is None and prompt_file is None:
         return ""
     try:
-        content = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
+        if prompt_file is not None:
+            content = prompt_file.read_bytes()
+        else:  # where the locale is not UTF-8, Python hands over the bytes that it could not decode as surrogates
+            content = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt or "")
         return content.decode("utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the prompt file {prompt_file}: {error.strerror}") from None
