@@ -23,6 +23,8 @@ from ltc_textgen.cells.base import MembraneCell, precise, solver_settings
 from ltc_textgen.cells.wirings import Wiring, build_wiring, fully_connected
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels import choose
+from ltc_textgen.kernels import synaptic as fused
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.solvers import Membrane, integrate
 
@@ -168,6 +170,8 @@ class SynapticCell(MembraneCell):
         """Conductance and current that each token brings, sum_d w s and sum_d w s E, side by side."""
         with torch.autocast(u.device.type, enabled=False):
             mapped = precise(u) * precise(self.input_scale) + precise(self.input_shift)
+            if choose(mapped) == "cpu":
+                return fused.synaptic_sums(mapped.flatten(0, 1), *self.sensory.synapses).unflatten(0, u.shape[:2])
             conductance, current = synaptic_sums(mapped.flatten(0, 1), self.sensory.synapses)
             return torch.cat([conductance, current], dim=-1).unflatten(0, u.shape[:2])
 
@@ -177,8 +181,11 @@ class SynapticCell(MembraneCell):
     def scan(
         self, drive: Float[Tensor, "B T two_N"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-        h = elapsed * self.step_size
-        return synaptic_scan(drive, x, h, self.recurrent.synapses, self.leak, self.solver, self.steps, self.adaptive)
+        h, synapses, leak = elapsed * self.step_size, self.recurrent.synapses, self.leak
+        if choose(drive) == "cpu":
+            neurons = (leak.capacitance, leak.conductance, leak.conductance * leak.rest)
+            return fused.synaptic_scan(drive, x, h, *synapses, *neurons, self.steps, self.solver, self.adaptive)
+        return synaptic_scan(drive, x, h, synapses, leak, self.solver, self.steps, self.adaptive)
 
     def readout(self, states: Float[Tensor, "*B N"]) -> Float[Tensor, "*B O"]:
         """The motor neurons' states, each scaled and shifted."""

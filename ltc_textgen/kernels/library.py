@@ -6,6 +6,7 @@ and contiguity (see `operators.dense`).
 
 import ctypes
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,14 @@ from ltc_textgen.shapes import Tensor
 
 PATH = Path(__file__).with_name("_liquid.so")
 SOLVER_CODES = {Solver.semi_implicit: 0, Solver.explicit: 1, Solver.runge_kutta: 2, Solver.exponential: 3}
+REFUSED: Mapping[int, tuple[str, str, str, Callable[[float], bool]]] = {
+    2: ("capacitance", "capacitance", "> 0", lambda value: not value <= 0),
+    3: ("leak", "leak", ">= 0", lambda value: not value < 0),
+    4: ("dt", "elapsed", ">= 0 and finite", lambda value: value >= 0 and math.isfinite(value)),
+}
+"""Status -> input, what to call it, what its values must be, and whether one is. NaN passes in parameters: it is the
+mark of a training that diverged and must show in the loss."""
+
 SMALL = 1 << 15
 """Sigmoids of a call below which waking a second thread costs more than it saves."""
 
@@ -68,8 +77,12 @@ def threads_for(sigmoids: int) -> int:
     return 1 if sigmoids < SMALL else torch.get_num_threads()
 
 
-def raise_for(status: int, dt: Tensor, capacitance: Tensor, leak: Tensor) -> None:
+def raise_for(status: int, inputs: Mapping[str, Tensor]) -> None:
     """Raise the error that a kernel's status stands for.
+
+    Args:
+        status: What the kernel returned.
+        inputs: Its inputs by name, to say which value was wrong.
 
     Raises:
         UsageError: Naming the first value that cannot be.
@@ -79,9 +92,6 @@ def raise_for(status: int, dt: Tensor, capacitance: Tensor, leak: Tensor) -> Non
         return
     if status == 1:
         raise MemoryError("a kernel found no memory for its workspace")
-    bad = {2: ("capacitance", capacitance, "> 0"), 3: ("leak", leak, ">= 0"), 4: ("elapsed", dt, ">= 0 and finite")}
-    name, values, rule = bad[status]
-    flat = values.detach().flatten().tolist()
-    wrong = {2: lambda v: v <= 0, 3: lambda v: v < 0, 4: lambda v: not (v >= 0 and math.isfinite(v))}[status]
-    index, value = next(((i, v) for i, v in enumerate(flat) if wrong(v)), (-1, math.nan))
+    key, name, rule, fits = REFUSED[status]
+    index, value = next((i, v) for i, v in enumerate(inputs[key].detach().flatten().tolist()) if not fits(v))
     raise UsageError(f"{name}: every value must be {rule}, got {value} at position {index}")

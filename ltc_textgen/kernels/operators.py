@@ -174,8 +174,7 @@ class ScanOperator:
 
     def _check(self, status: int, inputs: list[Tensor]) -> None:
         if status:
-            named = dict(zip(self.inputs, inputs, strict=True))
-            raise_for(status, named["dt"], named["capacitance"], named["leak"])
+            raise_for(status, dict(zip(self.inputs, inputs, strict=True)))
 
     def _forward_shapes(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         drive, x0, *_, steps, solver, _, keep = arguments

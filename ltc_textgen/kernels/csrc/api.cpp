@@ -104,3 +104,22 @@ LTC_EXPORT int ltc_full_forward(const ltc::Shape* shape, const ltc::FullForward*
 LTC_EXPORT int ltc_full_backward(const ltc::Shape* shape, const ltc::FullBackward* arrays) {
   return in_use->full_backward(*shape, *arrays);
 }
+
+LTC_EXPORT int ltc_synaptic_forward(const ltc::Shape* shape, const ltc::SynapticForward* arrays) {
+  const int status = check(*shape, arrays->dt, arrays->capacitance, arrays->leak);
+  return status != ltc::kOk ? status : in_use->synaptic_forward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_synaptic_backward(const ltc::Shape* shape, const ltc::SynapticBackward* arrays) {
+  return in_use->synaptic_backward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_sums_forward(int64_t rows, int64_t sources, int64_t targets, int threads,
+                                const ltc::SumsForward* arrays) {
+  return in_use->sums_forward(rows, sources, targets, threads, *arrays);
+}
+
+LTC_EXPORT int ltc_sums_backward(int64_t rows, int64_t sources, int64_t targets, int threads,
+                                 const ltc::SumsBackward* arrays) {
+  return in_use->sums_backward(rows, sources, targets, threads, *arrays);
+}

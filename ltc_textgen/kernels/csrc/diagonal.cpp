@@ -61,7 +61,7 @@ LTC_INLINE Conductances membrane(const Neurons& p, int u, vfloat d_e, vfloat d_i
   return {f_e, f_i, p.leak[u] + p.open * (f_e + f_i), f_e * p.E_e[u] - f_i * p.E_i[u]};
 }
 
-// Gradients of a tile, summed over the tokens of one sequence.
+// Gradients of a tile, summed over the tokens of one sequence. C: sum of h times the gradient of h.
 struct Gradients {
   vfloat r_e[kUnroll] = {}, r_i[kUnroll] = {}, E_e[kUnroll] = {}, E_i[kUnroll] = {}, C[kUnroll] = {}, leak[kUnroll] = {};
   vfloat d_e[kUnroll], d_i[kUnroll], h[kUnroll];  // of the token at hand
@@ -82,17 +82,21 @@ LTC_INLINE vfloat membrane_backward(const Neurons& p, Gradients& out, int u, vfl
   return z_e * p.r_e[u] + z_i * p.r_i[u];
 }
 
+// Four evaluations of the membrane: a function, where the one of the others is worth a copy per vector.
+__attribute__((noinline)) vfloat runge_kutta(const Neurons& p, int u, vfloat d_e, vfloat d_i, vfloat x, vfloat h) {
+  vfloat k = {}, sum = {};
+  for (int s = 0; s < 4; ++s) {
+    const Conductances c = membrane(p, u, d_e, d_i, x + h * kReach[s] * k);
+    k = slope(x + h * kReach[s] * k, c.G, c.I, p.C[u]);
+    sum += kWeight[s] * k;
+  }
+  return x + h * sum;
+}
+
 template <int solver>
 LTC_INLINE vfloat substep(const Neurons& p, int u, vfloat d_e, vfloat d_i, vfloat x, vfloat h) {
   if constexpr (solver == kRungeKutta) {
-    vfloat k = {}, sum = {};
-    _Pragma("GCC unroll 1") for (int s = 0; s < 4; ++s) {
-      const vfloat y = x + h * kReach[s] * k;
-      const Conductances c = membrane(p, u, d_e, d_i, y);
-      k = slope(y, c.G, c.I, p.C[u]);
-      sum += kWeight[s] * k;
-    }
-    return x + h * sum;
+    return runge_kutta(p, u, d_e, d_i, x, h);
   } else {
     const Conductances c = membrane(p, u, d_e, d_i, x);
     return advance<solver>(x, c.G, c.I, p.C[u], h);
@@ -143,36 +147,38 @@ LTC_INLINE vfloat substep_traced(const Neurons& p, const Trace& trace, int64_t k
   }
 }
 
+__attribute__((noinline)) vfloat runge_kutta_backward(const Neurons& p, Gradients& out, int u, vfloat d_e, vfloat d_i,
+                                                      vfloat x, vfloat h, vfloat g) {
+  vfloat y[4], slopes[4];
+  Conductances c[4];
+  for (int s = 0; s < 4; ++s) {
+    y[s] = s == 0 ? x : x + h * kReach[s] * slopes[s - 1];
+    c[s] = membrane(p, u, d_e, d_i, y[s]);
+    slopes[s] = slope(y[s], c[s].G, c[s].I, p.C[u]);
+  }
+  vfloat gx = g, gy = {};  // gy: gradient of the start of the stage after s
+  for (int s = 3; s >= 0; --s) {
+    const vfloat pulled = kWeight[s] * g + (s < 3 ? kReach[s + 1] : 0.0f) * gy;
+    const StageGradient q = slope_backward(y[s], c[s].G, c[s].I, p.C[u], h * pulled);
+    out.h[u] += slopes[s] * pulled;
+    gy = q.x + membrane_backward(p, out, u, y[s], c[s].f_e, c[s].f_i, q.G, q.I);
+    gx += gy;
+  }
+  return gx;
+}
+
 // Gradient of x before a sub-step, given `g`, that of the x after it.
 template <int solver>
 LTC_INLINE vfloat substep_backward(const Neurons& p, Gradients& out, const Trace& trace, int64_t k, int u, vfloat d_e,
                                    vfloat d_i, vfloat h, vfloat g) {
   const vfloat x = load(trace.at(k, 0, u));
   if constexpr (solver == kRungeKutta) {
-    vfloat y[4], slopes[4];
-    Conductances c[4];
-    _Pragma("GCC unroll 1") for (int s = 0; s < 4; ++s) {
-      y[s] = s == 0 ? x : x + h * kReach[s] * slopes[s - 1];
-      c[s] = membrane(p, u, d_e, d_i, y[s]);
-      slopes[s] = slope(y[s], c[s].G, c[s].I, p.C[u]);
-    }
-    vfloat gx = g, gy = {};  // gy: gradient of the start of the stage after s
-    _Pragma("GCC unroll 1") for (int s = 3; s >= 0; --s) {
-      const float reach = s < 3 ? kReach[s + 1] : 0.0f;
-      const vfloat gk = h * (kWeight[s] * g + reach * gy);
-      out.h[u] += slopes[s] * (kWeight[s] * g + reach * gy);
-      const StageGradient q = slope_backward(y[s], c[s].G, c[s].I, p.C[u], gk);
-      out.C[u] += q.C;
-      gy = q.x + membrane_backward(p, out, u, y[s], c[s].f_e, c[s].f_i, q.G, q.I);
-      gx += gy;
-    }
-    return gx;
+    return runge_kutta_backward(p, out, u, d_e, d_i, x, h, g);
   } else {
     const vfloat f_e = load(trace.at(k, 1, u)), f_i = load(trace.at(k, 2, u));
     const vfloat next = load(trace.at(k + 1, 0, u));
     const vfloat G = p.leak[u] + p.open * (f_e + f_i), I = f_e * p.E_e[u] - f_i * p.E_i[u];
     const StageGradient q = advance_backward<solver>(x, G, I, p.C[u], h, next, g);
-    out.C[u] += q.C;
     out.h[u] += q.h;
     return q.x + membrane_backward(p, out, u, x, f_e, f_i, q.G, q.I);
   }
@@ -218,6 +224,7 @@ void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, in
     LTC_EACH {
       lanes.write(a.drive_grad + token * 2 * N, u, out.d_e[u]);
       lanes.write(a.drive_grad + token * 2 * N + N, u, out.d_i[u]);
+      out.C[u] += h * out.h[u];
     }
     if (dt_parts != nullptr) {
       vfloat sum = {};
@@ -267,6 +274,7 @@ Status backward(const Shape& s, const DiagonalBackward& a) {
       rows[row][n] = sum;
     }
   }
+  for (int64_t n = 0; n < s.N; ++n) a.capacitance_grad[n] /= -a.forward.capacitance[n];
   if (a.dt_grad != nullptr) {
     for (int64_t token = 0; token < s.B * s.T; ++token) {
       float sum = 0.0f;

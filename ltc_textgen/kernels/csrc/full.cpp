@@ -133,6 +133,7 @@ Status backward(const Shape& s, const FullBackward& a) {
   add_parts(sums, plan.parts, plan.total, s.N, a.reversal_grad);
   add_parts(sums + plan.P, plan.parts, plan.total, s.N, a.leak_grad);
   add_parts(sums + 2 * plan.P, plan.parts, plan.total, s.N, a.capacitance_grad);
+  for (int64_t n = 0; n < s.N; ++n) a.capacitance_grad[n] /= -f.capacitance[n];
   for (int64_t i = 0; i < s.N; ++i)
     add_parts(sums + 3 * plan.P + i * plan.columns, plan.parts, plan.total, s.N, a.weight_grad + i * s.N);
   return ltc::kOk;

@@ -30,16 +30,18 @@ LTC_INLINE T smaller(T a, T b) {
 LTC_INLINE int64_t share(int64_t items, int64_t part, int64_t parts) { return items * part / parts; }
 
 // Aligned memory that is freed with its scope; `data` is null when there is none.
-struct Buffer {
-  float* data;
-  explicit Buffer(int64_t count, bool zero = false) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 127) / 64 * 64;
-    data = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (data != nullptr && zero) std::memset(data, 0, bytes);
+template <class T>
+struct Array {
+  T* data;
+  explicit Array(int64_t count, bool zero = false) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+    data = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data != nullptr && zero) std::memset(static_cast<void*>(data), 0, bytes);
   }
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  ~Array() { std::free(data); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
 };
+using Buffer = Array<float>;
 
 }  // namespace LTC_NAMESPACE

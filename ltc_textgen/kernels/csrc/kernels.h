@@ -47,12 +47,55 @@ struct FullBackward {
   float *drive_grad, *x0_grad, *dt_grad, *weight_grad, *reversal_grad, *capacitance_grad, *leak_grad;
 };
 
+// Synapses from P sources onto N targets, (P, N); `mask` says which exist.
+struct SynapseArrays {
+  const float *w, *sigma, *mu, *reversal;
+  const uint8_t *mask;
+};
+struct SynapseGradients {
+  float *w, *sigma, *mu, *reversal;
+};
+
+// The synaptic cell. `tape` holds G and I of every stage, (B, T, stages, 2, N padded to 16), or is null.
+struct SynapticForward {
+  const float *drive, *x0, *dt;                       // (B, T, 2N): conductance and current, (B, N), (B, T)
+  SynapseArrays synapses;                             // (N, N)
+  const float *capacitance, *leak, *current;          // (N); current: leak times resting potential
+  float *states, *tape;
+};
+
+struct SynapticBackward {
+  SynapticForward forward;
+  const float *states_grad, *last_grad;
+  float *drive_grad, *x0_grad, *dt_grad;
+  SynapseGradients synapses_grad;
+  float *capacitance_grad, *leak_grad, *current_grad;
+};
+
+// Sums over synapses for M rows of values of P sources.
+struct SumsForward {
+  const float *values;                                // (M, P)
+  SynapseArrays synapses;
+  float *sums;                                        // (M, 2N): conductance and current
+};
+
+struct SumsBackward {
+  SumsForward forward;
+  const float *sums_grad;
+  float *values_grad;
+  SynapseGradients synapses_grad;
+};
+
 struct Table {
   const char *name;
   Status (*diagonal_forward)(const Shape &, const DiagonalForward &);
   Status (*diagonal_backward)(const Shape &, const DiagonalBackward &);
   Status (*full_forward)(const Shape &, const FullForward &);
   Status (*full_backward)(const Shape &, const FullBackward &);
+  Status (*synaptic_forward)(const Shape &, const SynapticForward &);
+  Status (*synaptic_backward)(const Shape &, const SynapticBackward &);
+  Status (*sums_forward)(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsForward &);
+  Status (*sums_backward)(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsBackward &);
 };
 
 }  // namespace ltc

@@ -69,7 +69,7 @@ struct Scan {
   Membrane& membrane;
   Rows block;
   int64_t P, stride;
-  float* capacitance_sum;  // (P), the thread's part of the gradient
+  float* elapsed_sum;  // (P), the thread's sum of h times the gradient of h
   float* space;
 
   // Floats of workspace for a block of `rows` sequences.
@@ -201,7 +201,7 @@ struct Scan {
             store(gy + i, q.x);
           }
           elapsed += q.h;
-          store(capacitance_sum + v, load(capacitance_sum + v) + q.C);
+          store(elapsed_sum + v, load(elapsed_sum + v) + h * q.h);
           membrane.push(r, index, v, saved, q.G, q.I);
         }
         if (a.dt_grad != nullptr) a.dt_grad[token(r, t)] += lane_sum(elapsed);

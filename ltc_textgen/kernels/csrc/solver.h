@@ -9,9 +9,9 @@ enum Solver { kSemiImplicit = 0, kExplicit = 1, kRungeKutta = 2, kExponential = 
 
 constexpr int stages_of(int solver) { return solver == kRungeKutta ? 4 : 1; }
 
-// Gradients of one stage.
+// Gradients of one stage. That of C is -(h / C) times that of h, for a step depends on their quotient alone.
 struct StageGradient {
-  vfloat x, G, I, C, h;
+  vfloat x, G, I, h;
 };
 
 // The step of a solver that evaluates the membrane once: x(t + h) from x, G(x), I(x).
@@ -32,7 +32,7 @@ LTC_INLINE StageGradient advance_backward<kSemiImplicit>(vfloat x, vfloat G, vfl
                                                          vfloat g) {
   const vfloat scaled = g * reciprocal(C + h * G);
   const vfloat current = h * scaled;
-  return {C * scaled, -current * next, current, scaled * (x - next), scaled * (I - G * next)};
+  return {C * scaled, -current * next, current, scaled * (I - G * next)};
 }
 
 template <>
@@ -45,8 +45,7 @@ LTC_INLINE StageGradient advance_backward<kExplicit>(vfloat x, vfloat G, vfloat 
                                                      vfloat g) {
   const vfloat scaled = g * reciprocal(C);
   const vfloat current = h * scaled;
-  const vfloat slope = scaled * (I - G * x);
-  return {g - current * G, -current * x, current, -h * reciprocal(C) * slope, slope};
+  return {g - current * G, -current * x, current, scaled * (I - G * x)};
 }
 
 constexpr float kTiny = 1.17549435e-38f;  // G -> 0: the limit of (1 - exp(-G h / C)) / G is h / C
@@ -75,16 +74,15 @@ LTC_INLINE StageGradient advance_backward<kExponential>(vfloat x, vfloat G, vflo
   const vfloat series = ((((rate * (1.0f / 840.0f) - 1.0f / 144.0f) * rate + 1.0f / 30.0f) * rate - 0.125f) * rate +
                          1.0f / 3.0f) * rate - 0.5f;
   const vfloat slope = rate < 0.25f ? series : (kept - phi) * per_rate;
-  const vfloat change = g * kept * (I - G * x);  // derivative by s
-  return {g * kept, g * s * (I * s * slope - x * kept), g * s * phi, -change * s * inverse, change * inverse};
+  return {g * kept, g * s * (I * s * slope - x * kept), g * s * phi, g * kept * (I - G * x) * inverse};
 }
 
-// Slope k = (I - G y) / C of a stage of Runge-Kutta, and its gradients given `g`, the gradient of k (h is left out).
+// Slope k = (I - G y) / C of a stage of Runge-Kutta, and its gradients given `g`, the gradient of k; h is the caller's.
 LTC_INLINE vfloat slope(vfloat y, vfloat G, vfloat I, vfloat C) { return (I - G * y) * reciprocal(C); }
 
 LTC_INLINE StageGradient slope_backward(vfloat y, vfloat G, vfloat I, vfloat C, vfloat g) {
   const vfloat current = g * reciprocal(C);
-  return {-current * G, -current * y, current, -current * slope(y, G, I, C), vfloat{}};
+  return {-current * G, -current * y, current, vfloat{}};
 }
 
 // Runge-Kutta: stage s starts from x + h kReach[s] k_{s-1}, and k_s has the weight kWeight[s] in the step.

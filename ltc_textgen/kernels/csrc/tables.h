@@ -10,6 +10,10 @@ ltc::Status diagonal_forward(const ltc::Shape& shape, const ltc::DiagonalForward
 ltc::Status diagonal_backward(const ltc::Shape& shape, const ltc::DiagonalBackward& arrays);
 ltc::Status full_forward(const ltc::Shape& shape, const ltc::FullForward& arrays);
 ltc::Status full_backward(const ltc::Shape& shape, const ltc::FullBackward& arrays);
+ltc::Status synaptic_forward(const ltc::Shape& shape, const ltc::SynapticForward& arrays);
+ltc::Status synaptic_backward(const ltc::Shape& shape, const ltc::SynapticBackward& arrays);
+ltc::Status sums_forward(int64_t rows, int64_t sources, int64_t targets, int threads, const ltc::SumsForward& arrays);
+ltc::Status sums_backward(int64_t rows, int64_t sources, int64_t targets, int threads, const ltc::SumsBackward& arrays);
 
 extern const ltc::Table table;
 
