@@ -70,9 +70,9 @@ def exponential(
         Hochbruck and Ostermann 2010, Acta Numerica 19, Eq. 2.1 (phi_1).
     """
     conductance, drive = membrane(x)
-    conductance = conductance.clamp_min(torch.finfo(x.dtype).tiny)  # G -> 0: the limit of (1 - exp)/G is h/C
-    rate = conductance / capacitance * h
-    return x * torch.exp(-rate) + drive * (-torch.expm1(-rate) / conductance)
+    divisor = conductance.clamp_min(torch.finfo(x.dtype).tiny)  # G -> 0: the limit of (1 - exp)/G is h/C
+    decay = torch.exp(-conductance / capacitance * h)
+    return x * decay + drive * (-torch.expm1(-divisor / capacitance * h) / divisor)
 
 
 def explicit(

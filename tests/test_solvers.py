@@ -106,6 +106,7 @@ def frozen(pairs):
 @pytest.mark.parametrize("solver", BOUNDED)
 @given(pairs=synapses, start=values, capacitance=sizes, h=lengths)
 @example(pairs=[(1e6, 1e6), (1e6, -1e6)], start=1e6, capacitance=1e-6, h=1e30)
+@example(pairs=[(0.0, 0.0)], start=1.0, capacitance=1e-3, h=1e30)
 @settings(max_examples=200, deadline=None)
 def test_states_stay_between_old_state_and_reversal_potentials(solver, pairs, start, capacitance, h):
     membrane, conductances, reversals = frozen(pairs)
