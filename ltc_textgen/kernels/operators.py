@@ -97,11 +97,11 @@ class ScanOperator:
         method = "int steps, int solver, bool adaptive"
         options: dict[str, Any] = {"mutates_args": (), "device_types": "cpu"}
         schema = f"({tensors}, {method}, bool keep) -> (Tensor states, Tensor last, Tensor tape)"
-        self._operator: Any = torch.library.custom_op(
-            f"ltc::{self.name}_scan", self._forward, schema=schema, **options
-        )
+        self._operator: Any = torch.library.custom_op(f"ltc::{self.name}_scan", self._forward, schema=schema, **options)
         results = ", ".join("Tensor" for _ in self.inputs)
-        schema = f"(Tensor? states_grad, Tensor? last_grad, Tensor states, Tensor tape, {tensors}, {method}, bool with_dt)"
+        schema = (
+            f"(Tensor? states_grad, Tensor? last_grad, Tensor states, Tensor tape, {tensors}, {method}, bool with_dt)"
+        )
         self._gradient: Any = torch.library.custom_op(
             f"ltc::{self.name}_scan_backward", self._backward, schema=f"{schema} -> ({results})", **options
         )

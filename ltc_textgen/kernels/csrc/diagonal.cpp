@@ -159,7 +159,7 @@ __attribute__((noinline)) vfloat runge_kutta_backward(const Neurons& p, Gradient
   vfloat gx = g, gy = {};  // gy: gradient of the start of the stage after s
   for (int s = 3; s >= 0; --s) {
     const vfloat pulled = kWeight[s] * g + (s < 3 ? kReach[s + 1] : 0.0f) * gy;
-    const StageGradient q = slope_backward(y[s], c[s].G, c[s].I, p.C[u], h * pulled);
+    const StageGradient q = slope_backward(y[s], c[s].G, p.C[u], h * pulled);
     out.h[u] += slopes[s] * pulled;
     gy = q.x + membrane_backward(p, out, u, y[s], c[s].f_e, c[s].f_i, q.G, q.I);
     gx += gy;
@@ -228,7 +228,7 @@ void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, in
     }
     if (dt_parts != nullptr) {
       vfloat sum = {};
-      LTC_EACH for (int i = 0; i < kWidth; ++i) sum[i] += i < lanes.count[u] ? out.h[u][i] : 0.0f;
+      LTC_EACH sum += out.h[u];  // lanes beyond N have gradients of zero
       dt_parts[tile * s.B * s.T + token] = lane_sum(sum);
     }
   }

@@ -25,18 +25,25 @@ LTC_INLINE vfloat splat(float value) { return value - vfloat{}; }
 LTC_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
 LTC_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
 
-// The first `count` lanes; the others read as `rest` and are not written.
-LTC_INLINE vfloat load_part(const float* p, int count, float rest = 0.0f) {
-  if (count >= kWidth) return load(p);
+// The end of a row: a function, to keep it out of the loops.
+__attribute__((noinline)) inline vfloat load_end(const float* p, int count, float rest) {
   float lanes[kWidth];
   for (int i = 0; i < kWidth; ++i) lanes[i] = i < count ? p[i] : rest;
   return load(lanes);
 }
-LTC_INLINE void store_part(float* p, vfloat v, int count) {
-  if (count >= kWidth) return store(p, v);
+__attribute__((noinline)) inline void store_end(float* p, vfloat v, int count) {
   float lanes[kWidth];
   store(lanes, v);
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+// The first `count` lanes; the others read as `rest` and are not written.
+LTC_INLINE vfloat load_part(const float* p, int count, float rest = 0.0f) {
+  return count >= kWidth ? load(p) : load_end(p, count, rest);
+}
+LTC_INLINE void store_part(float* p, vfloat v, int count) {
+  if (count >= kWidth) store(p, v);
+  else store_end(p, v, count);
 }
 
 LTC_INLINE float lane_sum(vfloat v) {

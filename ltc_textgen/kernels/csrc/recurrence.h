@@ -196,7 +196,7 @@ struct Scan {
           } else {
             vfloat pulled = kWeight[stage] * after;
             if (stage < 3) pulled += kReach[stage < 3 ? stage + 1 : 0] * load(gy + i);
-            q = slope_backward(load(y + i), m.G, m.I, C, h * pulled);
+            q = slope_backward(load(y + i), m.G, C, h * pulled);
             q.h = pulled * slope(load(y + i), m.G, m.I, C);
             store(gy + i, q.x);
           }

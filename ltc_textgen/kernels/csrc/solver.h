@@ -28,7 +28,7 @@ LTC_INLINE vfloat advance<kSemiImplicit>(vfloat x, vfloat G, vfloat I, vfloat C,
 }
 
 template <>
-LTC_INLINE StageGradient advance_backward<kSemiImplicit>(vfloat x, vfloat G, vfloat I, vfloat C, vfloat h, vfloat next,
+LTC_INLINE StageGradient advance_backward<kSemiImplicit>(vfloat, vfloat G, vfloat I, vfloat C, vfloat h, vfloat next,
                                                          vfloat g) {
   const vfloat scaled = g * reciprocal(C + h * G);
   const vfloat current = h * scaled;
@@ -80,7 +80,7 @@ LTC_INLINE StageGradient advance_backward<kExponential>(vfloat x, vfloat G, vflo
 // Slope k = (I - G y) / C of a stage of Runge-Kutta, and its gradients given `g`, the gradient of k; h is the caller's.
 LTC_INLINE vfloat slope(vfloat y, vfloat G, vfloat I, vfloat C) { return (I - G * y) * reciprocal(C); }
 
-LTC_INLINE StageGradient slope_backward(vfloat y, vfloat G, vfloat I, vfloat C, vfloat g) {
+LTC_INLINE StageGradient slope_backward(vfloat y, vfloat G, vfloat C, vfloat g) {
   const vfloat current = g * reciprocal(C);
   return {-current * G, -current * y, current, vfloat{}};
 }
