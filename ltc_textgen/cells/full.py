@@ -21,8 +21,13 @@ from ltc_textgen.kernels.full import full_scan
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
-TAU_RANGE = (1.0, 100.0)
-"""Time constants at the start, log-uniform, in tokens: from one letter to a few sentences."""
+TAU_RANGE = (0.3, 10.0)
+"""Leak time constants tau at the start, log-uniform, in tokens. A synapse that is half open brings tau_sys to between
+0.26 and 1.7 tokens; one that an input closes lets it rise to tau."""
+
+REVERSAL = 6.0
+"""|A| at the start. With tau up to 100 and A in [-1, 1], states rest near A whatever the input says: a character model
+of 256 neurons was at 2.37 nats after 500 steps, and at 2.06 with these values."""
 
 
 class FullCell(MembraneCell):
@@ -38,12 +43,12 @@ class FullCell(MembraneCell):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Inputs by Xavier, recurrence orthogonal, tau log-uniform in `TAU_RANGE`, A uniform in [-1, 1]."""
+        """Inputs by Xavier, recurrence orthogonal, tau log-uniform in `TAU_RANGE`, A = +-`REVERSAL`."""
         nn.init.xavier_uniform_(self.input.weight)
         nn.init.zeros_(self.input.bias)
         nn.init.orthogonal_(self.recurrent_weight)
         self.log_tau.uniform_(math.log(TAU_RANGE[0]), math.log(TAU_RANGE[1]))
-        self.reversal.uniform_(-1.0, 1.0)
+        self.reversal.bernoulli_(0.5).mul_(2 * REVERSAL).sub_(REVERSAL)
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
         return self.input(u)
