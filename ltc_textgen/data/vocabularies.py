@@ -48,7 +48,8 @@ def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
 
     Args:
         texts: The corpus, in any cutting; the first 50 million characters are used.
-        size: Pieces, 300 or more besides the bytes inside words; fewer result if the corpus has not so many.
+        size: Pieces wanted. Fewer result if the corpus has not so many, and never less than the 513 for the separator
+            and the bytes.
     """
     alphabet = sorted(byte_of_character())
     every = [SEPARATOR, *alphabet, *(CONTINUES + character for character in alphabet)]
@@ -64,10 +65,8 @@ def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
     learner.train_from_iterator(_first(texts, _TRAINING_CHARACTERS), trainer)
     learned = learner.get_vocab(with_added_tokens=False)
     needed = set(every)
-    # Pieces are learned in the order of their worth: the last ones make room for bytes that the corpus never showed.
     more = [piece for piece in sorted(learned, key=lambda piece: learned[piece]) if piece not in needed]
-    pieces = every + more[: max(0, size - len(every))]
-    tokenizer = _wordpiece({piece: index for index, piece in enumerate(pieces)})
+    tokenizer = _wordpiece({piece: index for index, piece in enumerate(every + more)})
     tokenizer.add_special_tokens([SEPARATOR])
     return TextTokenizer(tokenizer.to_str(), "wordpiece")
 

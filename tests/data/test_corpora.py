@@ -1,3 +1,4 @@
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ltc_textgen.config import DataConfig
+from ltc_textgen.data import embedded
 from ltc_textgen.data.corpora import CHARACTER_LIMIT, load_corpus
 from ltc_textgen.data.embedded import clean_text, embedded_documents, embedded_fingerprint
 from ltc_textgen.errors import DataError, UsageError
@@ -76,9 +78,6 @@ def test_a_split_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_embedded_corpus_is_prose_and_always_the_same() -> None:
     documents = embedded_documents()
-    embedded_documents.cache_clear()
-    assert documents == embedded_documents()
-    assert embedded_fingerprint() == embedded_fingerprint()
     text = "\n".join(documents)
     assert 1_200_000 < len(text) < 3_000_000
     assert len(set(documents)) == len(documents)
@@ -89,6 +88,18 @@ def test_the_embedded_corpus_is_prose_and_always_the_same() -> None:
     corpus = load_corpus(DataConfig(data="embedded"))
     assert corpus.default_tokenizer() == "wordpiece"
     assert len("".join(corpus.valid())) == pytest.approx(len("".join(documents)) / 10, abs=1)
+
+
+def test_the_embedded_corpus_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = embedded.source_files()
+    some = [*files[:20], Path(ast.__file__)]
+    monkeypatch.setattr(embedded, "source_files", lambda: some)
+    assert embedded_documents.__wrapped__() == embedded_documents.__wrapped__()
+    assert any("abstract syntax" in text.lower() for text in embedded_documents.__wrapped__())
+    fingerprint = embedded_fingerprint()
+    assert fingerprint == embedded_fingerprint()
+    some.pop()
+    assert fingerprint != embedded_fingerprint()
 
 
 def test_cleaning_keeps_prose() -> None:

@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -150,6 +151,7 @@ def test_a_tokenizer_by_its_id(hub: Hub) -> None:
     assert theirs.vocab_size == len(bert_vocabulary())
     # The file asks for truncation to 16 tokens.
     assert len(theirs.encode("the city " * 50)) == 100
+    assert json.loads(theirs.content)["truncation"] is None
     with pytest.raises(DataError, match=r"no tokenizer.json or vocab.txt"):
         find_tokenizer("someone/nothing")
     with pytest.raises(DataError, match="no such repository"):

@@ -148,6 +148,20 @@ def test_decode_agrees_with_the_library(kind: str, data: st.DataObject) -> None:
     assert tokenizer.decode(ids) == Tokenizer.from_str(tokenizer.content).decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("kind", ["byte", "wordpiece", "gpt2"])
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_broken_characters_are_shown_as_the_library_does(kind: str, data: st.DataObject) -> None:
+    tokenizer = made(kind)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=12))
+    ids = [index for index in ids if index != tokenizer.separator_id]
+    assert tokenizer.decode(ids) == Tokenizer.from_str(tokenizer.content).decode(ids, skip_special_tokens=False)
+
+
+def test_half_a_character_at_the_end_is_shown() -> None:
+    assert made("byte").decode("né".encode()[:2]) == "n\ufffd"
+
+
 @pytest.mark.parametrize("kind", ["char", "byte"])
 @given(text=st.text())
 @settings(max_examples=150, deadline=None)
@@ -209,8 +223,10 @@ def test_bert_splits_words_into_pieces() -> None:
 
 def test_training_is_deterministic_across_processes() -> None:
     code = (
-        "from ltc_textgen.data.vocabularies import train_wordpiece\n"
-        "print(train_wordpiece([f'word{n % 97} thing{n % 89} é{n % 7}' for n in range(3000)], 800).fingerprint)"
+        "import random\nfrom ltc_textgen.data.vocabularies import train_wordpiece\n"
+        "draw = random.Random(0)\n"
+        "words = [''.join(draw.choices('abcdefghijklmnopqrstuvwxyz', k=draw.randint(2, 9))) for _ in range(3000)]\n"
+        "print(train_wordpiece([' '.join(words * 2)], 2000).fingerprint)"
     )
     runs = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout
