@@ -30,6 +30,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ltc_textgen.config import Solver
+from ltc_textgen.kernels.arguments import Neurons, check_arguments
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import integrate
 
@@ -45,15 +46,6 @@ HOSTS = {"cpu", "meta"}
 TOLERANCE = {torch.float32: (3e-5, 5e-6), torch.float64: (1e-7, 1e-12)}
 """Largest last move and largest residual of a solution, relative to 1 + |x|. Newton's error after a move is of the
 order of its square; the residual of an exact solution is the rounding of one token."""
-
-
-class Neurons(NamedTuple):
-    """What one membrane of the diagonal coupling is made of (see `cells.diagonal`)."""
-
-    self_weight: Float[Tensor, "2 N"]
-    reversal: Float[Tensor, "2 N"]
-    capacitance: Float[Tensor, " N"]
-    leak: Float[Tensor, " N"]
 
 
 class Method(NamedTuple):
@@ -107,7 +99,11 @@ def parallel_scan(
 
     Returns:
         State after each token, and the last one. Equal to the sequential scan up to rounding, gradients too.
+
+    Raises:
+        UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
+    check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
     neurons, method = Neurons(self_weight, reversal, capacitance, leak), Method(steps, Solver(solver), adaptive)
     with torch.no_grad():
         solution = solve(drive, x0, dt, neurons, method, max_iterations)

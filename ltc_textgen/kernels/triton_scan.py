@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ltc_textgen.config import Solver
-from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.parallel import Neurons
+from ltc_textgen.kernels.arguments import PRECISIONS, check_arguments
 from ltc_textgen.shapes import Float
 
 BLOCK = 32
@@ -31,9 +30,6 @@ LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
 
 CODES = {Solver.semi_implicit: 0, Solver.exponential: 1, Solver.explicit: 2, Solver.runge_kutta: 3}
 """Solvers as `triton_kernels` counts them."""
-
-
-PRECISIONS = {torch.float32, torch.float64}
 
 
 def available(tensor: Tensor) -> bool:
@@ -68,25 +64,9 @@ def triton_scan(
     Raises:
         UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
-    _check(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
+    check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
     states = _scan(drive, x0, dt, self_weight, reversal, capacitance, leak, steps, CODES[Solver(solver)], adaptive)
     return states, states[:, -1]
-
-
-def _check(drive: Tensor, *rest: Any) -> None:
-    *tensors, steps = rest
-    if drive.ndim != 3 or 0 in drive.shape or drive.shape[2] % 2:
-        raise UsageError(f"drive: expected (B, T, 2 N) with B, T, N >= 1, got {tuple(drive.shape)}")
-    if drive.dtype not in PRECISIONS:
-        raise UsageError(f"drive: expected float32 or float64, got {drive.dtype}")
-    if steps < 1:
-        raise UsageError(f"steps: expected 1 or more, got {steps}")
-    B, T, N = drive.shape[0], drive.shape[1], drive.shape[2] // 2
-    shapes = ((B, N), (B, T), (2, N), (2, N), (N,), (N,))
-    for name, tensor, shape in zip(("x0", "dt", *Neurons._fields), tensors, shapes, strict=True):
-        if tensor.shape != shape or tensor.dtype != drive.dtype or tensor.device != drive.device:
-            expected, got = (shape, drive.dtype, drive.device), (tuple(tensor.shape), tensor.dtype, tensor.device)
-            raise UsageError(f"{name}: expected {', '.join(map(str, expected))}, got {', '.join(map(str, got))}")
 
 
 def _launch(

@@ -128,13 +128,25 @@ def test_a_recurrence_that_does_not_contract_falls_back():
         torch.testing.assert_close(mine, expected)
 
 
-def test_an_infinite_state_falls_back_to_the_same_answer():
+def test_an_infinite_state_falls_back_to_the_same_answer(monkeypatch):
+    tried = []
+    once = parallel.token_with_slope
+    monkeypatch.setattr(parallel, "token_with_slope", lambda *given: (tried.append(0), once(*given))[1])
     arguments = problem(tokens=40)
     diverging = (*arguments[:2], arguments[2] * 1e6, *arguments[3:])
     states, _ = parallel.parallel_scan(*diverging, 2, Solver.explicit, True)
     expected, _ = parallel.sequential_scan(*diverging, 2, Solver.explicit, True)
     assert not torch.isfinite(expected).all()
     torch.testing.assert_close(states, expected, equal_nan=True)
+    assert 1 <= len(tried) < 4  # it gives up as soon as a guess is not finite
+
+
+def test_bad_arguments_are_refused():
+    drive, x0, dt, *rest = problem(tokens=3, batch=2, neurons=3)
+    with pytest.raises(
+        UsageError, match=r"x0: expected \(2, 3\), torch.float64, cpu, got \(2, 3\), torch.float32, cpu"
+    ):
+        parallel.parallel_scan(drive, x0.float(), dt, *rest, 1, Solver.explicit, True)
 
 
 def test_float32_stays_close_to_float64():

@@ -1,0 +1,42 @@
+"""What the diagonal scan is given, checked where no compiled code does it."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ltc_textgen.errors import UsageError
+from ltc_textgen.shapes import Float, Tensor
+
+PRECISIONS = {torch.float32, torch.float64}
+
+
+class Neurons(NamedTuple):
+    """What the membranes of a diagonal layer are made of (see `cells.diagonal`)."""
+
+    self_weight: Float[Tensor, "2 N"]
+    reversal: Float[Tensor, "2 N"]
+    capacitance: Float[Tensor, " N"]
+    leak: Float[Tensor, " N"]
+
+
+def check_arguments(drive: Tensor, *rest: Any) -> None:
+    """Check the shapes, precision and device of drive, x0, dt, the neurons' parameters and steps, in this order.
+
+    Values are not looked at: on an accelerator that would make the host wait.
+
+    Raises:
+        UsageError: Naming the first argument that does not fit, what was expected and what was given.
+    """
+    *tensors, steps = rest
+    if drive.ndim != 3 or 0 in drive.shape or drive.shape[2] % 2:
+        raise UsageError(f"drive: expected (B, T, 2 N) with B, T, N >= 1, got {tuple(drive.shape)}")
+    if drive.dtype not in PRECISIONS:
+        raise UsageError(f"drive: expected float32 or float64, got {drive.dtype}")
+    if steps < 1:
+        raise UsageError(f"steps: expected 1 or more, got {steps}")
+    B, T, N = drive.shape[0], drive.shape[1], drive.shape[2] // 2
+    shapes = ((B, N), (B, T), (2, N), (2, N), (N,), (N,))
+    for name, tensor, shape in zip(("x0", "dt", *Neurons._fields), tensors, shapes, strict=True):
+        expected, got = (shape, drive.dtype, drive.device), (tuple(tensor.shape), tensor.dtype, tensor.device)
+        if expected != got:
+            raise UsageError(f"{name}: expected {', '.join(map(str, expected))}, got {', '.join(map(str, got))}")
