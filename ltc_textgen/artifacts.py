@@ -28,6 +28,8 @@ from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.shapes import Tensor
 
 if TYPE_CHECKING:
+    import torch
+
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.model import LiquidTimeConstantNetwork
 
@@ -266,7 +268,7 @@ def load_settings(directory: Path) -> ModelConfig:
         raise ArtifactError(str(error)) from None
 
 
-def load_run(path: Path | str, device: str = "cpu") -> Run:
+def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     """Load a run directory: model (in evaluation mode), tokenizer, settings. It needs nothing else.
 
     Raises:

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import DataConfig, ModelConfig, TrainConfig, did_you_mean
+from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, did_you_mean
 from ltc_textgen.errors import UsageError
 
-SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+SECTIONS: Mapping[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 LENGTHS = ("epochs", "max_steps", "time_budget")
 """Settings of which one says how long a run is."""
 

@@ -4,12 +4,15 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
 from ltc_textgen.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_RUN = Path("runs/default")
 
@@ -61,22 +64,16 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def prepare_torch(device: str, threads: int | None) -> str:
-    """Set the threads and resolve "auto" to the best device here.
+def prepare_torch(device: str, threads: int | None) -> "torch.device":
+    """Set the threads, and find the device.
 
     Raises:
         UsageError: If the device does not exist here.
     """
     import torch
 
+    from ltc_textgen.devices import choose_device
+
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from None
-    return device
+    return choose_device(device)

@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data.corpora import documents_of, load_corpus
+from ltc_textgen.data.corpora import Corpus, documents_of, load_corpus
 
 
 def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> Iterator[str]:
@@ -25,5 +25,6 @@ def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> I
     return _split(corpus, part)
 
 
-def _split(corpus: object, name: str) -> Iterator[str]:
-    return getattr(corpus, name)()  # type: ignore[no-any-return]
+def _split(corpus: Corpus, name: str) -> Iterator[str]:
+    readings = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
+    return readings[name]()

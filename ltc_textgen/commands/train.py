@@ -108,11 +108,14 @@ def train(
 
 
 def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, as_json: bool) -> None:
-    RunConfig.parse(recipe)  # what is wrong with the settings is said before the corpus is read
+    # What is wrong with the settings is said before the corpus is read.
+    device = RunConfig.parse(recipe).train.device
     from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.devices import choose_device
     from ltc_textgen.training import make_reporter
     from ltc_textgen.training import train as run_training
 
+    choose_device(device)
     settings = DataConfig.parse(recipe.get("data", {}))
     data = prepare(settings, notify)
     if auto:

@@ -6,6 +6,7 @@ and repeats samples to even them out, while the lanes of a recurrent model must 
 
 import atexit
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from ltc_textgen.config import TrainConfig
+from ltc_textgen.devices import choose_device
 from ltc_textgen.errors import UsageError
 from ltc_textgen.shapes import Tensor
 
@@ -56,7 +58,10 @@ class Runtime:
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Move the model to the device, wrap its forward in autocast and, with several processes, in DDP."""
-        return self.accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():
+            # DDP renames an option that accelerate has under the old name only.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return self.accelerator.prepare(model, optimizer)
 
     def restore_forward(self, model: nn.Module) -> nn.Module:
         """Undo `prepare`: the model itself, whose forward is its own again."""
@@ -85,27 +90,6 @@ class Runtime:
     def wait(self) -> None:
         """Return when all processes have called this."""
         self.accelerator.wait_for_everyone()
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `name` means on this machine.
-
-    Args:
-        name: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.
-
-    Raises:
-        UsageError: If there is no such device here, or no such name.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise UsageError(f"train.device: expected auto, cpu, cuda, cuda:N or mps, got '{name}'")
-    present = {"cpu": True, "cuda": cuda and int(number or 0) < torch.cuda.device_count(), "mps": mps}
-    if not present[kind]:
-        raise UsageError(f"train.device: there is no {name} here; use auto or cpu")
-    return torch.device(name)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
