@@ -88,7 +88,6 @@ def train(
         resume: Go on from the newest checkpoint in `out`; a run that has none yet starts from the beginning. The
             result is that of an uninterrupted run, to the last bit with the same number of threads.
         reporter: Hears about the run; by default a bar on a terminal, lines elsewhere.
-        data: What `prepare(run.data)` gave, if that was called already.
         data: The corpus that `run.data` names, if the caller has prepared it.
 
     Raises:
