@@ -74,8 +74,7 @@ def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     ordered, index = logits.sort(dim=1, descending=True, stable=True)
     probability = ordered.softmax(dim=1)
     likelier = probability.cumsum(dim=1) - probability  # mass of the tokens before this one
-    surplus = likelier >= p
-    surplus[:, 0] = False
+    surplus = likelier >= p  # never the likeliest, before which there is exactly nothing
     return logits.masked_fill(surplus.scatter(1, index, surplus), -math.inf)
 
 
