@@ -161,10 +161,24 @@ def test_a_tokenizer_by_its_id(hub: Hub) -> None:
 
 
 def test_articles_start_at_titles_between_blank_lines() -> None:
-    rows = ["", " = One = \n", "", " text \n", " = 5 = \n", "", " = = Part = = \n", "", " = Two = \n", "", " more \n"]
+    rows = [
+        "",
+        " = One = \n",
+        "",
+        " text \n",
+        " = 5 = \n",
+        "",
+        " = 6 = \n",
+        " = 7 = \n",
+        " = = Part = = \n",
+        "",
+        " = Two = \n",
+        "",
+        " more \n",
+    ]
     documents = [text for text, _ in library.articles(iter(rows))]
     assert documents == [
-        " \n = One = \n \n text \n = 5 = \n \n = = Part = = \n",
+        " \n = One = \n \n text \n = 5 = \n \n = 6 = \n = 7 = \n = = Part = = \n",
         " \n = Two = \n \n more \n",
     ]
     assert [text for text, _ in library.articles(iter(["", " "]))] == []
