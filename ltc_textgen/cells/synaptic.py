@@ -34,6 +34,10 @@ CHUNK = 2**21
 KEPT = 2**14
 """Sums over at most so many sigmoids keep them for the backward pass; larger ones compute them again."""
 
+REVERSAL = 4.0
+"""|E| at the start. The authors' 1 keeps states close together where many synapses average out: a character model of
+48 neurons was at 2.56 nats after 200 steps, and at 2.37 with this value and `FANIN`."""
+
 FANIN = 16
 """Synapses onto a neuron up to which w starts as in the authors' code; beyond, their sum stays what it is there."""
 
@@ -84,12 +88,12 @@ class SynapseGroup(nn.Module):
 
     @torch.no_grad()
     def draw(self, scale: Float[np.ndarray, " N"]) -> None:
-        """Start afresh: E at the polarities, the rest in the ranges of the authors' code, w times `scale`."""
+        """Start afresh: E = `REVERSAL` times the polarity, w times `scale`, the rest as in the authors' code."""
         weight = self.raw_weight.uniform_(0.001, 1.0) * torch.from_numpy(scale).to(self.raw_weight)
         self.raw_weight.copy_(inverse_softplus(weight))
         self.sigma.uniform_(3.0, 8.0)
         self.mu.uniform_(0.3, 0.8)
-        self.reversal.copy_(torch.from_numpy(self.polarity))
+        self.reversal.copy_(REVERSAL * torch.from_numpy(self.polarity))
 
     @property
     def synapses(self) -> Synapses:
@@ -136,7 +140,7 @@ class SynapticCell(MembraneCell):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The ranges of the authors' code, E at the wiring's polarities; w smaller where many synapses meet.
+        """The ranges of the authors' code, but wider E, and w smaller where many synapses meet.
 
         w is uniform in [0.001, 1] for neurons with up to `FANIN` synapses, and scaled by `FANIN` / synapses beyond, so
         that a wide layer does not start with time constants of a hundredth of a token.

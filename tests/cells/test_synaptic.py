@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ltc_textgen.cells import SynapticCell, synaptic
-from ltc_textgen.cells.synaptic import inverse_softplus, synaptic_sums
+from ltc_textgen.cells.synaptic import REVERSAL, inverse_softplus, synaptic_sums
 from ltc_textgen.cells.wirings import auto_ncp, fully_connected
 from ltc_textgen.errors import UsageError
 
@@ -76,10 +76,10 @@ def test_masks_are_saved_as_bool_and_are_no_parameters():
     assert_close(other(u), cell(u), rtol=0, atol=0)
 
 
-def test_reversal_potentials_start_at_the_polarities():
+def test_reversal_potentials_start_with_the_polarities_of_the_wiring():
     cell, _ = cell_and_text()
-    assert cell.recurrent.reversal.detach().equal(torch.from_numpy(cell.wiring.adjacency).double())
-    assert cell.sensory.reversal.detach().equal(torch.from_numpy(cell.wiring.sensory).double())
+    assert cell.recurrent.reversal.detach().equal(REVERSAL * torch.from_numpy(cell.wiring.adjacency).double())
+    assert cell.sensory.reversal.detach().equal(REVERSAL * torch.from_numpy(cell.wiring.sensory).double())
 
 
 def test_conductances_start_in_the_ranges_of_the_authors():
