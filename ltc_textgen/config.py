@@ -158,7 +158,9 @@ class ModelConfig(Settings):
     )
     wiring: WiringConfig | None = Field(None, description="Which synapses exist (synaptic, cfc).")
     cfc_mode: Literal["default", "pure", "no_gate"] = Field("default", description="Variant of the closed form (cfc).")
-    cfc_backbone_units: Positive = Field(128, description="Width of the hidden layers before the heads (cfc without wiring).")
+    cfc_backbone_units: Positive = Field(
+        128, description="Width of the hidden layers before the heads (cfc without wiring)."
+    )
     cfc_backbone_layers: Annotated[int, Field(ge=0, le=16)] = Field(
         1, description="Hidden layers before the heads (cfc without wiring)."
     )
