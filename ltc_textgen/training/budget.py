@@ -18,7 +18,7 @@ SHARE = 0.05
 """Validation may take up to about this share of a run by time; half as often again in a run by steps."""
 
 FORWARD_SPEEDUP = 2.5
-"""Validation reads about so many tokens in the time in which training reads one. Only used until it was measured."""
+"""Validation reads about so many tokens in the time in which training reads one. A run by time measures it."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,11 @@ class Budget:
         steps: Steps of the whole run, None if time governs.
         seconds: Seconds of the whole run, None if steps govern.
         eval_every: Steps between validations; None in a run by time whose configuration does not say.
-        valid_tokens: Tokens that a validation scores.
     """
 
     steps: int | None
     seconds: float | None
     eval_every: int | None
-    valid_tokens: int
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, valid_tokens: int) -> "Budget":
@@ -49,19 +47,16 @@ class Budget:
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: only one of them can end a run; leave out the others")
         if config.time_budget is not None:
-            return cls(None, config.time_budget, config.eval_every, valid_tokens)
+            return cls(None, config.time_budget, config.eval_every)
         steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
         tokens_per_step = config.batch_size * config.sequence_length
         affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / (2 * SHARE)
         every = config.eval_every or max(1, round(steps / VALIDATIONS), round(affordable))
-        return cls(steps, None, every, valid_tokens)
+        return cls(steps, None, every)
 
     def reserve(self, progress: Progress) -> float:
-        """Seconds to keep back for the last validation: what one took, or an estimate from the speed of training."""
-        if progress.validation_seconds is not None:
-            return progress.validation_seconds
-        speed = progress.tokens_per_second
-        return self.valid_tokens / (FORWARD_SPEEDUP * speed) if speed > 0 else 0.0
+        """Seconds to keep back for the last validation."""
+        return progress.validation_seconds or 0.0
 
     def done(self, progress: Progress) -> float:
         """Share of the run that is done, 0 to 1: what the learning rate follows."""
@@ -73,8 +68,7 @@ class Budget:
         """Whether no further step fits. A run by time makes at least one."""
         if self.steps is not None:
             return progress.step >= self.steps
-        half_a_step = 0.5 * progress.stepping_seconds / max(1, progress.step)
-        return progress.step > 0 and progress.seconds + half_a_step >= self._stepping_until(progress)
+        return progress.step > 0 and progress.seconds + 0.5 * progress.step_seconds >= self._stepping_until(progress)
 
     def validation_is_due(self, progress: Progress) -> bool:
         """Whether to validate now, before the next step. The validation at the end does not depend on this."""

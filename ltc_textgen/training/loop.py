@@ -22,7 +22,7 @@ from ltc_textgen.training.report import Pace, Reporter, make_reporter
 from ltc_textgen.training.runtime import Runtime
 from ltc_textgen.training.session import Session, build, restore, save
 from ltc_textgen.training.step import train_step
-from ltc_textgen.training.validation import keep_weights, validate
+from ltc_textgen.training.validation import keep_weights, probe, validate
 from ltc_textgen.training.watch import Watch
 
 UNSAVED_SECONDS = 600.0
@@ -127,6 +127,8 @@ def run_loop(session: Session, watch: Watch) -> str | None:
     """
     progress, budget = session.progress, session.budget
     stopped_by, saved_at = None, progress.seconds
+    if budget.seconds is not None and progress.validation_seconds is None:
+        probe(session, watch)
     while True:
         stopped_by = stopped_by or watch.signal_received(session)
         if stopped_by or budget.is_over(progress):

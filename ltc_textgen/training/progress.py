@@ -13,11 +13,11 @@ class Progress:
     Args:
         step: Optimizer steps done, skipped ones included.
         seconds: Time since the run began, validations and checkpoints included, interruptions not.
-        stepping_seconds: The part of `seconds` that was spent in steps.
+        stepping_seconds: The part of `seconds` that was spent in steps, but for the first, which is never typical.
         tokens: Training tokens read.
         validated_step: Step of the last validation; -1 before the first.
         validated_at: `seconds` after the last validation.
-        validation_seconds: What the last validation took; None before the first.
+        validation_seconds: What the last validation took, or before the first what it may take; None if unknown.
         val_loss: Loss of the last validation, nats per token.
         best_loss: Lowest validation loss so far, nats per token.
         best_step: Step of the lowest validation loss.
@@ -56,8 +56,13 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Training speed over the whole run, validations left out."""
-        return self.tokens / self.stepping_seconds if self.stepping_seconds > 0 else 0.0
+        """Training speed over the whole run, validations and the first step left out; 0 before the second step."""
+        return self.tokens / self.step / self.step_seconds if self.step_seconds > 0 else 0.0
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean time of a step, the first left out; 0 before the second."""
+        return self.stepping_seconds / (self.step - 1) if self.step > 1 else 0.0
 
     @property
     def recent_loss(self) -> float | None:

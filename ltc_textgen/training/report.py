@@ -7,7 +7,8 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from io import TextIOBase
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -93,8 +94,8 @@ class Reporter:
 class PlainReporter(Reporter):
     """Lines of text, for logs and pipes."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIOBase | None = None) -> None:
+        self._stream: Any = stream or sys.stderr
         self._printed_at = 0.0
 
     def note(self, text: str) -> None:
@@ -118,8 +119,8 @@ class PlainReporter(Reporter):
 class JsonReporter(Reporter):
     """One JSON object a line, with the kind of event under "event"."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIOBase | None = None) -> None:
+        self._stream: Any = stream or sys.stderr
         self._printed_at = 0.0
 
     def note(self, text: str) -> None:
@@ -176,11 +177,11 @@ class LiveReporter(Reporter):
         self._live.stop()
 
 
-def make_reporter(as_json: bool = False, stream: TextIO | None = None) -> Reporter:
+def make_reporter(as_json: bool = False, stream: TextIOBase | None = None) -> Reporter:
     """The reporter for a stream (stderr if None): JSON if asked for, live on a terminal, else plain."""
     if as_json:
         return JsonReporter(stream)
-    console = Console(file=stream) if stream else Console(stderr=True)
+    console = Console(file=cast(IO[str], stream)) if stream else Console(stderr=True)
     return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else PlainReporter(stream)
 
 

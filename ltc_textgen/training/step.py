@@ -46,7 +46,9 @@ def train_step(session: Session, watch: Watch) -> str | None:
     progress.tokens += targets.numel() * session.runtime.world
     if not broken:
         progress.add_loss(loss)
-    elif progress.skipped_in_a_row >= nonfinite.LIMIT:
+        return signal_name
+    session.reporter.note(f"step {progress.step} skipped: the loss or its gradient is not finite")
+    if progress.skipped_in_a_row >= nonfinite.LIMIT:
         directory = session.out / nonfinite.DUMP / f"process-{session.runtime.rank}"
         nonfinite.dump(directory, session.model, inputs, targets, before, progress.step)
         raise nonfinite.too_many(session.out, progress)

@@ -18,6 +18,8 @@ LANE_TOKENS = 2048
 
 LANES = 32
 
+PROBE_TOKENS = 128
+
 
 def validate(session: Session, watch: Watch) -> None:
     """Score the validation text, keep the weights if they are the best, and report. Must be called by all processes.
@@ -43,6 +45,18 @@ def validate(session: Session, watch: Watch) -> None:
             keep_weights(session)
     if result:
         _report(session, Validation(progress.step, val_loss, train_loss, best, progress.seconds, result[1]))
+
+
+def probe(session: Session, watch: Watch) -> None:
+    """Estimate what a validation takes, by scoring the beginning of the text. Must be called by all processes."""
+    valid = session.data.valid
+    part = valid[: LANES * PROBE_TOKENS + 1]
+    for text in (part[: LANES + 1], part):  # the first call of anything is slow
+        watch.lap(session)
+        if session.runtime.is_main:
+            score_tokens(session.model, text, lanes=lanes_for(len(valid)))
+    seconds, _ = watch.lap(session)
+    session.progress.validation_seconds = seconds * len(valid) / len(part)
 
 
 def keep_weights(session: Session) -> None:

@@ -35,7 +35,7 @@ class Watch:
         received = [float(self._stop.number == number) for number in SIGNALS]
         mine = [float(not finite), loss / runtime.world if finite else 0.0, *received, self._main_seconds(session)]
         broken, mean, *counts, seconds = runtime.sum(mine)
-        progress.stepping_seconds += seconds - progress.seconds
+        progress.stepping_seconds += seconds - progress.seconds if progress.step else 0.0
         progress.window_seconds += seconds - progress.seconds
         progress.seconds = seconds
         names = [number.name for number, count in zip(SIGNALS, counts, strict=True) if count]

@@ -1,0 +1,130 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import Listener, last_weights, settings
+
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.state import LiquidState
+from ltc_textgen.training import loop as loop_module
+from ltc_textgen.training.checkpoint import list_checkpoints
+from ltc_textgen.training.loop import train
+from ltc_textgen.training.nonfinite import LIMIT, NonFiniteError
+
+
+def breaking(monkeypatch, damage):
+    """Let `damage(step, loss)` replace the loss of a step (numbered from 1)."""
+    original = loop_module.build
+
+    def build(*args):
+        session = original(*args)
+        module = session.module
+
+        class Damaged(torch.nn.Module):
+            def forward(self, **given):
+                loss, state = module(**given)
+                return damage(session.progress.step + 1, loss), state
+
+        session.module = Damaged()
+        return session
+
+    monkeypatch.setattr(loop_module, "build", build)
+
+
+class EndlessGradient(torch.autograd.Function):
+    """A finite loss with a gradient that is not."""
+
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda loss: loss * float("nan"), lambda loss: loss + float("inf"), EndlessGradient.apply],
+    ids=["nan loss", "infinite loss", "infinite gradient"],
+)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(corpus, tmp_path, monkeypatch, damage):
+    run = settings(corpus, {"dropout": 0.0}, max_steps=6, save_every=1, keep_last=10)
+    breaking(monkeypatch, lambda step, loss: damage(loss) if step in (3, 4) else loss)
+    heard = Listener()
+    result = train(run, tmp_path / "run", reporter=heard)
+    assert (result.step, result.skipped) == (6, 2)
+    weights = {
+        int(path.name.removeprefix("step-")): load_file(path / "model.safetensors")["head.projection.weight"]
+        for path in list_checkpoints(tmp_path / "run")
+    }
+    assert torch.equal(weights[2], weights[3])
+    assert torch.equal(weights[3], weights[4])
+    assert not torch.equal(weights[4], weights[5])
+    assert all(tensor.isfinite().all() for tensor in last_weights(tmp_path / "run").values())
+
+
+def test_the_steps_that_broke_are_told(corpus, tmp_path, monkeypatch):
+    breaking(monkeypatch, lambda step, loss: loss * float("nan") if step == 3 else loss)
+    heard = Listener()
+    train(settings(corpus, max_steps=4), tmp_path / "run", reporter=heard)
+    assert any("step 3 skipped" in note for note in heard.notes)
+
+
+def test_too_many_in_a_row_end_the_run_and_leave_what_reproduces_the_step(corpus, tmp_path, monkeypatch):
+    run = settings(corpus, {"dropout": 0.0}, max_steps=100, save_every=5, eval_every=100)
+    inputs = []
+
+    def damage(step, loss):
+        inputs.append(step)
+        return loss * float("nan") if step >= 13 else loss
+
+    breaking(monkeypatch, damage)
+    with pytest.raises(NonFiniteError, match=f"not finite in steps 13 to {12 + LIMIT}") as caught:
+        train(run, tmp_path / "run", reporter=Listener())
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+    assert all(tensor.isfinite().all() for tensor in last_weights(tmp_path / "run").values())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    dump = tmp_path / "run" / "nonfinite" / "process-0"
+    record = json.loads((dump / "step.json").read_text())
+    assert record["step"] == 12 + LIMIT
+    assert "head.projection.weight" in record["gradients_not_finite"]
+    window, weights = load_file(dump / "window.safetensors"), load_file(dump / "weights.safetensors")
+    from ltc_textgen.data.tokens import prepare
+
+    model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(prepare(run.data).tokenizer.vocab_size))
+    model.load_state_dict(weights)
+    state = {name.removeprefix("state."): t for name, t in window.items() if name.startswith("state.")}
+    output = model(window["inputs"], shift_labels=window["targets"], state=LiquidState.from_tensors(state))
+    assert output.loss.isfinite(), "the dump has the weights and the window; here the damage came from the test"
+
+
+def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(corpus, tmp_path, monkeypatch):
+    run = settings(corpus, max_steps=60, save_every=5, eval_every=100)
+    breaking(monkeypatch, lambda step, loss: loss * float("nan") if step % LIMIT else loss)
+    stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 15 else None)
+    train(run, tmp_path / "run", reporter=stop)
+    result = train(run, tmp_path / "run", resume=True, reporter=Listener())
+    assert result.skipped == 60 - 6
+
+
+def test_a_validation_that_is_not_finite_does_not_replace_the_best_weights(corpus, tmp_path, monkeypatch):
+    from ltc_textgen.training import validation
+
+    original, calls = validation.score_tokens, []
+
+    def score(*args, **kwargs):
+        calls.append(1)
+        nll, tokens = original(*args, **kwargs)
+        return (float("nan") if len(calls) == 2 else nll), tokens
+
+    monkeypatch.setattr(validation, "score_tokens", score)
+    heard = Listener()
+    result = train(settings(corpus, max_steps=20, eval_every=10), tmp_path / "run", reporter=heard)
+    assert (result.best_step, result.val_loss) == (10, None)
+    assert any("validation loss is not finite" in note for note in heard.notes)
