@@ -158,6 +158,14 @@ def test_broken_characters_are_shown_as_the_library_does(kind: str, data: st.Dat
     assert tokenizer.decode(ids) == Tokenizer.from_str(tokenizer.content).decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("kind", ["byte", "fallback"])
+def test_broken_characters_do_not_hold_a_stream_up(kind: str) -> None:
+    tokenizer = made(kind)
+    broken = next(i for i in range(tokenizer.vocab_size) if tokenizer.token(i) in {"<0xFF>", "ÿ"})
+    stream = tokenizer.stream()
+    assert "".join(stream.push(broken) for _ in range(12)).count("\ufffd") >= 8
+
+
 def test_half_a_character_at_the_end_is_shown() -> None:
     assert made("byte").decode("né".encode()[:2]) == "n\ufffd"
 
