@@ -60,8 +60,8 @@ def worthwhile(drive: Float[Tensor, "B T two_N"]) -> bool:
     """Whether to prefer `parallel_scan` to a loop over tokens where no fused kernel runs.
 
     Never on a CPU: there the scan does several times the arithmetic of the loop and saves nothing but Python overhead.
-    On an accelerator the loop starts some 28 device kernels per sub-step and token, Newton's method some 35 per sub-step
-    and iteration; the choice rests on that count and not on a measurement.
+    On an accelerator the loop starts some 28 device kernels per sub-step and token, Newton's method some 35 per
+    sub-step and iteration; the choice rests on that count and not on a measurement.
     """
     return drive.device.type not in HOSTS and drive.shape[1] >= MIN_TOKENS
 

@@ -112,7 +112,7 @@ def test_slope_is_the_derivative_of_a_token(solver, adaptive):
 
 
 def test_a_recurrence_that_does_not_contract_falls_back():
-    arguments = problem(tokens=400, feedback=60.0)
+    arguments = problem(tokens=200, feedback=60.0)
     calls = []
 
     def sequential(*given):
@@ -150,7 +150,7 @@ def test_bad_arguments_are_refused():
 
 
 def test_float32_stays_close_to_float64():
-    arguments = problem(tokens=2000, neurons=16)
+    arguments = problem(tokens=1000, neurons=8)
     expected, _ = parallel.sequential_scan(*arguments, 2, Solver.semi_implicit, True)
     single = tuple(tensor.float() for tensor in arguments)
     states, _ = parallel.parallel_scan(*single, 2, Solver.semi_implicit, True, sequential=forbid)
