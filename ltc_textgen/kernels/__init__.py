@@ -35,6 +35,8 @@ def choose(drive: Tensor) -> Path:
         raise UsageError(f"LTC_KERNELS: expected one of {', '.join(get_args(Choice))}, got '{_chosen}'")
     if _chosen in ("reference", "parallel"):
         return "parallel" if _chosen == "parallel" else "reference"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "reference"  # inside torch.func.grad, vmap and the like, which no custom operator takes part in
     fits = drive.device.type == "cpu" and drive.dtype == torch.float32
     if fits and LIBRARY is not None:
         return "cpu"

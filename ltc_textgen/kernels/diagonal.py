@@ -8,7 +8,7 @@ _scan = ScanOperator(
     "diagonal",
     ("drive", "x0", "dt", "self_weight", "reversal", "capacitance", "leak"),
     lambda B, T, N: ((B, T, 2 * N), (B, N), (B, T), (2, N), (2, N), (N,), (N,)),
-    dense_cost=False,
+    work=lambda N: 2 * N,
 )
 
 

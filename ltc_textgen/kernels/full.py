@@ -9,6 +9,7 @@ _scan = ScanOperator(
     ("drive", "x0", "dt", "weight", "reversal", "capacitance", "leak"),
     lambda B, T, N: ((B, T, N), (B, N), (B, T), (N, N), (N,), (N,), (N,)),
     per_stage=1,
+    work=lambda N: N + N * N // 16,
 )
 
 

@@ -1,7 +1,7 @@
 """How a fused scan becomes an operator that autograd, torch.compile and export see.
 
 All scans have one form: inputs of known shapes, the first three of them drive, x0 and dt; states after each token out.
-`ScanOperator` registers such a kernel with PyTorch: the operator, its gradient (an operator too), and the shapes of both.
+`ScanOperator` registers such a kernel with PyTorch: the operator, its gradient (an operator too), and their shapes.
 """
 
 import ctypes
@@ -42,8 +42,10 @@ def dense(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype 
     Raises:
         UsageError: If it is another tensor; the message names expected and got.
     """
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
-        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+    fits = tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.layout == torch.strided
+    if tensor.shape != shape or not fits:
+        layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
+        got = f"{tuple(tensor.shape)} {tensor.dtype}{layout} on {tensor.device}"
         raise UsageError(f"{name}: expected {shape} {dtype} on cpu, got {got}")
     return tensor.contiguous()
 
@@ -61,14 +63,19 @@ class ScanOperator:
         inputs: Names of the inputs, as in csrc/kernels.h; "mask" is boolean and has no gradient.
         shapes: B, T, N -> shape of every input.
         per_stage: Floats per neuron and solver stage that the forward pass keeps for the gradient.
-        dense_cost: Whether a stage costs N^2 sigmoids or products (else N), to know when threads pay.
+        work: N -> what a stage of a sequence costs, in sigmoids, to know when threads pay.
     """
 
     def __init__(
-        self, name: str, inputs: tuple[str, ...], shapes: Shapes, per_stage: int = 0, dense_cost: bool = True
+        self,
+        name: str,
+        inputs: tuple[str, ...],
+        shapes: Shapes,
+        per_stage: int = 0,
+        work: Callable[[int], int] = lambda N: N,
     ) -> None:
         self.name, self.inputs, self.shapes = name, inputs, shapes
-        self.per_stage, self.dense_cost = per_stage, dense_cost
+        self.per_stage, self.work = per_stage, work
         fields = pointers(*inputs, "states", *(("tape",) if per_stage else ()))
         self.forward_arrays = type("Forward", (ctypes.Structure,), {"_fields_": fields})
         differentiable = [f"{name}_grad" for name in inputs if name != "mask"]
@@ -125,8 +132,8 @@ class ScanOperator:
     def _shape(self, sizes: tuple[int, int, int], steps: int, solver: int, adaptive: bool) -> Shape:
         if not 1 <= steps < 2**31:
             raise UsageError(f"steps: expected 1 or more, got {steps}")
-        work = sizes[0] * sizes[1] * sizes[2] * steps * (sizes[2] if self.dense_cost else 1)
-        return Shape(*sizes, steps, solver, adaptive, threads_for(work))
+        B, T, N = sizes
+        return Shape(B, T, N, steps, solver, adaptive, threads_for(B * T * steps * self.work(N)))
 
     def _tape_shape(self, sizes: tuple[Any, ...], steps: int, solver: int) -> tuple[Any, ...]:
         stages = steps * (4 if solver == SOLVER_CODES[Solver.runge_kutta] else 1)

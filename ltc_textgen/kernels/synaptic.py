@@ -19,6 +19,7 @@ _scan = ScanOperator(
     ("drive", "x0", "dt", "w", "sigma", "mu", "reversal", "mask", "capacitance", "leak", "current"),
     lambda B, T, N: ((B, T, 2 * N), (B, N), (B, T), *((N, N),) * 5, (N,), (N,), (N,)),
     per_stage=2,
+    work=lambda N: N * N,
 )
 
 
@@ -40,9 +41,9 @@ def synaptic_scan(
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """Integrate all tokens in order. float32 tensors on the CPU.
 
-    For the gradient it keeps G and I of every solver stage, 2 x B x T x stages x N numbers, and computes the sigmoids of
-    the synapses again. Synapses outside the mask cost nothing where 16 neighbouring targets of a source lack them all,
-    and have no effect and no gradient.
+    For the gradient it keeps G and I of every solver stage, 2 x B x T x stages x N numbers, and computes the sigmoids
+    of the synapses again. Synapses outside the mask cost nothing where 16 neighbouring targets of a source lack them
+    all, and have no effect and no gradient.
 
     Args:
         drive: Conductance and current of the inputs' synapses, side by side.

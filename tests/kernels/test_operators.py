@@ -1,0 +1,244 @@
+"""The fused kernels as operators: registered as PyTorch wants them, chosen when they should be, safe with bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from fused_cases import KINDS, SETS, Case, build, disagreements
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltc_textgen import kernels
+from ltc_textgen.config import Solver
+from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels import library
+from ltc_textgen.kernels.diagonal import _scan as diagonal
+from ltc_textgen.kernels.full import _scan as full
+from ltc_textgen.kernels.synaptic import _scan as synaptic
+
+pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
+
+OPERATORS = {"diagonal": diagonal, "full": full, "synaptic": synaptic}
+
+
+def arguments(kind, batch=2, tokens=3, neurons=5):
+    """Inputs that fit, by name, in the operator's order."""
+    operator, draw = OPERATORS[kind], torch.Generator().manual_seed(0)
+    inputs = {}
+    for name, shape in zip(operator.inputs, operator.shapes(batch, tokens, neurons), strict=True):
+        values = torch.rand(shape, generator=draw)
+        inputs[name] = values > 0.3 if name == "mask" else values + 0.1
+    return inputs
+
+
+def call(kind, inputs, steps=2, solver=Solver.semi_implicit, adaptive=True):
+    return OPERATORS[kind](*inputs.values(), steps=steps, solver=solver, adaptive=adaptive)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("code", [0, 2])
+def test_registration(kind, code):
+    inputs = [t if t.dtype == torch.bool else t.requires_grad_() for t in arguments(kind).values()]
+    operator = getattr(torch.ops.ltc, f"{kind}_scan").default
+    torch.library.opcheck(operator, (*inputs, 2, code, True, True))
+
+
+def test_registration_of_the_sums():
+    shapes = {"values": (4, 3), "w": (3, 5), "sigma": (3, 5), "mu": (3, 5), "reversal": (3, 5)}
+    inputs = [torch.rand(shape).requires_grad_() for shape in shapes.values()]
+    torch.library.opcheck(torch.ops.ltc.synaptic_sums.default, (*inputs, torch.rand(3, 5) > 0.3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_to_one_graph(kind):
+    """In a process without the run-time checks of annotations, which a compiler cannot read."""
+    program = f"""
+import sys, torch
+sys.path.insert(0, "tests/kernels")
+from fused_cases import build
+cell, u = build("{kind}", 20), torch.randn(2, 4, 3)
+compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
+for inputs in (u, u.clone().requires_grad_()):
+    ours, last = compiled(inputs)
+    expected, _ = cell(inputs)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+ours.sum().backward()
+gradient = [p.grad.clone() for p in cell.parameters() if p.grad is not None]
+cell.zero_grad()
+expected.sum().backward()
+others = [p.grad for p in cell.parameters() if p.grad is not None]
+assert len(gradient) == len(others) > 4
+for one, other in zip(gradient, others):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+exported = torch.export.export(cell, (u,))
+torch.testing.assert_close(exported.module()(u)[0], cell(u)[0])
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_does_not_reach_the_states(kind):
+    cell, u = build(kind, 20), torch.randn(2, 4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, last = cell(u)
+        y.float().sum().backward()
+    assert last.dtype == torch.float32
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in cell.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_function_transforms_take_the_reference(kind):
+    """They hand out wrapped tensors, which have no memory a kernel could read."""
+    cell, case = build(kind, 6), Case.draw(kind, 2, 3, 6)
+    weight = case.states_weight
+
+    def loss(x):
+        return (cell.scan(case.drive, x, case.elapsed)[0] * weight).sum()
+
+    x = case.x.clone().requires_grad_()
+    torch.testing.assert_close(torch.func.grad(loss)(case.x), torch.autograd.grad(loss(x), x)[0])
+
+
+def test_choice(monkeypatch):
+    drive = torch.zeros(1, 1, 2)
+    assert kernels.choose(drive) == "cpu"
+    assert kernels.choose(drive.double()) == "reference"
+    with kernels.use("reference"):
+        assert kernels.choose(drive) == "reference"
+        assert kernels.report()["override"] == "reference"
+    assert kernels.choose(drive) == "cpu"
+    monkeypatch.setattr(kernels, "LIBRARY", None)
+    monkeypatch.setattr(kernels, "WHY_NOT", "no compiler")
+    assert kernels.choose(drive) == "reference"
+    assert "no compiler" in kernels.report()["cpu"]
+    with kernels.use("cpu"), pytest.raises(UsageError, match="no compiler"):
+        kernels.choose(drive)
+    monkeypatch.setattr(kernels, "_chosen", "gpu")
+    with pytest.raises(UsageError, match="LTC_KERNELS: expected one of auto, cpu, .*, got 'gpu'"):
+        kernels.choose(drive)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernel_is_what_runs(kind, monkeypatch):
+    """A cell that fell back to the loop would pass every comparison with it."""
+    cell, case = build(kind, 5), Case.draw(kind, 2, 3, 5)
+    monkeypatch.setattr(type(cell), "step", lambda *_: pytest.fail("the loop ran"))
+    monkeypatch.setattr(type(cell), "membrane", lambda *_: pytest.fail("the loop ran"))
+    cell.scan(case.drive, case.x, case.elapsed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_double_precision_takes_the_reference(kind):
+    cell, case = build(kind, 5).double(), Case.draw(kind, 2, 3, 5)
+    states, _ = cell.scan(case.drive.double(), case.x.double(), case.elapsed.double())
+    assert states.dtype == torch.float64
+    assert (
+        disagreements({"states": states.detach()}, {"states": case.run(cell, "reference", torch.float64)["states"]})
+        == {}
+    )
+
+
+BAD_VALUES = [
+    ("capacitance", 0.0, "capacitance: every value must be > 0, got 0.0 at position 1"),
+    ("capacitance", -1.0, "capacitance: every value must be > 0, got -1.0"),
+    ("leak", -0.5, "leak: every value must be >= 0, got -0.5"),
+    ("dt", -1.0, "elapsed: every value must be >= 0 and finite, got -1.0"),
+    ("dt", float("nan"), "elapsed: every value must be >= 0 and finite, got nan"),
+    ("dt", float("inf"), "elapsed: every value must be >= 0 and finite, got inf"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
+def test_refuses_values(kind, name, value, message):
+    inputs = arguments(kind)
+    inputs[name].view(-1)[1] = value
+    with pytest.raises(UsageError, match=message):
+        call(kind, inputs)
+    inputs["drive"].requires_grad_()
+    with pytest.raises(UsageError, match=message):
+        call(kind, inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_that_are_not_numbers_show_in_the_states(kind):
+    inputs = arguments(kind)
+    inputs["capacitance"][1] = float("nan")
+    states, _ = call(kind, inputs)
+    assert bool(states[..., 1].isnan().all())
+
+
+def spoil(tensor, how):
+    """The tensor with one thing wrong, or as it was."""
+    return {
+        "none": lambda t: t,
+        "double": lambda t: t.double(),
+        "half": lambda t: t.half(),
+        "integer": lambda t: t.long(),
+        "meta": lambda t: t.to("meta"),
+        "empty": lambda t: t[:0],
+        "longer": lambda t: torch.cat([t, t]),
+        "shorter": lambda t: t[..., :-1],
+        "scalar": lambda t: t.reshape(-1)[0],
+        "deeper": lambda t: t[None],
+        "sparse": lambda t: t.to_sparse() if t.dtype != torch.bool else t.double(),
+    }[how](tensor)
+
+
+SPOILED = ["double", "half", "integer", "meta", "empty", "longer", "shorter", "scalar", "deeper", "sparse"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_input_ends_the_process(kind, data):
+    inputs = arguments(kind, *(data.draw(st.integers(1, 20), label=name) for name in "BTN"))
+    name, how = data.draw(st.sampled_from(list(inputs))), data.draw(st.sampled_from(SPOILED))
+    spoiled = spoil(inputs[name], how)
+    if spoiled.shape == inputs[name].shape and spoiled.dtype == inputs[name].dtype and how not in ("meta", "sparse"):
+        return
+    inputs[name] = spoiled
+    with pytest.raises((UsageError, NotImplementedError)) as error:
+        call(kind, inputs, solver=data.draw(st.sampled_from(list(Solver))))
+    if isinstance(error.value, UsageError):
+        assert "expected" in str(error.value)
+        assert "got" in str(error.value)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2**31])
+def test_refuses_steps(steps):
+    with pytest.raises(UsageError, match=f"steps: expected 1 or more, got {steps}"):
+        call("diagonal", arguments("diagonal"), steps=steps)
+
+
+def test_a_second_derivative_is_refused():
+    inputs = arguments("diagonal")
+    inputs["x0"].requires_grad_()
+    (gradient,) = torch.autograd.grad(call("diagonal", inputs)[0].sum(), inputs["x0"], create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), inputs["x0"])
+
+
+def test_a_child_process_computes_too():
+    """A fork inherits no threads of the parent's pool; a kernel that waited for them would hang."""
+    program = """
+import os, sys, torch
+sys.path.insert(0, "tests/kernels")
+from fused_cases import Case, build
+cell, case = build("diagonal", 256), Case.draw("diagonal", 8, 64, 256)
+torch.set_grad_enabled(False)
+expected, _ = cell.scan(case.drive, case.x, case.elapsed)
+if os.fork() == 0:
+    states, _ = cell.scan(case.drive, case.x, case.elapsed)
+    os._exit(0 if states.tolist() == expected.tolist() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], start_new_session=True)
+    try:
+        assert child.wait(timeout=60) == 0
+    finally:
+        if child.returncode is None:
+            os.killpg(child.pid, signal.SIGKILL)
