@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/default
 PROMPT ?=
+ARGS   ?=
 
 .PHONY: help install run test lint bench sanitize clean
 
@@ -13,7 +14,7 @@ help:            ## show this list
 install: $(VENV)/.installed  ## create .venv and install the package with what it needs
 
 run: $(VENV)/.installed  ## train (WikiText-2; without a hub the text inside Python), then write text
-	$(BIN)/python train.py --resume --out $(RUN)
+	$(BIN)/python train.py --resume --out $(RUN) $(ARGS)
 	$(BIN)/python run.py $(RUN) --prompt "$(PROMPT)" --max-tokens 200
 
 test: $(VENV)/.dev  ## run the tests
