@@ -252,6 +252,9 @@ class TrainConfig(Settings):
     sequence_length: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64, description="Tokens of a window; the state is carried from window to window, gradients are not."
     )
+    accumulate: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1, description="Parts in which the lanes of a step are read one after the other, to need less memory."
+    )
     epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="Passes over the training text.")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Optimizer steps.")
     time_budget: Annotated[float, Field(gt=0)] | None = Field(

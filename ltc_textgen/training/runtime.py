@@ -63,6 +63,11 @@ class Runtime:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return self.accelerator.prepare(model, optimizer)
 
+    def backward(self, loss: Tensor) -> None:
+        """`Accelerator.backward` without its search for packages at every step."""
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
     def restore_forward(self, model: nn.Module) -> nn.Module:
         """Undo `prepare`: the model itself, whose forward is its own again."""
         return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -1,10 +1,11 @@
 """One optimizer step: truncated backpropagation through the next window of every lane."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 
-from ltc_textgen.shapes import Bool, Tensor
+from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.state import LiquidState
 from ltc_textgen.training import nonfinite
 from ltc_textgen.training.schedule import rate_factor
@@ -28,20 +29,18 @@ def train_step(session: Session, watch: Watch) -> str | None:
     _set_learning_rate(session)
     inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
     before = start_state(session, reset)
-    # A tuple, because accelerate's conversion to float32 and DDP both look into tuples.
-    loss_now, after = session.module(input_ids=inputs, shift_labels=targets, state=before, return_dict=False)
     session.optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(loss_now)
+    loss_now, after = _forward_backward(session, inputs, targets, before)
     accelerator.unscale_gradients(session.optimizer)
-    norm = _clip(session.model, config.clip)
-    loss, length = torch.stack([loss_now.detach().float(), norm.float()]).tolist()
+    norm = clip_gradients([p for group in session.adam.param_groups for p in group["params"]], config.clip)
+    loss, length = torch.stack([loss_now.float(), norm.float()]).tolist()
 
     finite = math.isfinite(loss) and math.isfinite(length)
     broken, loss, signal_name = watch.share(session, finite, loss)
     nonfinite.count(progress, broken)
     if not broken or accelerator.scaler is not None:  # the scaler itself leaves out such a step, and scales less
         session.optimizer.step()
-    session.state = None if broken else after.detach()
+    session.state = None if broken else after
     progress.step += 1
     progress.tokens += targets.numel() * session.runtime.world
     if not broken:
@@ -79,8 +78,31 @@ def _set_learning_rate(session: Session) -> None:
         group["lr"] = session.progress.learning_rate
 
 
-def _clip(model: torch.nn.Module, limit: float) -> Tensor:
+def _forward_backward(
+    session: Session, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], before: LiquidState
+) -> tuple[Float[Tensor, ""], LiquidState]:
+    """Put the gradient of the mean loss into the parameters; returns the loss and the state, both detached."""
+    parts = session.run.train.accumulate
+    losses, states = [], []
+    for rows in torch.arange(session.rows).chunk(parts):
+        # Processes add up their gradients once, with the last part.
+        last = int(rows[-1]) == session.rows - 1
+        with nullcontext() if last else session.runtime.accelerator.no_sync(session.module):
+            part = (inputs, targets, before) if parts == 1 else (inputs[rows], targets[rows], before.select(rows))
+            # A tuple, because accelerate's conversion to float32 and DDP both look into tuples.
+            loss, after = session.module(input_ids=part[0], shift_labels=part[1], state=part[2], return_dict=False)
+            session.runtime.backward(loss * (len(rows) / session.rows))
+        losses.append(loss.detach() * (len(rows) / session.rows))
+        states.append(after.detach().tensors())
+    if len(states) == 1:
+        return losses[0], after.detach()
+    return torch.stack(losses).sum(), LiquidState.from_tensors(
+        {name: torch.cat([state[name] for state in states]) for name in states[0]}
+    )
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> Float[Tensor, ""]:
     """Scale the gradient down to a norm of `limit` (0: leave it); returns the norm it had."""
     if limit > 0:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

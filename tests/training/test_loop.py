@@ -215,13 +215,38 @@ def test_the_learning_rate_follows_the_schedule(corpus, tmp_path):
 
 def test_clipping_bounds_the_step_of_plain_descent():
     model = torch.nn.Linear(3, 1)
+    parameters = list(model.parameters())
     model.weight.grad, model.bias.grad = torch.full((1, 3), 30.0), torch.zeros(1)
-    norm = step_module._clip(model, 1.0)
+    norm = step_module.clip_gradients(parameters, 1.0)
     assert norm == pytest.approx(30 * 3**0.5)
     assert model.weight.grad.norm() == pytest.approx(1.0, rel=1e-4)
     model.weight.grad = torch.full((1, 3), 30.0)
-    assert step_module._clip(model, 0.0) == pytest.approx(30 * 3**0.5)
+    assert step_module.clip_gradients(parameters, 0.0) == pytest.approx(30 * 3**0.5)
     assert model.weight.grad[0, 0] == 30.0
+
+
+@pytest.mark.parametrize("parts", [2, 3, 99])
+def test_lanes_read_in_parts_give_the_same_run(corpus, tmp_path, parts):
+    whole, split = (
+        settings(corpus, {"dropout": 0.0}, max_steps=12, batch_size=5, accumulate=n, learning_rate=0.02)
+        for n in (1, parts)
+    )
+    calls = []
+    original = session_module.build
+
+    def build(*args):
+        session = original(*args)
+        session.module.register_forward_pre_hook(lambda *_, **__: calls.append(1), with_kwargs=True)
+        return session
+
+    one = train(whole, tmp_path / "whole", reporter=Listener())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltc_textgen.training.loop.build", build)
+        many = train(split, tmp_path / "split", reporter=Listener())
+    assert len(calls) == 12 * min(parts, 5)
+    assert many.best_val_loss == pytest.approx(one.best_val_loss, abs=1e-4)
+    for name, tensor in last_weights(tmp_path / "whole").items():
+        torch.testing.assert_close(last_weights(tmp_path / "split")[name], tensor, atol=1e-3, rtol=1e-3)
 
 
 def test_data_that_cannot_be_had_leaves_no_directory_behind(corpus, tmp_path):
