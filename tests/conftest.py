@@ -22,6 +22,8 @@ os.environ |= {
     "HF_ENDPOINT": dead_endpoint(),
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",
+    # Several test processes share the cores: threads that spin while they wait would stop the others.
+    "OMP_WAIT_POLICY": "passive",
 }
 for _key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
     os.environ.pop(_key, None)
