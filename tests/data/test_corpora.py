@@ -25,7 +25,7 @@ def test_one_text_is_cut_as_nanogpt_does(tmp_path: Path) -> None:
     assert list(corpus.valid()) == [text[int(1234 * 0.9) :]]
 
 
-@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.55, 0.999])
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.999, *(characters / 98 for characters in (1, 12, 13, 57, 58, 59))])
 def test_several_texts_are_cut_by_characters(tmp_path: Path, fraction: float) -> None:
     texts = ["one" * 7, "zwei" * 5, "drei!" * 9, "vier" * 3]
     corpus = corpus_of(tmp_path, *texts, valid_fraction=fraction)
