@@ -91,7 +91,7 @@ def load_dataset(identifier: str) -> dict[str, Any]:
         return dict(datasets.load_dataset(name, configuration or None))
 
     probe = f"datasets/{name}/resolve/main/README.md"
-    return _cached_or_online(load, f"data set '{identifier}'", probe, _may_be_cached(name))
+    return _cached_or_online(load, f"data set '{identifier}'", probe, may_be_cached(name))
 
 
 def tokenizer_file(name: str) -> Path:
@@ -191,7 +191,7 @@ def _cached_or_online(load: Callable[[], _Result], what: str, probe: str, likely
         raise DataError(f"{what} cannot be had from {endpoint()}: {_reason(error)}") from error
 
 
-def _may_be_cached(name: str) -> bool:
+def may_be_cached(name: str) -> bool:
     """Whether a data set has a folder in the cache. Only a matter of time: the libraries decide."""
     from huggingface_hub import constants
 
