@@ -28,6 +28,9 @@ lint: $(VENV)/.dev  ## check style and types
 bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
 	$(BIN)/python benchmarks/speed.py
 
+sanitize: $(VENV)/.dev  ## run the CPU kernels under the address and undefined-behaviour sanitizers
+	$(BIN)/python tests/kernels/sanitize.py
+
 clean:           ## remove what the targets above made, but no runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

@@ -95,9 +95,10 @@ def ext_headers() -> list[str]:
     return sorted(str(path) for path in SOURCES.glob("*.h"))
 
 
-setup(
-    ext_modules=[
-        Extension(LIBRARY, sorted(str(path) for path in SOURCES.glob("*.cpp")), depends=ext_headers(), optional=True)
-    ],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(LIBRARY, sorted(str(path) for path in SOURCES.glob("*.cpp")), depends=ext_headers(), optional=True)
+        ],
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
+    )

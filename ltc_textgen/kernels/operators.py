@@ -27,7 +27,7 @@ def is_plain(*tensors: Tensor) -> bool:
     The way through the dispatcher costs tens of microseconds, more than the single token of a decoder. It is needed
     only where someone looks on: autograd, a compiler or tracer, a function transform, a dispatch mode.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False

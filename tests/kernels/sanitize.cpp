@@ -1,0 +1,155 @@
+// Runs every kernel forward and backward over odd sizes, for a build with the address and undefined-behaviour sanitizers
+// (see sanitize.py). Arrays are exactly as large as the kernels may touch.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+extern "C" {
+int ltc_use_instruction_set(const char*);
+int ltc_diagonal_forward(const ltc::Shape*, const ltc::DiagonalForward*);
+int ltc_diagonal_backward(const ltc::Shape*, const ltc::DiagonalBackward*);
+int ltc_full_forward(const ltc::Shape*, const ltc::FullForward*);
+int ltc_full_backward(const ltc::Shape*, const ltc::FullBackward*);
+int ltc_synaptic_forward(const ltc::Shape*, const ltc::SynapticForward*);
+int ltc_synaptic_backward(const ltc::Shape*, const ltc::SynapticBackward*);
+int ltc_sums_forward(int64_t, int64_t, int64_t, int, const ltc::SumsForward*);
+int ltc_sums_backward(int64_t, int64_t, int64_t, int, const ltc::SumsBackward*);
+}
+
+namespace {
+
+using Values = std::vector<float>;
+
+Values draw(int64_t count, float low = 0.1f, float high = 1.0f) {
+  Values values(count);
+  for (float& value : values) value = low + (high - low) * static_cast<float>(std::rand()) / RAND_MAX;
+  return values;
+}
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "failed: %s\n", what);
+  std::exit(1);
+}
+
+void require_finite(const Values& values, const char* what) {
+  for (float value : values) require(std::isfinite(value), what);
+}
+
+// Everything that the scans share, and gradients that must all be written.
+struct Scan {
+  ltc::Shape s;
+  int64_t B = s.B, T = s.T, N = s.N;
+  Values x0 = draw(B * N, -1, 1), dt = draw(B * T, 0, 1), C = draw(N, 4, 5), leak = draw(N), reversal = draw(2 * N, -1, 1);
+  Values states = Values(B * T * N), states_grad = draw(B * T * N, -1, 1), last_grad = draw(B * N, -1, 1);
+  Values tape, drive_grad = Values(B * T * 2 * N, NAN), x0_grad = Values(B * N, NAN), dt_grad = Values(B * T, NAN);
+  Values C_grad = Values(N, NAN), leak_grad = Values(N, NAN), reversal_grad = Values(2 * N, NAN);
+
+  explicit Scan(const ltc::Shape& shape, int per_stage) : s(shape) {
+    dt[0] = 0.0f;
+    tape.resize(B * T * s.steps * (s.solver == 2 ? 4 : 1) * per_stage * ((N + 15) / 16 * 16));
+  }
+  void finish() const {
+    for (const Values* v : {&states, &x0_grad, &dt_grad, &C_grad, &leak_grad}) require_finite(*v, "values are finite");
+  }
+};
+
+void diagonal(const ltc::Shape& shape) {
+  Scan c(shape, 0);
+  const Values drive = draw(c.B * c.T * 2 * c.N, -2, 2), r = draw(2 * c.N, -1, 1);
+  Values r_grad(2 * c.N, NAN);
+  const ltc::DiagonalForward f = {drive.data(), c.x0.data(), c.dt.data(), r.data(), c.reversal.data(), c.C.data(),
+                                  c.leak.data(), c.states.data()};
+  require(ltc_diagonal_forward(&shape, &f) == 0, "diagonal forward");
+  ltc::DiagonalBackward b = {f, c.states_grad.data(), c.last_grad.data(), c.drive_grad.data(), c.x0_grad.data(),
+                             c.dt_grad.data(), r_grad.data(), c.reversal_grad.data(), c.C_grad.data(), c.leak_grad.data()};
+  require(ltc_diagonal_backward(&shape, &b) == 0, "diagonal backward");
+  c.finish();
+  require_finite(r_grad, "gradient of r is finite");
+  b.states_grad = nullptr;
+  b.dt_grad = nullptr;
+  require(ltc_diagonal_backward(&shape, &b) == 0, "diagonal backward of the last state");
+}
+
+void full(const ltc::Shape& shape) {
+  Scan c(shape, 1);
+  const Values drive = draw(c.B * c.T * c.N, -2, 2), W = draw(c.N * c.N, -1, 1);
+  Values W_grad(c.N * c.N, NAN);
+  const ltc::FullForward f = {drive.data(), c.x0.data(), c.dt.data(), W.data(), c.reversal.data(), c.C.data(),
+                              c.leak.data(), c.states.data(), c.tape.data()};
+  require(ltc_full_forward(&shape, &f) == 0, "full forward");
+  const ltc::FullBackward b = {f, c.states_grad.data(), c.last_grad.data(), c.drive_grad.data(), c.x0_grad.data(),
+                               c.dt_grad.data(), W_grad.data(), c.reversal_grad.data(), c.C_grad.data(),
+                               c.leak_grad.data()};
+  require(ltc_full_backward(&shape, &b) == 0, "full backward");
+  c.finish();
+  require_finite(W_grad, "gradient of W is finite");
+}
+
+struct Matrices {
+  Values w, sigma, mu, reversal, gradients;
+  std::vector<uint8_t> mask;
+  int64_t size;
+  explicit Matrices(int64_t count) : w(draw(count)), sigma(draw(count, 3, 8)), mu(draw(count)),
+        reversal(draw(count, -1, 1)), gradients(4 * count, NAN), mask(count), size(count) {
+    for (uint8_t& exists : mask) exists = std::rand() % 10 == 0;
+  }
+  ltc::SynapseArrays arrays() const { return {w.data(), sigma.data(), mu.data(), reversal.data(), mask.data()}; }
+  ltc::SynapseGradients grads() {
+    float* g = gradients.data();
+    return {g, g + size, g + 2 * size, g + 3 * size};
+  }
+};
+
+void synaptic(const ltc::Shape& shape) {
+  Scan c(shape, 2);
+  const Values drive = draw(c.B * c.T * 2 * c.N), current = draw(c.N);
+  Values current_grad(c.N, NAN);
+  Matrices m(c.N * c.N);
+  const ltc::SynapticForward f = {drive.data(), c.x0.data(), c.dt.data(), m.arrays(), c.C.data(), c.leak.data(),
+                                  current.data(), c.states.data(), c.tape.data()};
+  require(ltc_synaptic_forward(&shape, &f) == 0, "synaptic forward");
+  const ltc::SynapticBackward b = {f, c.states_grad.data(), c.last_grad.data(), c.drive_grad.data(), c.x0_grad.data(),
+                                   c.dt_grad.data(), m.grads(), c.C_grad.data(), c.leak_grad.data(), current_grad.data()};
+  require(ltc_synaptic_backward(&shape, &b) == 0, "synaptic backward");
+  c.finish();
+  require_finite(m.gradients, "gradients of the synapses are finite");
+}
+
+void sums(int64_t rows, int64_t sources, int64_t targets, int threads) {
+  const Values values = draw(rows * sources, -1, 1), sums_grad = draw(rows * 2 * targets, -1, 1);
+  Values result(rows * 2 * targets, NAN), values_grad(rows * sources, NAN);
+  Matrices m(sources * targets);
+  const ltc::SumsForward f = {values.data(), m.arrays(), result.data()};
+  require(ltc_sums_forward(rows, sources, targets, threads, &f) == 0, "sums forward");
+  const ltc::SumsBackward b = {f, sums_grad.data(), values_grad.data(), m.grads()};
+  require(ltc_sums_backward(rows, sources, targets, threads, &b) == 0, "sums backward");
+  require_finite(result, "sums are finite");
+  require_finite(values_grad, "gradient of the values is finite");
+}
+
+}  // namespace
+
+int main() {
+  const int64_t sizes[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 2, 17, 6}, {35, 2, 31, 1}, {5, 4, 64, 3}, {1, 9, 130, 2}};
+  int sets = 0;
+  for (const std::string name : {"avx512", "avx2", "baseline"}) {
+    if (!ltc_use_instruction_set(name.c_str())) continue;
+    ++sets;
+    for (const auto& size : sizes)
+      for (int solver = 0; solver < 4; ++solver)
+        for (int threads : {1, 3}) {
+          const ltc::Shape shape = {size[0], size[1], size[2], size[3], solver, solver % 2 == 0, threads};
+          diagonal(shape);
+          full(shape);
+          synaptic(shape);
+          sums(size[0] * size[1], size[1] + 2, size[2], threads);
+        }
+    std::printf("%s: clean\n", name.c_str());
+  }
+  require(sets > 0, "an instruction set");
+}
