@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shutil
 import signal
@@ -126,6 +127,15 @@ def test_a_bit_flip_anywhere_in_the_manifest_never_hides_a_damaged_file(tmp_path
         assert found.progress == {"step": 1}, "believed, and the contents are right"
 
 
+def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path):
+    path = write(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for files in ({k: v for k, v in manifest["files"].items() if k != "lanes.safetensors"}, [], None):
+        (path / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+            read_checkpoint(path)
+
+
 def test_if_all_are_damaged_the_run_is_refused_and_nothing_is_removed(tmp_path):
     for step in (1, 2):
         (write(tmp_path, step) / "lanes.safetensors").write_bytes(b"x")
@@ -218,12 +228,15 @@ def test_failing_at_any_system_call_leaves_a_usable_run(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             for name in real:
                 patch.setattr(os, name, failing(name))
+            before = failures
             try:
                 write(run, 2, keep=1)
             except LTCError as error:
                 failures += "No space left on device" in str(error)
         remove_leftovers(run)
         assert newest(run)[0].progress["step"] in (1, 2)
+        if failures == before and calls <= fatal:
+            break
     assert failures >= 8
 
 
@@ -248,7 +261,7 @@ def test_killed_at_random_points_of_writing_there_is_always_a_whole_checkpoint(t
     draw = random.Random(1)
     write(tmp_path, 1)
     last = 1
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)],
             stdout=subprocess.PIPE,

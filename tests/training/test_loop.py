@@ -289,6 +289,25 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(corpus, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_validating_does_not_change_what_is_learnt(corpus, tmp_path, monkeypatch):
+    """Not even if scoring and writing draw from torch's generator, which dropout draws from too."""
+    from ltc_textgen.training import validation
+
+    def drawing(function):
+        def call(*args, **kwargs):
+            torch.rand(5)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(validation, "score_tokens", drawing(validation.score_tokens))
+    monkeypatch.setattr(validation, "generate", drawing(validation.generate))
+    for name, every in (("often", 3), ("once", 100)):
+        train(settings(corpus, max_steps=12, eval_every=every), tmp_path / name, reporter=Listener())
+    often, once = last_weights(tmp_path / "often"), last_weights(tmp_path / "once")
+    assert all(torch.equal(often[name], once[name]) for name in once)
+
+
 def test_a_sample_prompt_begins_the_sample(corpus, tmp_path):
     heard = Listener()
     train(settings(corpus, max_steps=1, sample_prompt="the cat"), tmp_path / "run", reporter=heard)
