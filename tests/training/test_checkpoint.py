@@ -240,6 +240,7 @@ def test_failing_at_any_system_call_leaves_a_usable_run(tmp_path, monkeypatch):
     assert failures >= 8
 
 
+KILLS = int(os.environ.get("LTC_TEST_KILLS", "3"))
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -261,7 +262,7 @@ def test_killed_at_random_points_of_writing_there_is_always_a_whole_checkpoint(t
     draw = random.Random(1)
     write(tmp_path, 1)
     last = 1
-    for _ in range(3):
+    for _ in range(KILLS):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)],
             stdout=subprocess.PIPE,
