@@ -32,6 +32,7 @@ from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import choose
 from ltc_textgen.kernels.diagonal import diagonal_scan
+from ltc_textgen.kernels.linear import linear
 from ltc_textgen.kernels.parallel import parallel_scan
 from ltc_textgen.kernels.triton_scan import triton_scan
 from ltc_textgen.shapes import Float, Tensor
@@ -94,7 +95,7 @@ class DiagonalCell(MembraneCell):
         self.log_leak.uniform_(math.log(LEAK_RANGE[0]), math.log(LEAK_RANGE[1]))
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T two_N"]:
-        return self.input(u)
+        return linear(u, self.input.weight, self.input.bias)
 
     @property
     def capacitance(self) -> Float[Tensor, " N"]:

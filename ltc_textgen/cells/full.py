@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ltc_textgen.cells.base import MembraneCell, precise
 from ltc_textgen.kernels import choose
 from ltc_textgen.kernels.full import full_scan
+from ltc_textgen.kernels.linear import linear
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
@@ -51,7 +52,7 @@ class FullCell(MembraneCell):
         self.reversal.bernoulli_(0.5).mul_(2 * REVERSAL).sub_(REVERSAL)
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
-        return self.input(u)
+        return linear(u, self.input.weight, self.input.bias)
 
     @property
     def capacitance(self) -> Float[Tensor, " N"]:
@@ -72,6 +73,10 @@ class FullCell(MembraneCell):
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
         if choose(drive) != "cpu":
             return super().scan(drive, x, elapsed)
-        neurons = (self.recurrent_weight, self.reversal, self.capacitance, torch.exp(-self.log_tau))
+        weight, reversal, leak = (
+            precise(self.recurrent_weight),
+            precise(self.reversal),
+            torch.exp(-precise(self.log_tau)),
+        )
         h = elapsed * self.step_size
-        return full_scan(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)
+        return full_scan(drive, x, h, weight, reversal, self.capacitance, leak, self.steps, self.solver, self.adaptive)

@@ -31,22 +31,34 @@ def choose(drive: Tensor) -> Path:
     Raises:
         UsageError: If LTC_KERNELS is unknown, or asks for the CPU kernels where they cannot run.
     """
-    if _chosen not in get_args(Choice):
-        raise UsageError(f"LTC_KERNELS: expected one of {', '.join(get_args(Choice))}, got '{_chosen}'")
     if _chosen in ("reference", "parallel"):
         return "parallel" if _chosen == "parallel" else "reference"
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "reference"  # inside torch.func.grad, vmap and the like, which no custom operator takes part in
-    fits = drive.device.type == "cpu" and drive.dtype == torch.float32
-    if fits and LIBRARY is not None:
+    if runs_on_cpu(drive):
         return "cpu"
-    if _chosen == "cpu" and fits:
-        raise UsageError(f"LTC_KERNELS=cpu, but there are no CPU kernels here: {WHY_NOT}")
-    if _chosen == "cpu":
+    if _chosen == "cpu" or _transformed():
         return "reference"
     if triton_scan.available(drive):
         return "triton"
     return "parallel" if parallel.worthwhile(drive) else "reference"
+
+
+def runs_on_cpu(tensor: Tensor) -> bool:
+    """Whether the CPU kernels take a call with this tensor: float32, on the CPU, and nothing against it.
+
+    Raises:
+        UsageError: As `choose`.
+    """
+    if _chosen not in get_args(Choice):
+        raise UsageError(f"LTC_KERNELS: expected one of {', '.join(get_args(Choice))}, got '{_chosen}'")
+    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not _transformed()
+    if fits and _chosen == "cpu" and LIBRARY is None:
+        raise UsageError(f"LTC_KERNELS=cpu, but there are no CPU kernels here: {WHY_NOT}")
+    return fits and LIBRARY is not None and _chosen in ("auto", "cpu")
+
+
+def _transformed() -> bool:
+    """Inside torch.func.grad, vmap and the like, which no custom operator takes part in."""
+    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
 
 
 @contextmanager

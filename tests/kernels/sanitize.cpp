@@ -18,6 +18,7 @@ int ltc_synaptic_forward(const ltc::Shape*, const ltc::SynapticForward*);
 int ltc_synaptic_backward(const ltc::Shape*, const ltc::SynapticBackward*);
 int ltc_sums_forward(int64_t, int64_t, int64_t, int, const ltc::SumsForward*);
 int ltc_sums_backward(int64_t, int64_t, int64_t, int, const ltc::SumsBackward*);
+int ltc_product(const ltc::Product*);
 }
 
 namespace {
@@ -132,6 +133,18 @@ void sums(int64_t rows, int64_t sources, int64_t targets, int threads) {
   require_finite(values_grad, "gradient of the values is finite");
 }
 
+void product(int64_t rows, int64_t depth, int64_t columns, int threads) {
+  const Values a = draw(rows * depth, -1, 1), b = draw(depth * columns, -1, 1), bias = draw(columns);
+  for (int turned = 0; turned < 4; ++turned) {
+    Values c(rows * columns, NAN);
+    const bool left = turned & 1, right = turned & 2;
+    const ltc::Product p = {rows, depth, columns, threads, a.data(), left ? 1 : depth, left ? rows : 1, b.data(),
+                            right ? 1 : columns, right ? depth : 1, right ? bias.data() : nullptr, c.data()};
+    require(ltc_product(&p) == 0, "product");
+    require_finite(c, "a product is finite");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -148,6 +161,7 @@ int main() {
           full(shape);
           synaptic(shape);
           sums(size[0] * size[1], size[1] + 2, size[2], threads);
+          product(size[0] * 5, size[2] * 3, size[1] * 7, threads);
         }
     std::printf("%s: clean\n", name.c_str());
   }

@@ -1,4 +1,4 @@
-"""Build the CPU kernels with the address and undefined-behaviour sanitizers and run them over odd sizes: `make sanitize`.
+"""Run the CPU kernels over odd sizes under the address and undefined-behaviour sanitizers: `make sanitize`.
 
 The program that runs is sanitize.cpp, next to this file. Exits with 1 and the sanitizer's report if it finds anything.
 """
@@ -15,7 +15,15 @@ sys.path.insert(0, str(ROOT))
 
 from setup import SOURCES, instruction_sets  # noqa: E402
 
-FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fopenmp",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-Wno-psabi",
+]
 
 
 def compile_one(source: Path, target: Path, flags: list[str]) -> str:
@@ -27,7 +35,10 @@ def compile_one(source: Path, target: Path, flags: list[str]) -> str:
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder, sources = Path(name), ROOT / SOURCES
-        jobs = [(sources / "api.cpp", folder / "api.o", []), (Path(__file__).with_suffix(".cpp"), folder / "main.o", [])]
+        jobs = [
+            (sources / "api.cpp", folder / "api.o", []),
+            (Path(__file__).with_suffix(".cpp"), folder / "main.o", []),
+        ]
         for isa, flags in instruction_sets().items():
             kernels = [path for path in sources.glob("*.cpp") if path.name != "api.cpp"]
             jobs += [(path, folder / f"{isa}-{path.stem}.o", [*flags, f"-DLTC_ISA={isa}"]) for path in kernels]

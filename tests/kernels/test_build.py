@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 def build(folder, **environment):
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
     return result, folder / library.PATH.relative_to(ROOT)
 
 

@@ -15,14 +15,20 @@ constexpr int kTall = 6;
 LTC_INLINE int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 LTC_INLINE int64_t packed_size(int64_t depth, int64_t columns) { return panels_of(columns) * depth * kPanel; }
 
-// Packs B (depth, columns), element (j, n) at b[j * down + n * across], into panels; columns beyond are zero.
+// Packs B (depth, columns), element (j, n) at b[j * down + n * across], into panels; columns beyond are zero. One of
+// `down` and `across` should be 1: reading goes along it.
 inline void pack(const float* b, int64_t down, int64_t across, int64_t depth, int64_t columns, float* packed) {
-  for (int64_t panel = 0; panel < panels_of(columns); ++panel)
-    for (int64_t j = 0; j < depth; ++j)
-      for (int64_t c = 0; c < kPanel; ++c) {
-        const int64_t n = panel * kPanel + c;
-        *packed++ = n < columns ? b[j * down + n * across] : 0.0f;
-      }
+  for (int64_t first = 0; first < columns; first += kPanel, packed += depth * kPanel) {
+    const int64_t width = smaller<int64_t>(kPanel, columns - first);
+    const float* corner = b + first * across;
+    if (width < kPanel) std::memset(packed, 0, sizeof(float) * depth * kPanel);
+    if (across == 1) {
+      for (int64_t j = 0; j < depth; ++j) std::memcpy(packed + j * kPanel, corner + j * down, sizeof(float) * width);
+    } else {
+      for (int64_t c = 0; c < width; ++c)
+        for (int64_t j = 0; j < depth; ++j) packed[j * kPanel + c] = corner[j * down + c * across];
+    }
+  }
 }
 
 // C (height, one panel) = or += A B for A with rows `a_row` and columns `a_column` apart and rows of B `b_row` apart.

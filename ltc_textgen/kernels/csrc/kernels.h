@@ -86,6 +86,18 @@ struct SumsBackward {
   SynapseGradients synapses_grad;
 };
 
+// C (rows, columns) = A B (+ bias), with A (rows, depth) and B (depth, columns) in any order of dimensions.
+struct Product {
+  int64_t rows, depth, columns;
+  int threads;
+  const float *a;
+  int64_t a_row, a_column;                            // floats from row to row, and from column to column
+  const float *b;
+  int64_t b_row, b_column;
+  const float *bias;                                  // (columns) or null
+  float *c;                                           // dense
+};
+
 struct Table {
   const char *name;
   Status (*diagonal_forward)(const Shape &, const DiagonalForward &);
@@ -96,6 +108,7 @@ struct Table {
   Status (*synaptic_backward)(const Shape &, const SynapticBackward &);
   Status (*sums_forward)(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsForward &);
   Status (*sums_backward)(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsBackward &);
+  Status (*product)(const Product &);
 };
 
 }  // namespace ltc

@@ -14,6 +14,7 @@ ltc::Status synaptic_forward(const ltc::Shape& shape, const ltc::SynapticForward
 ltc::Status synaptic_backward(const ltc::Shape& shape, const ltc::SynapticBackward& arrays);
 ltc::Status sums_forward(int64_t rows, int64_t sources, int64_t targets, int threads, const ltc::SumsForward& arrays);
 ltc::Status sums_backward(int64_t rows, int64_t sources, int64_t targets, int threads, const ltc::SumsBackward& arrays);
+ltc::Status product(const ltc::Product& arrays);
 
 extern const ltc::Table table;
 
