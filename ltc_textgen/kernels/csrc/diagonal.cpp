@@ -35,15 +35,15 @@ struct Lanes {
   LTC_INLINE void write(float* row, int u, vfloat v) const { store_part(row + first + u * kWidth, v, count[u]); }
 };
 
-// Parameters of a tile.
+// Parameters of a tile. r, like the drive of a token, is in units of -1 / log2(e), as `sigmoid_of_power` wants it.
 struct Neurons {
   vfloat r_e[kUnroll], r_i[kUnroll], E_e[kUnroll], E_i[kUnroll], C[kUnroll], leak[kUnroll];
   vfloat open;  // 1: the synapses' conductances count in G; 0: tau is frozen
   Neurons(const DiagonalForward& a, const Lanes& lanes, const Shape& s) : open(splat(s.adaptive ? 1.0f : 0.0f)) {
     const int64_t N = s.N;
     LTC_EACH {
-      r_e[u] = lanes.read(a.self_weight, u);
-      r_i[u] = lanes.read(a.self_weight + N, u);
+      r_e[u] = -kLog2E * lanes.read(a.self_weight, u);
+      r_i[u] = -kLog2E * lanes.read(a.self_weight + N, u);
       E_e[u] = lanes.read(a.reversal, u);
       E_i[u] = lanes.read(a.reversal + N, u);
       C[u] = lanes.read(a.capacitance, u, 1.0f);
@@ -57,7 +57,7 @@ struct Conductances {
 };
 
 LTC_INLINE Conductances membrane(const Neurons& p, int u, vfloat d_e, vfloat d_i, vfloat x) {
-  const vfloat f_e = sigmoid(d_e + p.r_e[u] * x), f_i = sigmoid(d_i + p.r_i[u] * x);
+  const vfloat f_e = sigmoid_of_power(d_e + p.r_e[u] * x), f_i = sigmoid_of_power(d_i + p.r_i[u] * x);
   return {f_e, f_i, p.leak[u] + p.open * (f_e + f_i), f_e * p.E_e[u] - f_i * p.E_i[u]};
 }
 
@@ -79,7 +79,7 @@ LTC_INLINE vfloat membrane_backward(const Neurons& p, Gradients& out, int u, vfl
   out.d_i[u] += z_i;
   out.r_e[u] += z_e * x;
   out.r_i[u] += z_i * x;
-  return z_e * p.r_e[u] + z_i * p.r_i[u];
+  return -kLn2 * (z_e * p.r_e[u] + z_i * p.r_i[u]);
 }
 
 // Four evaluations of the membrane: a function, where the one of the others is worth a copy per vector.
@@ -117,8 +117,8 @@ void scan_tile(const Shape& s, const DiagonalForward& a, int64_t b, int64_t tile
       const vfloat h = splat(a.dt[token]);
       vfloat d_e[kUnroll], d_i[kUnroll];
       LTC_EACH {
-        d_e[u] = lanes.read(drive, u);
-        d_i[u] = lanes.read(drive + N, u);
+        d_e[u] = -kLog2E * lanes.read(drive, u);
+        d_i[u] = -kLog2E * lanes.read(drive + N, u);
       }
       for (int64_t k = 0; k < s.steps; ++k) LTC_EACH x[u] = substep<solver>(p, u, d_e[u], d_i[u], x[u], h);
     }
@@ -210,8 +210,8 @@ void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, in
     const vfloat h = splat(a.forward.dt[token]);
     vfloat d_e[kUnroll], d_i[kUnroll], x[kUnroll];
     LTC_EACH {
-      d_e[u] = lanes.read(drive, u);
-      d_i[u] = lanes.read(drive + N, u);
+      d_e[u] = -kLog2E * lanes.read(drive, u);
+      d_i[u] = -kLog2E * lanes.read(drive + N, u);
       x[u] = lanes.read(before, u);
       if (a.states_grad != nullptr) g[u] += lanes.read(a.states_grad + token * N, u);
       out.d_e[u] = out.d_i[u] = out.h[u] = vfloat{};

@@ -86,6 +86,8 @@ LTC_INLINE vfloat reciprocal(vfloat v) {
 #endif
 }
 
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.69314718f;
+
 struct PowerOfTwo {
   vfloat scale;     // 2^n
   vfloat fraction;  // 2^f - 1, |f| <= 1/2
@@ -94,7 +96,7 @@ struct PowerOfTwo {
 // exp(v) = scale * (1 + fraction), v in [-87, 87]; relative error 1e-7 (minimax polynomial of degree 5, fitted in
 // double precision).
 LTC_INLINE PowerOfTwo exp_parts(vfloat v) {
-  constexpr float kLog2E = 1.44269504f, kLog2ELow = 1.92596299e-8f;
+  constexpr float kLog2ELow = 1.92596299e-8f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const vfloat shifted = v * kLog2E + kRound;
   const vfloat n = shifted - kRound;
@@ -120,15 +122,25 @@ LTC_INLINE vfloat sigmoid(vfloat v) {
 // 1 / (1 + 2^t): the sigmoid of -t log(2), for callers that fold the factor into t. Rounding of t makes it less precise
 // far out, 5e-7 relative at t = 16.
 LTC_INLINE vfloat sigmoid_of_power(vfloat t) {
-  constexpr float kRound = 12582912.0f;
   t = at_most(at_least(t, -126.0f), 126.0f);
+#if defined(__AVX512F__)
+  const __m512 whole = _mm512_roundscale_ps(reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vfloat f = t - reinterpret_cast<vfloat>(whole);
+#else
+  constexpr float kRound = 12582912.0f;
   const vfloat shifted = t + kRound, f = t - (shifted - kRound);
+#endif
   vfloat q = f * 0.00132647273f + 0.00967151299f;
   q = q * f + 0.0555073359f;
   q = q * f + 0.240222424f;
   q = q * f + 0.693147004f;
+#if defined(__AVX512F__)
+  const vfloat power = reinterpret_cast<vfloat>(_mm512_scalef_ps(reinterpret_cast<__m512>(q * f + 1.0f), whole));
+  return reciprocal(power + 1.0f);
+#else
   const vfloat scale = reinterpret_cast<vfloat>((reinterpret_cast<vint>(shifted) << 23) + 0x3f800000);
   return reciprocal(scale * (q * f) + (scale + 1.0f));
+#endif
 }
 
 // exp(-r) and 1 - exp(-r) for r >= 0, both to full relative precision.

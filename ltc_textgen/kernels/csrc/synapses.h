@@ -10,7 +10,6 @@
 
 namespace LTC_NAMESPACE {
 
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.69314718f;
 constexpr int kFields = 4;                       // a, c, u, v
 constexpr int kEntry = kFields * kBlock;         // floats of an entry
 constexpr int kGroup = 4;                        // rows that share an entry in registers, on the way forward
