@@ -208,6 +208,19 @@ def test_no_input_ends_the_process(kind, data):
         assert "got" in str(error.value)
 
 
+def test_the_mask_alone_says_which_synapses_exist():
+    inputs = arguments("synaptic", neurons=40)
+    inputs["mask"][:, 16:32] = False
+    expected, _ = call("synaptic", inputs | {"w": inputs["w"] * inputs["mask"]})
+    names = ("w", "sigma", "mu", "reversal")
+    leaves = [inputs[name].requires_grad_() for name in names]
+    states, _ = call("synaptic", inputs)
+    assert torch.equal(states, expected)
+    for name, gradient in zip(names, torch.autograd.grad(states.sum(), leaves), strict=True):
+        assert not gradient[~inputs["mask"]].any(), name
+        assert gradient[inputs["mask"]].all(), name
+
+
 @pytest.mark.parametrize("steps", [0, -3, 2**31])
 def test_refuses_steps(steps):
     with pytest.raises(UsageError, match=f"steps: expected 1 or more, got {steps}"):
