@@ -98,7 +98,9 @@ def ext_headers() -> list[str]:
 if __name__ == "__main__":
     setup(
         ext_modules=[
-            Extension(LIBRARY, sorted(str(path) for path in SOURCES.glob("*.cpp")), depends=ext_headers(), optional=True)
+            Extension(
+                LIBRARY, sorted(str(path) for path in SOURCES.glob("*.cpp")), depends=ext_headers(), optional=True
+            )
         ],
         cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
     )
