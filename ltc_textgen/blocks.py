@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ltc_textgen.cells import build_cell
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.kernels.linear import Linear
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 LayerState = tuple[Tensor, Tensor | None]
@@ -27,7 +28,7 @@ class PlainLayer(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         # A wiring may let fewer motor neurons out than the next layer expects.
         narrow = self.cell.output_size != settings.hidden_size
-        self.widen = nn.Linear(self.cell.output_size, settings.hidden_size) if narrow else nn.Identity()
+        self.widen = Linear(self.cell.output_size, settings.hidden_size) if narrow else nn.Identity()
 
     def initial_state(self, batch_size: int) -> LayerState:
         """Rest."""
@@ -60,8 +61,8 @@ class LiquidBlock(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.conv = CausalConvolution(width, settings.conv_width)
         self.cell = build_cell(settings, width, settings.neurons)
-        self.gate = nn.Linear(width, self.cell.output_size)
-        self.out = nn.Linear(self.cell.output_size, width, bias=False)
+        self.gate = Linear(width, self.cell.output_size)
+        self.out = Linear(self.cell.output_size, width, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
 
     def initial_state(self, batch_size: int) -> LayerState:

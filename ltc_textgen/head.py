@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.kernels.linear import Linear
 from ltc_textgen.shapes import Float, Int, Tensor
 
 IGNORED = -100
@@ -20,7 +21,7 @@ class FullHead(nn.Module):
 
     def __init__(self, width: int, vocabulary: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(width, vocabulary)
+        self.projection = Linear(width, vocabulary)
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Unnormalised log-probabilities of the next token."""
@@ -64,15 +65,15 @@ class AdaptiveHead(nn.Module):
         flat = targets.flatten()
         kept = flat != IGNORED
         losses = hidden.new_zeros(flat.shape, dtype=torch.float32)
-        if bool(kept.any()):
-            with torch.autocast(hidden.device.type, enabled=False):
-                scored = self.softmax(hidden.flatten(0, -2)[kept].float(), self.rank[flat[kept]])
-            losses = losses.masked_scatter(kept, -scored.output)
+        # Also without any target, so that there is always something to differentiate, as in `FullHead`.
+        with torch.autocast(hidden.device.type, enabled=False):
+            scored = self.softmax(hidden.flatten(0, -2)[kept].float(), self.rank[flat[kept]])
+        losses = losses.masked_scatter(kept, -scored.output)
         return losses.view_as(targets)
 
 
 def default_cutoffs(vocabulary: int) -> list[int]:
-    """A short list of about a fifteenth of the vocabulary, and a middle cluster of up to a third."""
+    """A short list of an eighth of the vocabulary, at most 2000; a middle cluster up to a third, at most 10 000."""
     first = max(1, min(2000, vocabulary // 8))
     second = max(first + 1, min(10_000, vocabulary // 3))
     return [first, second] if second < vocabulary else [first]

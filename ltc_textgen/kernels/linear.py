@@ -8,6 +8,7 @@ import ctypes
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.errors import UsageError
@@ -49,6 +50,13 @@ def linear(
         return F.linear(x, weight, bias)
     function = _forward if is_plain(*inputs) else _linear
     return function(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by `linear`: the same parameters and, but for rounding, the same numbers."""
+
+    def forward(self, input: Float[Tensor, "*B D"]) -> Float[Tensor, "*B N"]:
+        return linear(input, self.weight, self.bias)
 
 
 def product(a: Float[Tensor, "M K"], b: Float[Tensor, "K N"], bias: Float[Tensor, " N"] | None = None) -> Tensor:

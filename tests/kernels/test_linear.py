@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ltc_textgen.kernels import library
 from ltc_textgen.kernels import linear as module
-from ltc_textgen.kernels.linear import linear, product
+from ltc_textgen.kernels.linear import Linear, linear, product
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 
@@ -73,3 +73,11 @@ def test_autocast_and_double_precision_stay_with_pytorch(ours, monkeypatch):
     assert linear(x.double(), weight.double()).dtype == torch.float64
     monkeypatch.setattr(module, "PAYS", False)
     torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+
+
+def test_module_is_a_linear_layer_with_other_kernels(ours):
+    torch.manual_seed(0)
+    layer, x = Linear(21, 50), torch.randn(3, 4, 21)
+    theirs = torch.nn.Linear(21, 50)
+    theirs.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
