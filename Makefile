@@ -32,7 +32,7 @@ sanitize: $(VENV)/.dev  ## run the CPU kernels under the address and undefined-b
 	$(BIN)/python tests/kernels/sanitize.py
 
 clean:           ## remove what the targets above made, but no runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ltc_textgen/kernels/*.so
 
 $(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard ltc_textgen/kernels/*/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12" % v[:2])'

@@ -15,7 +15,6 @@ wrote loads too; it has no checksum to check.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ltc_textgen.config import ModelConfig, RunConfig, did_you_mean
+from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
+from ltc_textgen.files import write_atomic
 from ltc_textgen.shapes import Tensor
 
 if TYPE_CHECKING:
@@ -53,38 +53,6 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that after a crash there is the old one or the new one, never a part.
-
-    Raises:
-        LTCError: If there is no space or no permission; a temporary file is not left behind.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LTCError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut, where the system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no directories
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -184,7 +152,7 @@ def save_weights(
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise LTCError(f"not saved: {broken[0]} holds numbers that are not finite")
-    header = {"format": "pt", "sha256": digest(weights), "config": fingerprint(model.settings), **fingerprints}
+    header = {"format": "pt", "sha256": digest(weights), "settings": fingerprint(model.settings), **fingerprints}
     write_atomic(path, save(weights, metadata=header))
 
 
@@ -197,7 +165,7 @@ def load_weights(path: Path, model: "LiquidTimeConstantNetwork") -> dict[str, st
     tensors, header = read_tensors(path)
     if "sha256" in header and digest(tensors) != header["sha256"]:
         raise ArtifactError(f"{path} is damaged: its checksum does not match its tensors")
-    if "config" in header and header["config"] != fingerprint(model.settings):
+    if header.get("settings", own := fingerprint(model.settings)) != own:
         raise ArtifactError(f"{path} does not fit config.json: the weights were saved with another configuration")
     expected = own_tensors(model)
     for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
@@ -241,8 +209,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint(settings: ModelConfig) -> str:
-    """SHA-256 of a model's settings."""
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+    """SHA-256 of the settings that are not at their defaults, so that a setting added later changes no fingerprint."""
+    content = settings.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_settings(directory: Path) -> ModelConfig:
@@ -257,12 +226,8 @@ def load_settings(directory: Path) -> ModelConfig:
     content = read_json(path)
     if content.get("model_type") != "ltc":
         raise ArtifactError(f"{path}: model_type is {content.get('model_type')!r}, expected 'ltc'")
-    known = set(LTCConfig().to_dict()) | {"auto_map"}
-    unknown = sorted(name for name in content if name not in known and not name.startswith("_"))
-    if unknown:
-        hint = did_you_mean(unknown[0], list(ModelConfig.model_fields))
-        raise ArtifactError(f"{path}: unknown key '{unknown[0]}'{hint}")
     try:
+        LTCConfig.refuse_unknown(content, str(path))
         return ModelConfig.parse({k: v for k, v in content.items() if k in ModelConfig.model_fields}, str(path))
     except LTCError as error:
         raise ArtifactError(str(error)) from None
@@ -297,9 +262,11 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     config, facts = None, {}
     if (directory / "training.json").exists():
         content = read_json(directory / "training.json")
-        facts = content.get("facts", {})
+        facts, settings_of_run = content.get("facts", {}), content.get("run", {})
+        if not isinstance(settings_of_run, dict) or not isinstance(facts, dict):
+            raise ArtifactError(f"{directory / 'training.json'} is damaged: run and facts must be JSON objects")
         try:
-            config = RunConfig(**content.get("run", {}))
+            config = RunConfig(**settings_of_run)
         except (ValidationError, LTCError) as error:
             raise ArtifactError(f"{directory / 'training.json'}: {error}") from None
     return Run(directory, model.to(device).eval(), tokenizer, config, facts)

@@ -5,7 +5,9 @@ In a run by steps everything here depends on the step alone. In a run by time it
 the run ends with its budget.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ltc_textgen.config import TrainConfig
 from ltc_textgen.errors import UsageError
@@ -19,6 +21,22 @@ SHARE = 0.05
 
 FORWARD_SPEEDUP = 2.5
 """Validation reads about so many tokens in the time in which training reads one. A run by time measures it."""
+
+
+LENGTHS = ("epochs", "max_steps", "time_budget")
+"""Settings of which one says how long a run is."""
+
+
+def lengths(train: Mapping[str, Any]) -> list[str]:
+    """Which of `LENGTHS` the settings of a training give: none or one.
+
+    Raises:
+        UsageError: If they give more.
+    """
+    given = [name for name in LENGTHS if train.get(name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: which one says how long the run is?")
+    return given
 
 
 @dataclass(frozen=True)
@@ -42,10 +60,7 @@ class Budget:
         Raises:
             UsageError: If it names more than one.
         """
-        wishes = {"epochs": config.epochs, "max_steps": config.max_steps, "time_budget": config.time_budget}
-        given = [f"train.{name}" for name, value in wishes.items() if value is not None]
-        if len(given) > 1:
-            raise UsageError(f"{' and '.join(given)}: only one of them can end a run; leave out the others")
+        lengths(config.model_dump())
         if config.time_budget is not None:
             return cls(None, config.time_budget, config.eval_every)
         steps = config.max_steps or (config.epochs or 1) * steps_per_epoch

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.artifacts import read_json, read_tensors, sync_directory, verify_manifest, write_manifest
+from ltc_textgen.artifacts import read_json, read_tensors, verify_manifest, write_manifest
 from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.files import sync_directory
 from ltc_textgen.shapes import Tensor
 
 CHECKPOINTS = "checkpoints"

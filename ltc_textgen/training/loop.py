@@ -14,10 +14,10 @@ from typing import Any
 from ltc_textgen import artifacts
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokens import TokenData, prepare
-from ltc_textgen.errors import UsageError
 from ltc_textgen.training import checkpoint, signals
 from ltc_textgen.training.lock import RunLock
-from ltc_textgen.training.metrics import METRICS, check_trackers, log_interval
+from ltc_textgen.training.metrics import check_trackers, log_interval
+from ltc_textgen.training.occupied import refuse_other_run
 from ltc_textgen.training.report import Pace, Reporter, make_reporter
 from ltc_textgen.training.runtime import Runtime
 from ltc_textgen.training.session import Session, build, restore, save
@@ -85,13 +85,14 @@ def train(
     Args:
         run: All settings.
         out: Run directory; made if need be.
-        resume: Go on from the newest checkpoint in `out`; a run that has none yet starts from the beginning. The
+        resume: Go on from the newest checkpoint in `out`; a run that came to none yet starts from the beginning. The
             result is that of an uninterrupted run, to the last bit with the same number of threads.
         reporter: Hears about the run; by default a bar on a terminal, lines elsewhere.
         data: The corpus that `run.data` names, if the caller has prepared it.
 
     Raises:
-        UsageError: If settings contradict each other, `out` holds another run, or the checkpoint is of another one.
+        UsageError: If settings contradict each other, `out` holds another run or model, has lost its
+            checkpoints, or they are of another run.
         DataError: If the corpus or the tokenizer cannot be had.
         ArtifactError: If no checkpoint in `out` is undamaged.
         DirectoryLockedError: If another process trains into `out`.
@@ -103,10 +104,9 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
         runtime.wait()
-        if not resume:
-            refuse_other_run(out)
         hears = (reporter or make_reporter()) if runtime.is_main else Reporter()
         stack.callback(hears.close)
+        refuse_other_run(out, resume)
         if data is None:
             with runtime.accelerator.local_main_process_first():
                 data = data or prepare(run.data, hears.note)
@@ -137,6 +137,7 @@ def run_loop(session: Session, watch: Watch) -> str | None:
             _timed_validation(session, watch)
         elif _save_is_due(session, saved_at):
             save(session)
+            watch.lap(session)
             saved_at = progress.seconds
         else:
             stopped_by = train_step(session, watch)
@@ -148,21 +149,6 @@ def run_loop(session: Session, watch: Watch) -> str | None:
     if session.saved_step != progress.step:
         save(session)
     return stopped_by
-
-
-def refuse_other_run(out: Path) -> None:
-    """Keep a run from overwriting another.
-
-    Raises:
-        UsageError: If `out` holds weights, checkpoints or a loss curve.
-    """
-    metrics = out / METRICS
-    if (
-        checkpoint.list_checkpoints(out)
-        or (out / artifacts.WEIGHTS).exists()
-        or (metrics.exists() and metrics.stat().st_size)
-    ):
-        raise UsageError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
 
 
 def _begin(session: Session, resume: bool) -> None:
@@ -185,6 +171,11 @@ def _begin(session: Session, resume: bool) -> None:
         hears.note(f"resumed at step {session.progress.step}, after {session.progress.seconds:.1f} s")
     elif resume:
         hears.note(f"{session.out} holds no checkpoint yet: starting from the beginning")
+    if unknown := data.train_unknown + data.valid_unknown:
+        all_tokens = len(data.train) + len(data.valid)
+        hears.note(
+            f"{unknown:,} of the {all_tokens:,} tokens are unknown to the tokenizer ({unknown / all_tokens:.2%})"
+        )
     runtime.wait()
 
 
@@ -259,10 +250,12 @@ def _facts(session: Session) -> dict[str, Any]:
     data: TokenData = session.data
     return {
         "corpus": data.corpus_name,
-        "corpus_fingerprint": data.fingerprint,
+        "corpus_fingerprint": data.corpus.fingerprint,
         "tokenizer": data.tokenizer.kind,
         "train_tokens": len(data.train),
         "valid_tokens": len(data.valid),
+        "train_unknown": data.train_unknown,
+        "valid_unknown": data.valid_unknown,
         "valid_words": data.valid_words,
         "valid_bytes": data.valid_bytes,
         "parameters": sum(p.numel() for p in session.model.parameters()),

@@ -150,16 +150,15 @@ class LiveReporter(Reporter):
         self._bar = Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=self._console)
         self._task = self._bar.add_task("starting", total=1.0)
         self._live = Live(self._bar, console=self._console, auto_refresh=False, transient=True)
-        self._live.start()
-        self._console.show_cursor(True)  # a run that is killed leaves the terminal as it was
         self._drawn_at = 0.0
 
     def note(self, text: str) -> None:
-        """Print it above the bar."""
-        self._live.console.print(Text(text))
+        """Print it, above the bar if there is one."""
+        self._console.print(Text(text))
 
     def step(self, pace: Pace) -> None:
         """Move the bar."""
+        self._start()
         now = time.monotonic()
         if now - self._drawn_at >= LIVE_SECONDS:
             self._drawn_at = now
@@ -168,13 +167,19 @@ class LiveReporter(Reporter):
 
     def validation(self, result: Validation) -> None:
         """Print the losses, and the sample dimmed below."""
-        self._live.console.print(Text(describe_validation(result), style="bold" if result.best else ""))
+        self._console.print(Text(describe_validation(result), style="bold" if result.best else ""))
         if result.sample:
-            self._live.console.print(Text(result.sample, style="dim"))
+            self._console.print(Text(result.sample, style="dim"))
 
     def close(self) -> None:
         """Take the bar away."""
         self._live.stop()
+
+    def _start(self) -> None:
+        # Not before the first step: until then a run can be refused, and a bar would stay on the terminal.
+        if not self._live.is_started:
+            self._live.start()
+            self._console.show_cursor(True)  # a run that is killed leaves the terminal as it was
 
 
 def make_reporter(as_json: bool = False, stream: TextIOBase | None = None) -> Reporter:

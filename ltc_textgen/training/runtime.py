@@ -7,17 +7,27 @@ and repeats samples to even them out, while the lanes of a recurrent model must 
 import atexit
 import os
 import warnings
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 from torch import nn
 
 from ltc_textgen.config import TrainConfig
 from ltc_textgen.devices import choose_device
 from ltc_textgen.errors import UsageError
 from ltc_textgen.shapes import Tensor
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for each other: one validates or tokenises a long text while the others wait. By default
+they would give up after ten minutes. The death of a process is noticed at once, by the launcher."""
 
 
 class Runtime:
@@ -122,7 +132,7 @@ def _accelerator(
             mixed_precision=config.precision,
             log_with=list(config.track) or None,
             project_config=ProjectConfiguration(logging_dir=tracking_dir),
-            kwargs_handlers=[ddp],
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     finally:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)

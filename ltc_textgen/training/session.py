@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ltc_textgen import artifacts
-from ltc_textgen.config import RunConfig
+from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.data.lanes import Lanes
 from ltc_textgen.data.tokens import TokenData
 from ltc_textgen.errors import UsageError
+from ltc_textgen.files import sync_directory
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.state import LiquidState
@@ -122,8 +123,8 @@ def identity(session: Session) -> dict[str, Any]:
     """What a resumed run must have in common with the run that it goes on with."""
     return {
         "tokenizer": session.data.tokenizer.fingerprint,
-        "corpus": session.data.fingerprint,
-        "model": session.model.settings.model_dump(mode="json"),
+        "corpus": session.data.corpus.fingerprint,
+        "model": session.model.settings.model_dump(mode="json", exclude_defaults=True),
         "batch_size": session.run.train.batch_size,
         "sequence_length": session.run.train.sequence_length,
         "processes": session.runtime.world,
@@ -178,7 +179,7 @@ def restore(session: Session) -> bool:
     if found is None:
         return False
     record = found.progress
-    _refuse_other_run(session, record["identity"])
+    _refuse_other_settings(session, record["identity"])
     _tell_changes(session, record)
     snapshot.load_model_tensors(session.model, found.tensors["model"])
     snapshot.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
@@ -207,24 +208,34 @@ def _restore_best(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     checkpoint.link_or_copy(source, temporary)
     temporary.replace(target)
-    artifacts.sync_directory(target.parent)
+    sync_directory(target.parent)
 
 
-def _refuse_other_run(session: Session, before: dict[str, Any]) -> None:
+def _refuse_other_settings(session: Session, before: dict[str, Any]) -> None:
     for name, now in identity(session).items():
-        if before.get(name) == now:
+        then = before.get(name)
+        if name == "model":  # compared with the defaults, so that a setting of a later version is no change
+            now, then = session.model.settings.model_dump(mode="json"), _all_settings(then)
+        if then == now:
             continue
-        change = f"is {now}, the checkpoint's is {before.get(name)}"
+        change = f"is {now}, the checkpoint's is {then}"
         if name in ("corpus", "tokenizer"):
             change = "is not the one that the run was started with"
         elif name == "model":
-            then = before.get(name) or {}
             key = min(key for key in {*now, *then} if now.get(key) != then.get(key))
             name, change = f"model.{key}", f"is {now.get(key)}, the checkpoint's is {then.get(key)}"
         raise UsageError(
             f"{session.out}: cannot resume: {name} {change}; give the settings of the first run, or train anew into "
             "another --out"
         )
+
+
+def _all_settings(given: Any) -> dict[str, Any]:
+    """The model settings of a checkpoint, which holds those that are not the defaults, with the defaults."""
+    try:
+        return ModelConfig.parse(given).model_dump(mode="json")
+    except (UsageError, TypeError):  # of another version
+        return dict(given) if isinstance(given, dict) else {}
 
 
 def _tell_changes(session: Session, record: dict[str, Any]) -> None:

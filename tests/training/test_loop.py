@@ -7,6 +7,7 @@ from training_runs import Listener, last_weights, metrics, settings, write_corpu
 from ltc_textgen.artifacts import load_run
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import score_tokens
+from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training import step as step_module
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
@@ -117,7 +118,7 @@ def test_without_a_length_it_is_one_epoch(corpus, tmp_path):
 
 
 def test_two_lengths_are_refused(corpus, tmp_path):
-    with pytest.raises(UsageError, match=r"train\.epochs and train\.time_budget: only one"):
+    with pytest.raises(UsageError, match="epochs and time_budget exclude each other"):
         train(settings(corpus, epochs=1, time_budget=5.0), tmp_path / "run", reporter=Listener())
     assert not (tmp_path / "run").exists()
 
@@ -243,3 +244,40 @@ def test_a_disk_that_fills_up_while_training_is_one_clear_line(corpus, tmp_path,
     monkeypatch.undo()
     monkeypatch.setenv("LTC_CACHE", str(corpus.parent / "cache"))
     assert train(run, tmp_path / "run", resume=True, reporter=Listener()).step == 30
+
+
+def test_the_time_of_checkpoints_is_not_that_of_steps(corpus, tmp_path, monkeypatch):
+    now = [0.0]
+
+    class Clock(loop_module.Watch):
+        def __init__(self, stop, seconds=0.0):
+            super().__init__(stop, seconds, clock=lambda: now[0])
+
+        def share(self, *args):
+            now[0] += 1.0
+            return super().share(*args)
+
+    def slow(session):
+        save(session)
+        now[0] += 1000.0
+
+    save = loop_module.save
+    monkeypatch.setattr(loop_module, "Watch", Clock)
+    monkeypatch.setattr(loop_module, "save", slow)
+    result = train(settings(corpus, max_steps=10, eval_every=10, save_every=3), tmp_path / "run", reporter=Listener())
+    assert result.tokens_per_second == pytest.approx(4 * 16)
+    assert result.seconds == pytest.approx(3010)
+
+
+def test_unknown_characters_of_the_validation_text_are_told(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("LTC_CACHE", str(tmp_path / "cache"))
+    odd = tmp_path / "odd.txt"
+    odd.write_text(corpus.read_text()[:2000] + "\u00e9" * 7)
+    heard = Listener()
+    train(settings(odd, max_steps=1), tmp_path / "run", reporter=heard)
+    assert [note for note in heard.notes if note.startswith("7 of the 2,00")]
+    facts = load_run(tmp_path / "run").facts
+    assert (facts["train_unknown"], facts["valid_unknown"]) == (0, 7)
+    heard = Listener()
+    train(settings(corpus, max_steps=1), tmp_path / "known", reporter=heard)
+    assert not [note for note in heard.notes if "are unknown" in note]

@@ -59,9 +59,11 @@ def test_json_events_are_one_object_a_line():
 def test_on_a_terminal_there_is_a_bar_and_the_cursor_stays():
     stream = io.StringIO()
     reporter = LiveReporter(Console(file=stream, force_terminal=True, width=100))
+    reporter.note("before")
+    assert stream.getvalue() == "before\n", "a run that is refused leaves no bar behind"
+    reporter.step(PACE)
     shown = stream.getvalue()
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "hidden cursor: a killed run would leave it so"
-    reporter.step(PACE)
     reporter.note("hello")
     reporter.validation(RESULT)
     reporter.close()

@@ -11,6 +11,7 @@ from training_runs import Listener, Process, assert_same_run, curve, metrics, se
 from ltc_textgen.artifacts import load_run
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.training import loop as loop_module
+from ltc_textgen.training import session as session_module
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.watch import Watch
@@ -126,7 +127,8 @@ class Ticking(Watch):
         return super().share(session, finite, loss)
 
     def lap(self, session, value=0.0):
-        self.now += 0.04
+        # A checkpoint takes no time here: its own time cannot be in it, and is lost with a crash.
+        self.now += 0.04 if session.saved_step != session.progress.step else 0.0
         return super().lap(session, value)
 
 
@@ -204,6 +206,30 @@ def test_resuming_with_another_corpus_or_tokenizer_is_refused(stopped, corpus, t
     run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": "byte"})})
     with pytest.raises(UsageError, match="cannot resume: tokenizer is not the one"):
         train(run, stopped, resume=True, reporter=Listener())
+
+
+def test_a_later_version_may_tokenise_into_another_cache_and_know_more_settings(stopped, corpus, tmp_path, monkeypatch):
+    from ltc_textgen import config
+    from ltc_textgen.data import tokens
+
+    class Later(config.ModelConfig):
+        novelty: int = 3
+
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
+    monkeypatch.setattr(tokens, "FORMAT", tokens.FORMAT + 1)
+    monkeypatch.setattr(session_module, "ModelConfig", Later)
+    original = session_module.build
+
+    def build(*args):
+        session = original(*args)
+        session.model.settings = Later(**session.model.settings.model_dump())
+        return session
+
+    monkeypatch.setattr(loop_module, "build", build)
+    heard = Listener()
+    train(plan(corpus, max_steps=9), out, resume=True, reporter=heard)
+    assert heard.paces[0].step == 9
 
 
 def test_other_settings_may_change_and_are_told(stopped, corpus, tmp_path):

@@ -127,3 +127,22 @@ def test_metrics_have_no_nan_and_are_cut_back_to_the_checkpoint(tmp_path):
     log.append({"step": 2, "sample": "é"})
     log.truncate(length)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_processes_wait_for_the_one_that_validates(monkeypatch):
+    """By default a collective fails after ten minutes, in which a long text is not validated."""
+    from accelerate.utils import InitProcessGroupKwargs
+
+    from ltc_textgen.training import runtime
+
+    given = []
+    original = runtime.Accelerator
+
+    def spy(**arguments):
+        given.extend(arguments["kwargs_handlers"])
+        return original(**arguments)
+
+    monkeypatch.setattr(runtime, "Accelerator", spy)
+    Runtime(TrainConfig(device="cpu"))
+    (group,) = (handler for handler in given if isinstance(handler, InitProcessGroupKwargs))
+    assert group.timeout.total_seconds() >= 24 * 3600
