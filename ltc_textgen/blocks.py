@@ -43,13 +43,15 @@ class PlainLayer(nn.Module):
         lengths: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
         """Outputs for every token, and the state after the last real one."""
-        y, neurons = self.cell(u, state[0], elapsed, mask)
-        return self.dropout(self.widen(y)), (neurons, None)
+        y, neurons = self.cell(u, state[0], elapsed, mask, checked=True)
+        return self.dropout(self.widen(y.to(u.dtype))), (neurons, None)
 
-    def time_constants(self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Tensor) -> Float[Tensor, "B T N"]:
-        """tau_sys of every neuron at every token."""
-        states, _ = self.cell.trajectory(u, state[0], elapsed)
-        return self.cell.time_constants(u, states)
+    def observe(
+        self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
+        """Outputs without dropout, and the time constant of every neuron at every token."""
+        states, _ = self.cell.trajectory(u, state[0], elapsed, checked=True)
+        return self.widen(self.cell.readout(states).to(u.dtype)), self.cell.time_constants(u, states)
 
 
 class LiquidBlock(nn.Module):
@@ -80,16 +82,20 @@ class LiquidBlock(nn.Module):
         """Outputs for every token, and the state after the last real one."""
         assert state[1] is not None, "a liquid block keeps the columns of its convolution"
         mixed, columns = self.conv(self.norm(u), state[1], lengths)
-        y, neurons = self.cell(mixed, state[0], elapsed, mask)
-        y = self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
-        return u + self.dropout(y), (neurons, columns)
+        y, neurons = self.cell(mixed, state[0], elapsed, mask, checked=True)
+        return u + self.dropout(self._leave(y, mixed)), (neurons, columns)
 
-    def time_constants(self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Tensor) -> Float[Tensor, "B T N"]:
-        """tau_sys of every neuron at every token."""
+    def observe(
+        self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
+        """Outputs without dropout, and the time constant of every neuron at every token."""
         assert state[1] is not None, "a liquid block keeps the columns of its convolution"
         mixed, _ = self.conv(self.norm(u), state[1], None)
-        states, _ = self.cell.trajectory(mixed, state[0], elapsed)
-        return self.cell.time_constants(mixed, states)
+        states, _ = self.cell.trajectory(mixed, state[0], elapsed, checked=True)
+        return u + self._leave(self.cell.readout(states), mixed), self.cell.time_constants(mixed, states)
+
+    def _leave(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
 
 
 class CausalConvolution(nn.Module):

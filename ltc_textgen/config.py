@@ -4,13 +4,13 @@ The command line, the recipe files and the documentation are made from these cla
 text there.
 """
 
-import difflib
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ltc_textgen.errors import UsageError
+from ltc_textgen.settings import Settings as Settings
+from ltc_textgen.settings import did_you_mean as did_you_mean
 
 
 class _Names(StrEnum):
@@ -40,61 +40,6 @@ class Coupling(_Names):
     cfc = "cfc"
 
 
-AnySettings = TypeVar("AnySettings", bound="Settings")
-
-
-class Settings(BaseModel):
-    """Base: frozen, no unknown keys, defaults checked too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls: type[AnySettings], values: dict[str, Any], where: str = "") -> AnySettings:
-        """Validate `values`.
-
-        Args:
-            values: Keys and values, as from a file or the command line.
-            where: What to name in an error: a file, a flag.
-
-        Raises:
-            UsageError: One line that names the key, what is wrong, and the nearest known key for an unknown one.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            problems = [cls._explain(dict(problem), where) for problem in error.errors()]
-            raise UsageError("; ".join(problems)) from None
-
-    @classmethod
-    def _explain(cls, problem: dict[str, Any], where: str) -> str:
-        path = [str(part) for part in problem["loc"]]
-        key = ".".join(path)
-        prefix = f"{where}: " if where else ""
-        if problem["type"] == "extra_forbidden":
-            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], cls._known(path[:-1]))}"
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        return f"{prefix}{key}: {message}, got {problem['input']!r}" if key else f"{prefix}{message}"
-
-    @classmethod
-    def _known(cls, path: list[str]) -> list[str]:
-        fields = cls.model_fields
-        for part in path:
-            annotation = fields[part].annotation if part in fields else None
-            options = getattr(annotation, "__args__", (annotation,))
-            nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-            fields = nested.model_fields if nested else {}
-        return list(fields)
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """A clause that ends an error about an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f" (did you mean '{near[0]}'?)"
-    return f" (known: {', '.join(sorted(known))})" if known else ""
-
-
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -108,7 +53,7 @@ class WiringConfig(Settings):
     output_size: Positive | None = Field(
         None, description="Motor neurons, whose states leave the layer; all neurons if not given."
     )
-    sparsity: Probability = Field(0.5, description="Share of synapses left out (random, auto_ncp).")
+    sparsity: Probability = Field(0.5, description="Share of synapses left out (random; auto_ncp, from 0.1).")
     seed: int = Field(22222, ge=0, lt=2**32, description="Seed of the drawn synapses.")
     self_connections: bool = Field(
         True, description="Whether a neuron may have a synapse onto itself (fully_connected)."
@@ -124,15 +69,22 @@ class WiringConfig(Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> "WiringConfig":
-        ncp = ("inter_neurons", "command_neurons", "sensory_fanout", "inter_fanout", "motor_fanin")
-        missing = [name for name in (*ncp, "recurrent_command_synapses") if getattr(self, name) is None]
+        ncp = ["inter_neurons", "command_neurons", "sensory_fanout", "inter_fanout", "motor_fanin"]
+        ncp += ["recurrent_command_synapses"]
+        missing = [name for name in ncp if getattr(self, name) is None]
         if self.kind == "ncp" and (missing or self.output_size is None):
             missing += [] if self.output_size else ["output_size"]
             raise ValueError(f"an ncp wiring needs {', '.join(missing)}")
         if self.kind == "auto_ncp" and self.output_size is None:
             raise ValueError("an auto_ncp wiring needs output_size")
         if self.kind == "auto_ncp" and self.sparsity < 0.1:
-            raise ValueError("an auto_ncp wiring needs a sparsity of 0.1 to 0.9")
+            raise ValueError(f"an auto_ncp wiring needs a sparsity of at least 0.1, got {self.sparsity}")
+        if self.kind not in ("random", "auto_ncp"):
+            self.refuse_idle(["sparsity"], "kind = random or auto_ncp")
+        if self.kind != "fully_connected":
+            self.refuse_idle(["self_connections"], "kind = fully_connected")
+        if self.kind != "ncp":
+            self.refuse_idle(ncp, "kind = ncp")
         return self
 
 
@@ -205,7 +157,21 @@ class ModelConfig(Settings):
             )
         if self.wiring and self.coupling not in (Coupling.synaptic, Coupling.cfc):
             raise ValueError(f"wiring goes with coupling = synaptic or cfc, not {self.coupling}")
+        self._refuse_what_does_nothing()
         return self
+
+    def _refuse_what_does_nothing(self) -> None:
+        backbone = ["cfc_backbone_units", "cfc_backbone_layers"]
+        if self.coupling is not Coupling.cfc:
+            self.refuse_idle(["cfc_mode", *backbone], "coupling = cfc")
+        elif self.wiring:
+            self.refuse_idle(backbone, "a cfc without wiring")
+        elif not self.cfc_backbone_layers:
+            self.refuse_idle(["cfc_backbone_units"], "cfc_backbone_layers >= 1")
+        if self.block == "plain":
+            self.refuse_idle(["expansion", "conv_width"], "block = liquid")
+        if self.head == "full":
+            self.refuse_idle(["adaptive_cutoffs"], "head = adaptive")
 
     @property
     def vocabulary(self) -> int:
@@ -279,7 +245,8 @@ class TrainConfig(Settings):
         120, description="Tokens of the sample shown at each validation; 0 shows none."
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Steps between checkpoints; at each validation if not given."
+        None,
+        description="Steps between checkpoints. If not given: at each validation, and ten minutes after the last one.",
     )
     keep_last: Annotated[int, Field(ge=1)] = Field(2, description="Checkpoints kept.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, dropout and samples.")
@@ -316,6 +283,10 @@ class SamplingConfig(Settings):
         None, description="Same seed, same text; drawn and reported if not given."
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Texts that end the generation.")
+    ignore_separator: bool = Field(
+        False,
+        description="Never draw the token that ends a document, so that the text goes on to max_tokens or a stop.",
+    )
     num_samples: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Texts to write from one prompt.")
 
 

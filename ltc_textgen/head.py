@@ -57,7 +57,7 @@ class AdaptiveHead(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Log-probabilities of the next token (normalised, which logits may be)."""
-        ranked = self.softmax.log_prob(hidden.float().flatten(0, -2))
+        ranked = self.softmax.log_prob(hidden.to(self.softmax.head.weight.dtype).flatten(0, -2))
         return ranked[:, self.rank].view(*hidden.shape[:-1], -1)
 
     def loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -67,8 +67,9 @@ class AdaptiveHead(nn.Module):
         losses = hidden.new_zeros(flat.shape, dtype=torch.float32)
         # Also without any target, so that there is always something to differentiate, as in `FullHead`.
         with torch.autocast(hidden.device.type, enabled=False):
-            scored = self.softmax(hidden.flatten(0, -2)[kept].float(), self.rank[flat[kept]])
-        losses = losses.masked_scatter(kept, -scored.output)
+            rows = hidden.flatten(0, -2)[kept].to(self.softmax.head.weight.dtype)
+            scored = self.softmax(rows, self.rank[flat[kept]])
+        losses = losses.masked_scatter(kept, -scored.output.float())
         return losses.view_as(targets)
 
 

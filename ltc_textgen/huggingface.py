@@ -1,20 +1,32 @@
-"""What makes the network a citizen of `transformers`: its configuration, and its state in the shape of a cache."""
+"""What makes the network a citizen of `transformers`: configuration, state in the shape of a cache, and output."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
 
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.errors import UsageError
+from ltc_textgen.settings import did_you_mean
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.state import LiquidState
+
+FROM_TRANSFORMERS = frozenset(
+    {"model_type", "auto_map", "name_or_path", "num_labels", "torch_dtype", "output_attentions", "use_cache"}
+    | {"attn_implementation", "experts_implementation", "quantization_config", "custom_pipelines"}
+    | {"tokenizer_class", "task_specific_params", "finetuning_task", "trust_remote_code"}
+)
+"""Keys of a configuration that transformers reads or writes, beside its dataclass fields and those of generation."""
 
 
 class LTCConfig(PreTrainedConfig):
     """`ModelConfig` as `transformers` wants it; the fields, their defaults and their ranges are those of `ModelConfig`.
 
     Raises:
-        UsageError: If a field is out of range; the message names it.
+        UsageError: If a field is out of range, or a key neither one of ours nor of transformers; the message names it.
     """
 
     model_type = "ltc"
@@ -25,6 +37,7 @@ class LTCConfig(PreTrainedConfig):
     }
 
     def __init__(self, **kwargs: Any) -> None:
+        self.refuse_unknown(kwargs, "model")
         for theirs, ours in self.attribute_map.items():
             if theirs in kwargs:
                 kwargs[ours] = kwargs.pop(theirs)
@@ -34,6 +47,23 @@ class LTCConfig(PreTrainedConfig):
         for name, value in settings.model_dump(mode="json").items():
             setattr(self, name, value)
         super().__init__(**kwargs)
+
+    @classmethod
+    def refuse_unknown(cls, keys: Iterable[str], where: str) -> None:
+        """Refuse keys that no one reads.
+
+        Args:
+            keys: As in a config.json.
+            where: What to name in the error.
+
+        Raises:
+            UsageError: If a key is neither one of ours nor of transformers.
+        """
+        known = FROM_TRANSFORMERS | {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        known |= vars(GenerationConfig()).keys() | cls.attribute_map.keys()
+        for key in keys:
+            if not (key in known or key in ModelConfig.model_fields or key.startswith("_")):
+                raise UsageError(f"{where}: unknown key '{key}'{did_you_mean(key, list(ModelConfig.model_fields))}")
 
     @property
     def settings(self) -> ModelConfig:
@@ -93,3 +123,22 @@ class LiquidCache(Cache):
     def reset(self) -> None:
         """Forget everything."""
         self.state, self.seen = None, 0
+
+
+@dataclasses.dataclass
+class LiquidOutput(ModelOutput):
+    """What a forward pass returns.
+
+    Args:
+        loss: Mean loss in nats per target, if targets were given.
+        logits: Unnormalised log-probabilities of the next token, (B, T, V); None in training with `shift_labels`.
+        state: State after the last token.
+        past_key_values: The same state as a cache, for `generate`.
+        hidden_states: Embedding and the output of every layer, if asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: LiquidState | None = None
+    past_key_values: LiquidCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None

@@ -6,45 +6,24 @@ The same class is the network of the first LTC text scripts (one plain layer; se
 model (residual liquid blocks, `block="liquid"`).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from ltc_textgen.blocks import LayerState, build_layer
 from ltc_textgen.cells.base import broadcast_elapsed
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.head import IGNORED, build_head
-from ltc_textgen.huggingface import LiquidCache, LTCConfig
+from ltc_textgen.head import IGNORED, FullHead, build_head
+from ltc_textgen.huggingface import LiquidCache, LiquidOutput, LTCConfig
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.state import LiquidState
 
 FIRST_STD = 0.02
 """Spread of the embedding at the start when the output layer shares it, so that the first logits are small."""
-
-
-@dataclass
-class LiquidOutput(ModelOutput):
-    """What a forward pass returns.
-
-    Args:
-        loss: Mean loss in nats per target, if targets were given.
-        logits: Unnormalised log-probabilities of the next token, (B, T, V); None in training with `shift_labels`.
-        state: State after the last token.
-        past_key_values: The same state as a cache, for `generate`.
-        hidden_states: Embedding and the output of every layer, if asked for.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    state: LiquidState | None = None
-    past_key_values: LiquidCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
@@ -88,12 +67,18 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
         adaptive: bool = True,
         **more: Any,
     ) -> None:
+        rest: dict[str, Any] = {"hidden_size": hidden_size, "output_size": output_size, "steps": steps}
+        rest |= {"step_size": step_size, "solver": solver, "adaptive": adaptive}
         if isinstance(input_size, LTCConfig):
+            given = [name for name, value in rest.items() if value != ModelConfig.model_fields[name].default]
+            if given or more:
+                raise UsageError(
+                    f"LiquidTimeConstantNetwork: {[*given, *more][0]} is given beside a config: set it there"
+                )
             config = input_size
         else:
-            seven: dict[str, Any] = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
-            seven |= {"steps": steps, "step_size": step_size, "solver": solver, "adaptive": adaptive}
-            config = LTCConfig.from_settings(ModelConfig.parse(seven | more, "LiquidTimeConstantNetwork"))
+            settings = ModelConfig.parse({"input_size": input_size, **rest, **more}, "LiquidTimeConstantNetwork")
+            config = LTCConfig.from_settings(settings)
         super().__init__(config)
         settings = config.settings
         self.settings = settings
@@ -110,6 +95,41 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
     def from_settings(cls, settings: ModelConfig) -> "LiquidTimeConstantNetwork":
         """The network that `settings` describes, freshly initialised."""
         return cls(LTCConfig.from_settings(settings))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another embedding in its place."""
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The matrix of the output layer; None if it is adaptive, which is no single matrix."""
+        return self.head.projection if isinstance(self.head, FullHead) else None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another matrix in its place."""
+        self.head.projection = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As `transformers` does it: more or fewer tokens in embedding and output layer; `settings` follow.
+
+        Raises:
+            UsageError: If the output layer is adaptive, or has a vocabulary of its own.
+        """
+        if self.settings.head == "adaptive":
+            raise UsageError("resize_token_embeddings needs head = full: the clusters of an adaptive head are fixed")
+        if self.settings.vocabulary != self.settings.input_size:
+            sizes = f"{self.settings.input_size} and {self.settings.vocabulary}"
+            raise UsageError(
+                f"resize_token_embeddings needs one vocabulary, input and output layer have {sizes} tokens"
+            )
+        embedding = super().resize_token_embeddings(*args, **kwargs)
+        if self.config.output_size is not None:
+            self.config.output_size = embedding.num_embeddings
+        self.settings = self.config.settings
+        return embedding
 
     def initial_state(self, batch_size: int) -> LiquidState:
         """The state before the first token: rest."""
@@ -193,21 +213,29 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def time_constants(
-        self, input_ids: Int[Tensor, "B T"], state: LiquidState | None = None
+        self,
+        input_ids: Int[Tensor, "B T"],
+        state: LiquidState | None = None,
+        elapsed: Float[Tensor, "..."] | float | None = None,
     ) -> list[Float[Tensor, "B T _"]]:
-        """tau_sys of every neuron at every token, in token time, one tensor per layer."""
-        start = self.initial_state(input_ids.shape[0]) if state is None else state
-        elapsed = broadcast_elapsed(None, input_ids.shape[0], input_ids.shape[1], start.neurons[0])
-        hidden, constants = self.embedding(input_ids), []
-        for layer, before in zip(self.layers, _split(start), strict=True):
-            constants.append(layer.time_constants(hidden, before, elapsed))  # type: ignore[operator]
-            hidden, _ = layer(hidden, before, elapsed, None, None)
+        """Time constant of every neuron at every token, in token time, one tensor per layer.
+
+        tau_sys = C / G, and in a closed form (cfc) the time in which its gate's argument moves by one. Arguments as in
+        `advance`; there is no dropout.
+        """
+        batch, tokens = self._check(input_ids, state, None)
+        time = broadcast_elapsed(elapsed, batch, tokens, self.embedding.weight)
+        hidden, constants = self._embed(input_ids), []
+        before = _split(self.initial_state(batch) if state is None else state)
+        for layer, layer_state in zip(self.layers, before, strict=True):
+            hidden, tau = layer.observe(hidden, layer_state, time)  # type: ignore[operator]
+            constants.append(tau)
         return constants
 
     def _read(
         self, input_ids: Tensor, state: LiquidState | None, elapsed: Any, mask: Tensor | None, keep: bool
     ) -> tuple[Tensor, LiquidState, list[Tensor]]:
-        batch, tokens = self._check(input_ids, state)
+        batch, tokens = self._check(input_ids, state, mask)
         time = broadcast_elapsed(elapsed, batch, tokens, self.embedding.weight)
         lengths = order = None
         if mask is not None and not bool(mask.all()):
@@ -217,7 +245,7 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
             mask = torch.arange(tokens, device=mask.device) < lengths[:, None]
         else:
             mask = None
-        hidden = self.dropout(self.embedding(input_ids))
+        hidden = self.dropout(self._embed(input_ids))
         before = _split(self.initial_state(batch) if state is None else state)
         after, every = [], [hidden]
         for layer, layer_state in zip(self.layers, before, strict=True):
@@ -242,18 +270,30 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
             count = (targets != IGNORED).sum().clamp_min(1)
         return losses.sum() / count
 
-    def _check(self, input_ids: Tensor, state: LiquidState | None) -> tuple[int, int]:
-        if input_ids.ndim != 2 or 0 in input_ids.shape:
-            raise UsageError(f"input_ids: expected (B, T) with B, T >= 1, got {tuple(input_ids.shape)}")
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        if not input_ids.is_cpu:  # where a lookup outside the table is no exception
+            self._refuse_unknown_ids(input_ids)
+        try:
+            return self.embedding(input_ids)
+        except IndexError:
+            self._refuse_unknown_ids(input_ids)
+            raise
+
+    def _refuse_unknown_ids(self, input_ids: Tensor) -> None:
         low, high = (int(bound) for bound in torch.aminmax(input_ids))
         if low < 0 or high >= self.settings.input_size:
             raise UsageError(f"input_ids: expected 0 to {self.settings.input_size - 1}, got {low if low < 0 else high}")
+
+    def _check(self, input_ids: Tensor, state: LiquidState | None, mask: Tensor | None) -> tuple[int, int]:
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            raise UsageError(f"input_ids: expected (B, T) with B, T >= 1, got {tuple(input_ids.shape)}")
         batch, tokens = input_ids.shape
-        if state is not None and (state.batch_size != batch or len(state.neurons) != len(self.layers)):
-            raise UsageError(
-                f"state: expected {len(self.layers)} layers of {batch} sequences, "
-                f"got {len(state.neurons)} of {state.batch_size}"
-            )
+        if mask is not None and (mask.shape != input_ids.shape or mask.dtype != torch.bool):
+            expected = f"expected torch.bool of {(batch, tokens)}"
+            raise UsageError(f"mask: {expected}, got {mask.dtype} of {tuple(mask.shape)}")
+        if state is not None:
+            columns = self.settings.block == "liquid" and (self.settings.conv_width - 1, self.settings.hidden_size)
+            state.require(len(self.layers), (batch, self.settings.neurons), (batch, *columns) if columns else None)
         return batch, tokens
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -272,14 +312,23 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        state = model_kwargs.pop("state", None)
-        if generation_config.use_cache is False or model_kwargs.get("past_key_values") is not None:
+        if model_kwargs.get("past_key_values") is not None:
+            model_kwargs.pop("state", None)
             return
-        cache = LiquidCache(state)
-        if state is not None:  # one state may start many sequences
+        cache = LiquidCache(model_kwargs.pop("state", None))
+        if cache.state is not None:  # one state may start many sequences
             rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-            cache.batch_repeat_interleave(rows // state.batch_size)
-        model_kwargs["past_key_values"] = cache
+            cache.batch_repeat_interleave(rows // cache.state.batch_size)
+        if generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = cache
+        elif cache.state is not None:  # every token reads the whole text again, from the same state
+            model_kwargs["state"] = cache.state
+
+    def _reorder_cache(self, cache: LiquidCache | LiquidState, beam_idx: Tensor) -> LiquidCache | LiquidState:
+        if isinstance(cache, LiquidState):  # where every token reads the whole text again
+            return cache.select(beam_idx)
+        cache.reorder_cache(beam_idx)
+        return cache
 
     def _update_model_kwargs_for_generation(
         self, outputs: LiquidOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

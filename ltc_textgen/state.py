@@ -1,10 +1,11 @@
 """The recurrent state of a network as an object: goes in, comes out, is never kept on a module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ltc_textgen.errors import UsageError
 from ltc_textgen.shapes import Float, Int, Tensor
 
 
@@ -24,6 +25,23 @@ class LiquidState:
     def batch_size(self) -> int:
         """B, the sequences that this state belongs to."""
         return self.neurons[0].shape[0]
+
+    def require(self, layers: int, neurons: tuple[int, int], columns: tuple[int, int, int] | None) -> None:
+        """Refuse the state of another network or batch.
+
+        Args:
+            layers: How many there are.
+            neurons: (B, N).
+            columns: (B, conv_width - 1, D); None in a plain network.
+
+        Raises:
+            UsageError: If the state has other tensors; the message names expected and got.
+        """
+        for name, tensors, shape in (("neurons", self.neurons, neurons), ("columns", self.columns, columns)):
+            expected = [shape] * layers if shape else []
+            got = [tuple(tensor.shape) for tensor in tensors]
+            if got != expected:
+                raise UsageError(f"state: expected {name} {_shapes(expected)}, got {_shapes(got)}")
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "LiquidState":
         """The state with `function` applied to each of its tensors."""
@@ -55,3 +73,7 @@ class LiquidState:
             return tuple(named[f"{name}.{i}"] for i in range(count))
 
         return cls(family("neurons"), family("columns"))
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return f"{len(shapes)} of {shapes[0]}" if len(set(shapes)) == 1 else str(shapes or "none")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ltc_textgen import artifacts
 from ltc_textgen.artifacts import load_run, save_run, save_weights, verify_manifest, write_atomic, write_manifest
-from ltc_textgen.config import ModelConfig, RunConfig
+from ltc_textgen.config import ModelConfig, RunConfig, WiringConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LTCError
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(LTCError, match="cannot write .*file: No space left on device"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
@@ -178,6 +178,23 @@ def test_what_save_pretrained_wrote_loads_too(run: Path) -> None:
     again = load_run(run)
     assert again.config is None
     assert again.model.norm.weight[0].item() == 3.0
+
+
+def test_a_setting_that_is_added_later_changes_no_fingerprint() -> None:
+    """Else no earlier run would load."""
+
+    class Later(ModelConfig):
+        another: int = 3
+        wiring: LaterWiring | None = None
+
+    given = {"coupling": "synaptic", "wiring": {"kind": "auto_ncp", "output_size": 4}, "solver": "explicit"}
+    now, later = (kind(input_size=5, **given) for kind in (ModelConfig, Later))
+    assert artifacts.fingerprint(later) == artifacts.fingerprint(now)
+    assert artifacts.fingerprint(Later(input_size=5, **given, another=4)) != artifacts.fingerprint(now)
+
+
+class LaterWiring(WiringConfig):
+    another: int = 3
 
 
 def test_settings_have_a_fingerprint() -> None:

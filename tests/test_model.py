@@ -1,6 +1,6 @@
 """The network as a whole: its calls, its state, padding, its heads, and its place in transformers."""
 
-import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -179,13 +179,56 @@ def test_states_stay_float32_under_autocast(more: dict) -> None:
     torch.testing.assert_close(output.logits.float(), model(ids).logits, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("more", [SHAPES[0], SHAPES[1], SHAPES[3], SHAPES[4]])
+@every_shape
+def test_weights_may_be_kept_in_bfloat16(more: dict) -> None:
+    ids = text()
+    expected = network(more)(ids, labels=ids)
+    model = network(more).to(torch.bfloat16)
+    output = model(ids, labels=ids)
+    assert all(tensor.dtype == torch.float32 for tensor in output.state.neurons)
+    torch.testing.assert_close(output.logits.float(), expected.logits, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(output.loss.float(), expected.loss, rtol=0.02, atol=0.02)
+    model.train()(ids, shift_labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in model.parameters())
+    assert [tau.shape[:2] for tau in model.time_constants(ids)] == [(3, 11)] * model.settings.num_layers
+
+
+@every_shape
 def test_time_constants_are_those_of_every_neuron(more: dict) -> None:
     model = network(more)
     layers = model.time_constants(text())
     assert [tuple(tau.shape) for tau in layers] == [(3, 11, model.settings.neurons)] * model.settings.num_layers
     assert all(bool((tau > 0).all()) for tau in layers)
     assert all(float(tau.detach().std(dim=1).max()) > 0 for tau in layers), "a liquid time constant moves"
+
+
+@every_shape
+def test_time_constants_know_no_dropout_and_follow_state_and_elapsed_time(more: dict) -> None:
+    model, ids = network(more, dropout=0.5), text()
+    with torch.no_grad():  # a diagonal cell starts with time constants that do not depend on its state
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    quiet = model.time_constants(ids)
+    for tau, other in zip(quiet, model.train().time_constants(ids), strict=True):
+        torch.testing.assert_close(tau, other)
+    # Where the time constants of a part of the text begin is where the part before it ended.
+    model.eval()
+    times = torch.rand(3, 11, generator=torch.Generator().manual_seed(2)) * 3
+    whole = model.time_constants(ids, elapsed=times)
+    assert not torch.allclose(whole[0], quiet[0])
+    state = model(ids[:, :4], elapsed=times[:, :4]).state
+    for tau, end in zip(whole, model.time_constants(ids[:, 4:], state, times[:, 4:]), strict=True):
+        torch.testing.assert_close(tau[:, 4:], end, rtol=1e-4, atol=1e-4)
+
+
+@every_shape
+def test_time_constants_pass_each_layer_once(more: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = network(more), []
+    for layer in model.layers:
+        original = layer.cell.scan
+        monkeypatch.setattr(layer.cell, "scan", lambda *a, scan=original: passes.append(1) or scan(*a))
+    model.time_constants(text())
+    assert len(passes) == model.settings.num_layers
 
 
 def test_frozen_time_constants_do_not_move() -> None:
@@ -260,20 +303,25 @@ def test_bad_ids_are_refused(ids: torch.Tensor, message: str) -> None:
         network()(ids)
 
 
-def test_a_foreign_state_is_refused() -> None:
-    with pytest.raises(UsageError, match="state: expected 1 layers of 3 sequences, got 2 of 2"):
-        network()(text(), state=network(SHAPES[3]).initial_state(2))
+def test_a_mask_of_another_shape_is_refused() -> None:
+    message = "mask: expected torch.bool of (2, 5), got torch.bool of (2, 4)"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        network()(text(2, 5), attention_mask=torch.zeros(2, 4, dtype=torch.long))
 
 
-def test_a_state_is_an_object_that_forks_and_travels() -> None:
+def test_arguments_are_checked_once_not_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = network(SHAPES[3]), text()
-    state = model(ids).state
-    assert state.batch_size == 3
-    forked = state.select(torch.tensor([2, 2]))
-    torch.testing.assert_close(forked.neurons[0][1], state.neurons[0][2])
-    assert_same_state(LiquidState.from_tensors(state.tensors()), state)
-    assert not any(tensor.requires_grad for tensor in state.detach().tensors().values())
-    assert {field.name for field in dataclasses.fields(state)} == {"neurons", "columns"}
+    expected = model(ids, elapsed=2.0).logits
+
+    def never(*_: object) -> None:
+        raise AssertionError("checked again")
+
+    monkeypatch.setattr("ltc_textgen.cells.base.broadcast_elapsed", never)
+    monkeypatch.setattr("ltc_textgen.cells.base.LiquidCell._check", never)
+    monkeypatch.setattr(torch, "aminmax", never)
+    torch.testing.assert_close(model(ids, elapsed=2.0).logits, expected, rtol=0, atol=0)
+    with pytest.raises(AssertionError, match="checked again"):
+        model.layers[0].cell(torch.zeros(1, 1, 12))
 
 
 def test_the_public_names_are_there_and_load_when_asked_for() -> None:

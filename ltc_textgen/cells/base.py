@@ -109,6 +109,8 @@ class LiquidCell(nn.Module):
         state: Float[Tensor, "B N"] | None = None,
         elapsed: Elapsed = None,
         mask: Bool[Tensor, "B T"] | None = None,
+        *,
+        checked: bool = False,
     ) -> tuple[Float[Tensor, "B T O"], Float[Tensor, "B N"]]:
         """Run the layer over a sequence (or a chunk, or a single token: the results are the same).
 
@@ -118,6 +120,8 @@ class LiquidCell(nn.Module):
             elapsed: Time from each token to the next, in token time, >= 0 and finite; 1 if None. A number or a
                 tensor of shape (), (B,), (B, 1) or (B, T); a tensor of shape (B,) is one value per sample.
             mask: False where a token is padding: it moves no state, and its output repeats the state before it.
+            checked: The caller vouches for the arguments, `elapsed` being what `broadcast_elapsed` returned: a network
+                looks at them once, not in every layer.
 
         Returns:
             Outputs, and the state after the last token, in float32 (float64 for a float64 layer) under any autocast.
@@ -125,7 +129,7 @@ class LiquidCell(nn.Module):
         Raises:
             UsageError: If a shape or a value of the arguments does not fit; the message names expected and got.
         """
-        states, last = self.trajectory(u, state, elapsed, mask)
+        states, last = self.trajectory(u, state, elapsed, mask, checked=checked)
         return self.readout(states), last
 
     def trajectory(
@@ -134,17 +138,21 @@ class LiquidCell(nn.Module):
         state: Float[Tensor, "B N"] | None = None,
         elapsed: Elapsed = None,
         mask: Bool[Tensor, "B T"] | None = None,
+        *,
+        checked: bool = False,
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
         """As `forward`, but the states of all neurons in place of the outputs."""
-        self._check(u, state, mask)
-        time = broadcast_elapsed(elapsed, u.shape[0], u.shape[1], u)
+        if not checked:
+            self._check(u, state, mask)
+            elapsed = broadcast_elapsed(elapsed, u.shape[0], u.shape[1], u)
+        assert isinstance(elapsed, Tensor), "checked times are a tensor"
         if mask is not None:
             u = torch.where(mask[:, :, None], u, 0.0)  # not even NaN in the padding reaches a state
         drive = self.project(u)
         with torch.autocast(u.device.type, enabled=False):
             dtype = state_dtype(drive.dtype)
             x = self.initial_state(u.shape[0]) if state is None else state
-            drive, x, time = drive.to(dtype), x.to(dtype), time.to(dtype)
+            drive, x, time = drive.to(dtype), x.to(dtype), elapsed.to(dtype)
             return self.scan(drive, x, time) if mask is None else self.masked_scan(drive, x, time, mask)
 
     def _check(self, u: Tensor, state: Tensor | None, mask: Tensor | None) -> None:
