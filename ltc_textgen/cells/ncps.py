@@ -10,7 +10,7 @@ neurons are numbered from the motor neurons in every cell, as in their wirings a
 CfC runs in the order of the layers, from inter to motor neurons.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -39,6 +39,19 @@ class _Weights(dict[str, Tensor]):
         start = prefix + "."
         return _Weights({name.removeprefix(start): w for name, w in self.items() if name.startswith(start)})
 
+    def size(self, name: str, *axes: str) -> tuple[int, ...]:
+        """The shape of a tensor that must have these axes."""
+        if self[name].ndim != len(axes):
+            expected = f"({', '.join(axes)})"
+            raise ArtifactError(f"ncps weights: {name}: expected {expected}, got {tuple(self[name].shape)}")
+        return tuple(self[name].shape)
+
+    def require(self, names: Iterable[str], *shape: int) -> None:
+        """Refuse tensors of another shape."""
+        for name in names:
+            if tuple(self[name].shape) != shape:
+                raise ArtifactError(f"ncps weights: {name}: expected {shape}, got {tuple(self[name].shape)}")
+
 
 def cell_from_ncps(
     weights: Mapping[str, Tensor],
@@ -65,7 +78,7 @@ def cell_from_ncps(
 
     Raises:
         ArtifactError: If the weights are of no such module, use mixed_memory or proj_size, or cannot be its weights:
-            a mode that does not fit, a negative weight where none may be.
+            a mode or a shape that does not fit, a negative weight where none may be.
     """
     if any(name.startswith("lstm.") for name in weights):
         raise ArtifactError("ncps weights: mixed_memory=True is not supported, it puts an LSTM before the liquid layer")
@@ -84,11 +97,18 @@ def cell_from_ncps(
 
 
 def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int | None) -> SynapticCell:
+    inputs, units = weights.size("sensory_w", "inputs", "neurons")
+    weights.require(("gleak", "vleak", "cm"), units)
+    for prefix, sources in (("", units), ("sensory_", inputs)):
+        weights.require((prefix + name for name in ("w", "sigma", "mu", "erev", "sparsity_mask")), sources, units)
+    outputs = weights.size("output_w", "outputs")[0] if "output_w" in weights else output_size or units
+    if not 1 <= outputs <= units:
+        raise ArtifactError(f"ncps weights: expected 1 to {units} outputs, got {outputs}")
+    weights.require(weights.keys() & {"input_w", "input_b"}, inputs)
+    weights.require(weights.keys() & {"output_w", "output_b"}, outputs)
     adjacency, sensory = (
         _polarity(weights[prefix + "sparsity_mask"], weights[prefix + "erev"]) for prefix in ("", "sensory_")
     )
-    inputs, units = sensory.shape
-    outputs = len(weights["output_w"]) if "output_w" in weights else output_size or units
     wiring = Wiring(adjacency, sensory, (range(units),), outputs)
     cell = SynapticCell(inputs, units, wiring=wiring, steps=steps, step_size=1 / steps)
 
@@ -130,15 +150,17 @@ def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -
     if mode is not None and (mode == "pure") != pure:
         raise ArtifactError(f"ncps weights: mode {mode} does not fit, these are {'' if pure else 'not '}of mode pure")
     kind: Mode = "pure" if pure else mode or "default"
-    sizes = [len(part["ff1.bias"]) for part in parts]
+    sizes = [part.size("ff1.bias", "neurons")[0] for part in parts]
     linears = sorted((n for n in parts[0] if n.startswith("backbone.") and n.endswith(".weight")), key=_position)
-    inputs = parts[0][linears[0] if linears else "ff1.weight"].shape[1] - sizes[0]
-    units = len(parts[0][linears[0]]) if linears else 0
+    units, features = parts[0].size(linears[0] if linears else "ff1.weight", "outputs", "inputs + neurons")
+    inputs = features - sizes[0]
+    for part, size, before in zip(parts, sizes, [inputs, *sizes], strict=False):
+        _require_form(part, size, before, units, linears, kind)
     cell = CfCCell(
         inputs,
         sum(sizes),
         mode=kind,
-        backbone_units=units,
+        backbone_units=units if linears else 0,
         backbone_layers=len(linears),
         activation=activation,
         wiring=_layered_wiring(parts, sizes, inputs) if layers else None,
@@ -149,6 +171,28 @@ def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -
     for form, part in zip(cell.forms, parts, strict=True):
         _load_form(form, part, [name.removesuffix(".weight") for name in linears])
     return cell
+
+
+def _require_form(part: _Weights, size: int, inputs: int, units: int, linears: list[str], mode: Mode) -> None:
+    """Refuse a closed form whose tensors do not fit each other."""
+    if inputs < 1:
+        raise ArtifactError(
+            f"ncps weights: {linears[0] if linears else 'ff1.weight'} leaves no inputs beside the state"
+        )
+    for name, features in zip(linears, [inputs + size] + [units] * len(linears), strict=False):
+        part.require([name], units, features)
+        part.require([name.removesuffix("weight") + "bias"], units)
+    features = units if linears else inputs + size
+    heads = _heads(mode)
+    part.require((f"{head}.weight" for head in heads), size, features)
+    part.require((f"{head}.bias" for head in heads), size)
+    part.require(part.keys() & {"sparsity_mask"}, size, features)
+    if mode == "pure":
+        part.require(("w_tau", "A"), 1, size)
+
+
+def _heads(mode: Mode) -> list[str]:
+    return ["ff1"] if mode == "pure" else ["ff1", "ff2", "time_a", "time_b"]
 
 
 def _position(name: str) -> int:
@@ -176,7 +220,7 @@ def _layered_wiring(parts: list[_Weights], sizes: list[int], inputs: int) -> Wir
 
 @torch.no_grad()
 def _load_form(form: ClosedForm, part: _Weights, backbone: list[str]) -> None:
-    heads = ["ff1"] if form.mode == "pure" else ["ff1", "ff2", "time_a", "time_b"]
+    heads = _heads(form.mode)
     stacked = {kind: torch.cat([part[f"{head}.{kind}"] for head in heads]) for kind in ("weight", "bias")}
     first = {kind: part[f"{backbone[0]}.{kind}"] for kind in ("weight", "bias")} if backbone else stacked
     form.input.weight.copy_(first["weight"][:, : form.input.in_features])

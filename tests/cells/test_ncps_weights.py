@@ -224,3 +224,32 @@ def test_missing_tensor_is_named():
     del weights["rnn_cell.sensory_mu"]
     with pytest.raises(ArtifactError, match="sensory_mu is missing"):
         cell_from_ncps(weights)
+
+
+FOREIGN = {
+    "LTC": lambda: theirs.LTC(D, ncps.wirings.AutoNCP(14, 4)),
+    "CfC": lambda: theirs.CfC(D, 7, mode="pure", backbone_layers=2, backbone_units=11),
+    "wired CfC": lambda: theirs.CfC(D, ncps.wirings.AutoNCP(14, 4)),
+}
+
+
+@pytest.mark.parametrize("module", FOREIGN)
+@pytest.mark.parametrize("change", ["a row more", "a row less", "a dimension more", "a scalar"])
+def test_every_tensor_of_another_shape_is_named(module, change):
+    weights = FOREIGN[module]().state_dict()
+    for name, tensor in weights.items():
+        wrong = {
+            "a row more": torch.cat([tensor, tensor[:1]]),
+            "a row less": tensor[1:],
+            "a dimension more": tensor[None],
+            "a scalar": tensor.flatten()[0],
+        }[change]
+        with pytest.raises(ArtifactError, match="ncps weights: .*(expected|leaves no)") as error:
+            cell_from_ncps({**weights, name: wrong})
+        assert "\n" not in str(error.value), name
+
+
+def test_more_outputs_than_neurons_are_refused():
+    weights = theirs.LTC(D, 6, output_mapping=None).state_dict()
+    with pytest.raises(ArtifactError, match="expected 1 to 6 outputs, got 7"):
+        cell_from_ncps(weights, output_size=7)
