@@ -132,6 +132,6 @@ class DiagonalCell(MembraneCell):
         fused = SCANS.get(choose(drive))
         if fused is None:
             return super().scan(drive, x, elapsed)
-        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(self.log_leak))
+        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(precise(self.log_leak)))
         h = elapsed * self.step_size
         return fused(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
+from torch.autograd import forward_ad
 
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import parallel, triton_scan
@@ -57,8 +58,10 @@ def runs_on_cpu(tensor: Tensor) -> bool:
 
 
 def _transformed() -> bool:
-    """Inside torch.func.grad, vmap and the like, which no custom operator takes part in."""
-    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+    """Inside torch.func.grad, vmap, forward-mode derivatives and the like, which no custom operator takes part in."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 @contextmanager
@@ -79,4 +82,11 @@ def report() -> dict[str, str]:
     else:
         threads = torch.get_num_threads() if LIBRARY.ltc_threaded() else 1
         cpu = f"{instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
-    return {"cpu": cpu, "triton": "yes" if torch.cuda.is_available() else "none: no CUDA device", "override": _chosen}
+    return {"cpu": cpu, "triton": _report_triton(), "override": _chosen}
+
+
+def _report_triton() -> str:
+    if not torch.cuda.is_available():
+        return "none: no CUDA device"
+    why_not = triton_scan.why_not(torch.device("cuda"))
+    return f"none: {why_not}" if why_not else "yes"

@@ -8,6 +8,7 @@ _scan = ScanOperator(
     "diagonal",
     ("drive", "x0", "dt", "self_weight", "reversal", "capacitance", "leak"),
     lambda B, T, N: ((B, T, 2 * N), (B, N), (B, T), (2, N), (2, N), (N,), (N,)),
+    per_stage=0,
     work=lambda N: 2 * N,
 )
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import runs_on_cpu
 from ltc_textgen.kernels.library import LIBRARY, raise_for, threads_for
-from ltc_textgen.kernels.operators import address, dense, is_plain
+from ltc_textgen.kernels.operators import address, dense, is_plain, room
 from ltc_textgen.shapes import Float, Tensor
 
 SMALLEST = 1 << 22
@@ -37,7 +37,7 @@ PAYS = LIBRARY is not None and bool(LIBRARY.ltc_product_pays())
 def linear(
     x: Float[Tensor, "*B D"], weight: Float[Tensor, "N D"], bias: Float[Tensor, " N"] | None = None
 ) -> Float[Tensor, "*B N"]:
-    """The map x W^T + b, as `torch.nn.functional.linear`, under autocast too.
+    """The map x W^T + b, as `torch.nn.functional.linear`, under autocast too, but differentiable once.
 
     Args:
         x: Inputs.
@@ -45,7 +45,8 @@ def linear(
         bias: b; none if None.
     """
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    ours = PAYS and x.numel() * weight.shape[0] >= SMALLEST and runs_on_cpu(x)
+    # An exported program would be bound to batches on one side of SMALLEST.
+    ours = PAYS and not torch.compiler.is_exporting() and runs_on_cpu(x) and x.numel() * weight.shape[0] >= SMALLEST
     if not ours or torch.is_autocast_enabled("cpu") or any(tensor.dtype != torch.float32 for tensor in inputs):
         return F.linear(x, weight, bias)
     function = _forward if is_plain(*inputs) else _linear
@@ -62,7 +63,7 @@ class Linear(nn.Linear):
 def product(a: Float[Tensor, "M K"], b: Float[Tensor, "K N"], bias: Float[Tensor, " N"] | None = None) -> Tensor:
     """A B (+ bias) for float32 matrices on the CPU, of any strides."""
     assert LIBRARY is not None
-    result = torch.empty(a.shape[0], b.shape[1])
+    result = room(a.shape[0], b.shape[1])
     arrays = (address(a), *a.stride(), address(b), *b.stride(), address(bias), address(result))
     call = _Product(a.shape[0], a.shape[1], b.shape[1], threads_for(SMALLEST), *arrays)
     raise_for(LIBRARY.ltc_product(ctypes.byref(call)), {})
@@ -86,8 +87,8 @@ def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, with_x: bool, with_w
     M, D, N = _check(x, weight)
     gradient = dense("gradient", gradient, (M, N))
     x, weight = dense("x", x, (M, D)), dense("weight", weight, (N, D))
-    x_gradient = product(gradient, weight) if with_x else torch.empty(0)
-    return x_gradient, product(gradient.t(), x) if with_weight else torch.empty(0)
+    x_gradient = product(gradient, weight) if with_x else room(0)
+    return x_gradient, product(gradient.t(), x) if with_weight else room(0)
 
 
 _linear: Any = torch.library.custom_op(

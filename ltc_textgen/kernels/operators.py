@@ -25,7 +25,8 @@ def is_plain(*tensors: Tensor) -> bool:
     """Whether a kernel may be called directly, past PyTorch's dispatcher.
 
     The way through the dispatcher costs tens of microseconds, more than the single token of a decoder. It is needed
-    only where someone looks on: autograd, a compiler or tracer, a function transform, a dispatch mode.
+    only where someone looks on (autograd, a compiler or tracer, a function transform, a dispatch mode), and for tensors
+    whose memory does not hold their values (lazily negated, or zeros without memory).
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
@@ -33,7 +34,7 @@ def is_plain(*tensors: Tensor) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return all(type(t) in (Tensor, torch.nn.Parameter) and not (t.is_neg() or t._is_zerotensor()) for t in tensors)
 
 
 def dense(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -48,6 +49,11 @@ def dense(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype 
         got = f"{tuple(tensor.shape)} {tensor.dtype}{layout} on {tensor.device}"
         raise UsageError(f"{name}: expected {shape} {dtype} on cpu, got {got}")
     return tensor.contiguous()
+
+
+def room(*shape: int) -> Tensor:
+    """Memory for what a kernel writes, whatever PyTorch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -71,8 +77,9 @@ class ScanOperator:
         name: str,
         inputs: tuple[str, ...],
         shapes: Shapes,
-        per_stage: int = 0,
-        work: Callable[[int], int] = lambda N: N,
+        *,
+        per_stage: int,
+        work: Callable[[int], int],
     ) -> None:
         self.name, self.inputs, self.shapes = name, inputs, shapes
         self.per_stage, self.work = per_stage, work
@@ -132,6 +139,8 @@ class ScanOperator:
     def _shape(self, sizes: tuple[int, int, int], steps: int, solver: int, adaptive: bool) -> Shape:
         if not 1 <= steps < 2**31:
             raise UsageError(f"steps: expected 1 or more, got {steps}")
+        if solver not in SOLVER_CODES.values():
+            raise UsageError(f"solver: expected one of {list(SOLVER_CODES.values())}, got {solver}")
         B, T, N = sizes
         return Shape(B, T, N, steps, solver, adaptive, threads_for(B * T * steps * self.work(N)))
 
@@ -144,8 +153,8 @@ class ScanOperator:
         sizes = self._sizes(tuple(inputs))
         arrays = self._arrays(tuple(inputs), sizes)
         shape = self._shape(sizes, steps, solver, adaptive)
-        states = torch.empty(sizes)
-        tape = torch.empty(self._tape_shape(sizes, steps, solver) if keep and self.per_stage else 0)
+        states = room(*sizes)
+        tape = room(*self._tape_shape(sizes, steps, solver)) if keep and self.per_stage else room(0)
         call = self.forward_arrays(*map(address, arrays), address(states))
         if self.per_stage and keep:
             call.tape = address(tape)
@@ -165,7 +174,7 @@ class ScanOperator:
             states_grad = dense("gradient of states", states_grad, sizes)
         if last_grad is not None:
             last_grad = dense("gradient of last", last_grad, (sizes[0], sizes[2]))
-        gradients = [torch.empty(self._gradient_shape(i, arrays, with_dt)) for i in range(len(arrays))]
+        gradients = [room(*self._gradient_shape(i, arrays, with_dt)) for i in range(len(arrays))]
         wanted = [None if g.numel() == 0 else g for g, n in zip(gradients, self.inputs, strict=True) if n != "mask"]
         forward = self.forward_arrays(*map(address, arrays), address(states))
         if self.per_stage:

@@ -11,7 +11,7 @@ import torch
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.library import LIBRARY, pointers, raise_for, threads_for
-from ltc_textgen.kernels.operators import ScanOperator, address, dense, is_plain
+from ltc_textgen.kernels.operators import ScanOperator, address, dense, is_plain, room
 from ltc_textgen.shapes import Bool, Float, Tensor
 
 _scan = ScanOperator(
@@ -128,7 +128,7 @@ def _sums(values: Tensor, w: Tensor, sigma: Tensor, mu: Tensor, reversal: Tensor
     assert LIBRARY is not None
     sizes = _sizes(values, w)
     arrays = _arrays((values, w, sigma, mu, reversal, mask), sizes)
-    sums = torch.empty(sizes[0], 2 * sizes[2])
+    sums = room(sizes[0], 2 * sizes[2])
     call = _Forward(*map(address, arrays), address(sums))
     _run(LIBRARY.ltc_sums_forward, sizes, call)
     return sums
@@ -141,7 +141,7 @@ def _sums_gradients(
     sizes = _sizes(values, w)
     arrays = _arrays((values, w, sigma, mu, reversal, mask), sizes)
     sums_grad = dense("gradient of sums", sums_grad, (sizes[0], 2 * sizes[2]))
-    gradients = [torch.empty(array.shape) for array in arrays[:5]]
+    gradients = [room(*array.shape) for array in arrays[:5]]
     call = _Backward(_Forward(*map(address, arrays), None), address(sums_grad), *map(address, gradients))
     _run(LIBRARY.ltc_sums_backward, sizes, call)
     return tuple(gradients)  # type: ignore[return-value]

@@ -34,14 +34,17 @@ CODES = {Solver.semi_implicit: 0, Solver.exponential: 1, Solver.explicit: 2, Sol
 
 def available(tensor: Tensor) -> bool:
     """Whether the kernels can run on the device of `tensor`, in its precision."""
-    return tensor.is_cuda and tensor.dtype in PRECISIONS and _supported(tensor.device)
+    return tensor.is_cuda and tensor.dtype in PRECISIONS and not why_not(tensor.device)
 
 
 @cache
-def _supported(device: torch.device) -> bool:
+def why_not(device: torch.device) -> str:
+    """What a GPU lacks for these kernels; nothing if empty."""
     if importlib.util.find_spec("triton") is None:
-        return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
+        return "Triton is not installed"
+    if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < (7, 0):
+        return f"compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0"
+    return ""
 
 
 def triton_scan(

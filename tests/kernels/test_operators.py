@@ -10,6 +10,7 @@ import torch
 from fused_cases import KINDS, SETS, Case, build, disagreements
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from ltc_textgen import kernels
 from ltc_textgen.config import Solver
@@ -149,6 +150,75 @@ BAD_VALUES = [
     ("dt", float("nan"), "elapsed: every value must be >= 0 and finite, got nan"),
     ("dt", float("inf"), "elapsed: every value must be >= 0 and finite, got inf"),
 ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_of_pytorch_do_not_reach_the_kernels(kind):
+    """Memory of another dtype or on another device would be written past its end."""
+    leaves = {n: t if t.dtype == torch.bool else t.requires_grad_() for n, t in arguments(kind).items()}
+    wanted = [t for t in leaves.values() if t.requires_grad]
+    expected, _ = call(kind, leaves)
+    gradients = torch.autograd.grad(expected.square().sum(), wanted)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            assert torch.equal(call(kind, leaves)[0], expected)
+        with torch.device("meta"):
+            again = torch.autograd.grad(call(kind, leaves)[0].square().sum(), wanted)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(one, other) for one, other in zip(again, gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_whose_memory_does_not_hold_their_values(kind):
+    inputs = arguments(kind)
+    expected, _ = call(kind, inputs)
+    assert torch.equal(call(kind, inputs | {"drive": torch._neg_view(-inputs["drive"])})[0], expected)
+    zeros = torch.zeros_like(inputs["drive"])
+    without_memory = torch._efficientzerotensor(zeros.shape)
+    assert torch.equal(call(kind, inputs | {"drive": without_memory})[0], call(kind, inputs | {"drive": zeros})[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_derivatives_take_the_reference(kind):
+    cell, case = build(kind, 6), Case.draw(kind, 2, 3, 6)
+    tangent = torch.randn_like(case.x)
+
+    def run(x):
+        return cell.scan(case.drive, x, case.elapsed)[0]
+
+    with forward_ad.dual_level(), torch.no_grad():
+        ours = forward_ad.unpack_dual(run(forward_ad.make_dual(case.x, tangent))).tangent
+    torch.testing.assert_close(ours, torch.func.jvp(run, (case.x,), (tangent,))[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_bfloat16_mean_the_same_to_both_paths(kind):
+    cell, case = build(kind, 64).bfloat16(), Case.draw(kind, 2, 9, 64)
+    with kernels.use("reference"), torch.no_grad():
+        expected, _ = cell.scan(case.drive, case.x, case.elapsed)
+    with torch.no_grad():
+        torch.testing.assert_close(cell.scan(case.drive, case.x, case.elapsed)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_doctor_says_why_a_gpu_cannot(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    kernels.triton_scan.why_not.cache_clear()
+    try:
+        assert kernels.report()["triton"].startswith("none: ")
+    finally:
+        kernels.triton_scan.why_not.cache_clear()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refuses_a_solver_that_there_is_not(kind):
+    """2**32 + 2 is 2 to C, a solver with four times the stages that were provided for."""
+    for code in (-1, 4, 2**32 + 2):
+        with pytest.raises(UsageError, match=f"solver: expected one of .*, got {code}"):
+            getattr(torch.ops.ltc, f"{kind}_scan")(*arguments(kind).values(), 2, code, True, True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
