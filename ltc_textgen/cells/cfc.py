@@ -28,6 +28,7 @@ from ltc_textgen.cells.base import LiquidCell, precise
 from ltc_textgen.cells.wirings import Wiring, build_wiring
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.linear import linear
 from ltc_textgen.shapes import Bool, Float, Tensor
 
 Mode = Literal["default", "pure", "no_gate"]
@@ -105,10 +106,10 @@ class ClosedForm(nn.Module):
             nn.init.xavier_uniform_(head)
         self.input.weight.copy_(joint[:, : self.input.in_features])
         self.recurrent_weight.copy_(joint[:, self.input.in_features :])
-        for linear in self._linears():
-            nn.init.zeros_(linear.bias)
-            if linear is not self.input and linear is not self.heads:
-                nn.init.xavier_uniform_(linear.weight)
+        for layer in self._linears():
+            nn.init.zeros_(layer.bias)
+            if layer is not self.input and layer is not self.heads:
+                nn.init.xavier_uniform_(layer.weight)
         if self.mode == "pure":
             # The authors start w_tau at 0, where |w_tau| has no gradient: it would never move.
             self.w_tau.uniform_(math.log(TAU_RANGE[0]), math.log(TAU_RANGE[1])).neg_().exp_()
@@ -117,7 +118,7 @@ class ClosedForm(nn.Module):
     def project(self, u: Float[Tensor, "*B D"]) -> Float[Tensor, "*B H"]:
         """What the inputs add to the first layer: the part that does not depend on the state."""
         weight = self.input.weight if self.mask is None else self.input.weight * self.mask
-        return F.linear(u, weight.to(u.dtype), self.input.bias.to(u.dtype))
+        return linear(u, weight.to(u.dtype), self.input.bias.to(u.dtype))
 
     def step(
         self, drive: Float[Tensor, "B H"], x: Float[Tensor, "B N"], t: Float[Tensor, "B 1"]
@@ -145,8 +146,8 @@ class ClosedForm(nn.Module):
         if self.heads is None:
             return z
         z = self.activation(z)
-        for linear in self.backbone:
-            z = self.activation(_precise_linear(z, linear))
+        for layer in self.backbone:
+            z = self.activation(_precise_linear(z, layer))
         return _precise_linear(z, self.heads)
 
     def _linears(self) -> list[nn.Linear]:
@@ -263,6 +264,6 @@ class CfCCell(LiquidCell):
         return states[..., : self.output_size]
 
 
-def _precise_linear(z: Tensor, linear: nn.Module) -> Tensor:
-    assert isinstance(linear, nn.Linear)
-    return F.linear(z, precise(linear.weight), precise(linear.bias))
+def _precise_linear(z: Tensor, layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear)
+    return F.linear(z, precise(layer.weight), precise(layer.bias))

@@ -5,6 +5,7 @@ import torch
 from fused_cases import SETS
 from torch.nn import functional as F
 
+from ltc_textgen.benchmarking import liquid_layer
 from ltc_textgen.kernels import library
 from ltc_textgen.kernels import linear as module
 from ltc_textgen.kernels.linear import Linear, linear, product
@@ -56,6 +57,33 @@ def test_same_bits_on_any_number_of_threads():
         assert torch.equal(many, product(a, b))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("coupling", ["diagonal", "full", "cfc"])
+def test_cells_mix_their_inputs_with_it(ours, coupling, monkeypatch):
+    cell, u, used = liquid_layer(12, coupling=coupling), torch.randn(2, 5, 12), []
+    expected = cell.project(u)
+    monkeypatch.setattr(module, "_linear", lambda *inputs: used.append(1) or F.linear(*inputs))
+    torch.testing.assert_close(cell.project(u), expected, rtol=1e-5, atol=1e-5)
+    assert used
+
+
+def test_default_dtype_of_pytorch_does_not_reach_the_product():
+    a, b, before = torch.randn(5, 3), torch.randn(3, 4), torch.get_default_dtype()
+    expected = product(a, b)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(product(a, b), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_an_exported_program_takes_any_batch(monkeypatch):
+    monkeypatch.setattr(module, "PAYS", True)
+    monkeypatch.setattr(module, "SMALLEST", 1000)
+    batch = {"input": {0: torch.export.Dim("batch", max=4096)}}
+    program = torch.export.export(Linear(16, 16), (torch.randn(2, 16),), dynamic_shapes=batch)
+    assert program.module()(torch.randn(999, 16)).shape == (999, 16)
 
 
 def test_registration():
