@@ -71,14 +71,18 @@ def test_gradient_checkpointing_finds_the_embedding() -> None:
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_generate_goes_on_from_a_state_with_and_without_a_cache(mode: dict, rows: int) -> None:
-    model = network(**LIQUID)
+    model, ids = network(), text(3, 1)
     state = model(text(rows, 9)).state
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0} | mode
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0} | mode
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     runs = []
-    for cache in (True, False):
+    for start in ({"state": state}, {"state": state, "use_cache": False}, {}):
         torch.manual_seed(3)
-        runs.append(model.generate(text(), state=state, use_cache=cache, **options))
-    torch.testing.assert_close(*runs)
+        runs.append(model.generate(ids, **start, **options))
+    cached, whole, stateless = runs
+    assert cached.sequences.equal(whole.sequences)
+    torch.testing.assert_close(cached.scores, whole.scores, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(cached.scores[0], stateless.scores[0], rtol=1e-2, atol=1e-2), "the state tells"
 
 
 def test_unknown_keys_of_a_configuration_are_refused(tmp_path: Path) -> None:
