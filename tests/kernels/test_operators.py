@@ -291,6 +291,16 @@ def test_the_mask_alone_says_which_synapses_exist():
         assert gradient[inputs["mask"]].all(), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_without_gradients_does_not_grow_with_the_sub_steps(kind):
+    resource = pytest.importorskip("resource")
+    inputs, unit = arguments(kind, batch=32, tokens=1), 1 if sys.platform == "darwin" else 1024
+    call(kind, inputs)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call(kind, inputs, steps=50_000)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 2**26
+
+
 @pytest.mark.parametrize("steps", [0, -3, 2**31])
 def test_refuses_steps(steps):
     with pytest.raises(UsageError, match=f"steps: expected 1 or more, got {steps}"):

@@ -288,21 +288,11 @@ Status backward(const Shape& s, const DiagonalBackward& a) {
 }  // namespace
 
 Status diagonal_forward(const Shape& s, const DiagonalForward& a) {
-  switch (s.solver) {
-    case kSemiImplicit: return forward<kSemiImplicit>(s, a);
-    case kExplicit: return forward<kExplicit>(s, a);
-    case kRungeKutta: return forward<kRungeKutta>(s, a);
-    default: return forward<kExponential>(s, a);
-  }
+  return with_solver(s.solver, [&](auto solver) { return forward<solver()>(s, a); });
 }
 
 Status diagonal_backward(const Shape& s, const DiagonalBackward& a) {
-  switch (s.solver) {
-    case kSemiImplicit: return backward<kSemiImplicit>(s, a);
-    case kExplicit: return backward<kExplicit>(s, a);
-    case kRungeKutta: return backward<kRungeKutta>(s, a);
-    default: return backward<kExponential>(s, a);
-  }
+  return with_solver(s.solver, [&](auto solver) { return backward<solver()>(s, a); });
 }
 
 }  // namespace LTC_NAMESPACE

@@ -11,8 +11,6 @@ namespace {
 using ltc::FullBackward;
 using ltc::FullForward;
 
-constexpr int kMostRows = 32;
-
 struct FullMembrane {
   static constexpr int kTape = 1;  // f
 
@@ -26,10 +24,6 @@ struct FullMembrane {
   float *drive_sum, *pushed;           // gradient of the token's drive; of z, for every stage of the token
   float *weight_sum, *reversal_sum, *leak_sum;
   vfloat open;
-
-  static int64_t workspace(const Shape& s, int rows, bool back) {
-    return rows * stride_of(s.N) * (back ? 1 + s.steps * stages_of(s.solver) : 1);
-  }
 
   LTC_INLINE void prepare(const float* y) const {
     for (int64_t panel = 0; panel < panels_of(s.N); ++panel)
@@ -69,26 +63,11 @@ struct FullMembrane {
   }
 };
 
-// What the threads of a call share, and how their workspaces lie in one piece of memory.
-struct Plan {
-  int64_t P, columns;
-  int parts, rows;
-  int64_t scan, membrane, sums, total;  // floats of a thread
-  Plan(const Shape& s, int64_t scan_size, bool back) : P(padded(s.N)), columns(panels_of(s.N) * kPanel) {
-    parts = static_cast<int>(smaller<int64_t>(s.threads, s.B));
-    rows = static_cast<int>(smaller<int64_t>(kMostRows, (s.B + parts - 1) / parts));
-    scan = scan_size;
-    membrane = FullMembrane::workspace(s, rows, back);
-    sums = back ? 3 * P + s.N * columns : 0;
-    total = (scan + membrane + sums + 15) / 16 * 16;
-  }
-};
-
 template <int solver>
 Status forward(const Shape& s, const FullForward& a) {
   using Loop = Scan<solver, FullMembrane>;
-  const Plan plan(s, 0, false);
-  const int64_t scan = Loop::workspace(s, plan.rows), each = scan + plan.membrane;
+  const Plan plan(s.B, s.N, s.threads);
+  const int64_t scan = Loop::forward_workspace(s, plan.rows), each = scan + plan.area;
   Buffer packed(packed_size(s.N, s.N)), space(plan.parts * each, true);
   if (packed.data == nullptr || space.data == nullptr) return ltc::kNoMemory;
   pack(a.weight, 1, s.N, s.N, s.N, packed.data);
@@ -99,10 +78,10 @@ Status forward(const Shape& s, const FullForward& a) {
     for (int64_t b = share(s.B, part, plan.parts); b < end; b += plan.rows) {
       const Rows block = {b, static_cast<int>(smaller<int64_t>(plan.rows, end - b))};
       float* mine = space.data + part * each;
-      FullMembrane membrane = {s, a, nullptr, block, plan.P, stride_of(s.N), plan.columns, packed.data, nullptr,
+      FullMembrane membrane = {s, a, nullptr, block, plan.P, plan.stride, panels_of(s.N) * kPanel, packed.data, nullptr,
                                mine + scan, nullptr, nullptr, nullptr, nullptr, nullptr,
                                splat(s.adaptive ? 1.0f : 0.0f)};
-      Loop{s, common, membrane, block, plan.P, stride_of(s.N), nullptr, mine}.forward();
+      Loop{s, common, membrane, block, plan.P, plan.stride, nullptr, mine}.forward();
     }
   }
   return ltc::kOk;
@@ -112,8 +91,12 @@ template <int solver>
 Status backward(const Shape& s, const FullBackward& a) {
   using Loop = Scan<solver, FullMembrane>;
   const FullForward& f = a.forward;
-  const Plan plan(s, Loop::workspace(s, Plan(s, 0, true).rows), true);
-  Buffer packed(packed_size(s.N, s.N)), space(plan.parts * plan.total, true);
+  const Plan plan(s.B, s.N, s.threads);
+  const int64_t columns = panels_of(s.N) * kPanel;  // of a thread's sum of gradients of W
+  const int64_t scan = Loop::backward_workspace(s, plan.rows);
+  const int64_t membrane_size = plan.area * (1 + s.steps * stages_of(solver));
+  const int64_t each = scan + membrane_size + 3 * plan.P + s.N * columns;
+  Buffer packed(packed_size(s.N, s.N)), space(plan.parts * each, true);
   if (packed.data == nullptr || space.data == nullptr) return ltc::kNoMemory;
   pack(f.weight, s.N, 1, s.N, s.N, packed.data);
   const Common common = {f.x0, f.dt, f.capacitance, f.states, f.tape, a.states_grad, a.last_grad, a.x0_grad, a.dt_grad};
@@ -122,41 +105,31 @@ Status backward(const Shape& s, const FullBackward& a) {
     const int64_t end = share(s.B, part + 1, plan.parts);
     for (int64_t b = share(s.B, part, plan.parts); b < end; b += plan.rows) {
       const Rows block = {b, static_cast<int>(smaller<int64_t>(plan.rows, end - b))};
-      float *mine = space.data + part * plan.total, *own = mine + plan.scan, *sums = own + plan.membrane;
-      FullMembrane membrane = {s, f, &a, block, plan.P, stride_of(s.N), plan.columns, nullptr, packed.data,
-                               nullptr, own, own + block.rows * stride_of(s.N), sums + 3 * plan.P, sums, sums + plan.P,
+      float *mine = space.data + part * each, *own = mine + scan, *sums = own + membrane_size;
+      FullMembrane membrane = {s, f, &a, block, plan.P, plan.stride, columns, nullptr, packed.data,
+                               nullptr, own, own + block.rows * plan.stride, sums + 3 * plan.P, sums, sums + plan.P,
                                splat(s.adaptive ? 1.0f : 0.0f)};
-      Loop{s, common, membrane, block, plan.P, stride_of(s.N), sums + 2 * plan.P, mine}.backward();
+      Loop{s, common, membrane, block, plan.P, plan.stride, sums + 2 * plan.P, mine}.backward();
     }
   }
-  const float* sums = space.data + plan.scan + plan.membrane;
-  add_parts(sums, plan.parts, plan.total, s.N, a.reversal_grad);
-  add_parts(sums + plan.P, plan.parts, plan.total, s.N, a.leak_grad);
-  add_parts(sums + 2 * plan.P, plan.parts, plan.total, s.N, a.capacitance_grad);
+  const float* sums = space.data + scan + membrane_size;
+  add_parts(sums, plan.parts, each, s.N, a.reversal_grad);
+  add_parts(sums + plan.P, plan.parts, each, s.N, a.leak_grad);
+  add_parts(sums + 2 * plan.P, plan.parts, each, s.N, a.capacitance_grad);
   for (int64_t n = 0; n < s.N; ++n) a.capacitance_grad[n] /= -f.capacitance[n];
   for (int64_t i = 0; i < s.N; ++i)
-    add_parts(sums + 3 * plan.P + i * plan.columns, plan.parts, plan.total, s.N, a.weight_grad + i * s.N);
+    add_parts(sums + 3 * plan.P + i * columns, plan.parts, each, s.N, a.weight_grad + i * s.N);
   return ltc::kOk;
 }
 
 }  // namespace
 
 Status full_forward(const Shape& s, const FullForward& a) {
-  switch (s.solver) {
-    case kSemiImplicit: return forward<kSemiImplicit>(s, a);
-    case kExplicit: return forward<kExplicit>(s, a);
-    case kRungeKutta: return forward<kRungeKutta>(s, a);
-    default: return forward<kExponential>(s, a);
-  }
+  return with_solver(s.solver, [&](auto solver) { return forward<solver()>(s, a); });
 }
 
 Status full_backward(const Shape& s, const FullBackward& a) {
-  switch (s.solver) {
-    case kSemiImplicit: return backward<kSemiImplicit>(s, a);
-    case kExplicit: return backward<kExplicit>(s, a);
-    case kRungeKutta: return backward<kRungeKutta>(s, a);
-    default: return backward<kExponential>(s, a);
-  }
+  return with_solver(s.solver, [&](auto solver) { return backward<solver()>(s, a); });
 }
 
 }  // namespace LTC_NAMESPACE

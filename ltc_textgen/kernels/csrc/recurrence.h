@@ -48,6 +48,18 @@ struct Rows {
   int rows;
 };
 
+// How sequences (or other items) are shared out: `parts` threads, each of which carries `rows` of them at a time.
+struct Plan {
+  static constexpr int kMostRows = 32;
+  int64_t P, stride, area;  // area: floats of a block of states
+  int parts, rows;
+  Plan(int64_t items, int64_t N, int threads) : P(padded(N)), stride(stride_of(N)) {
+    parts = static_cast<int>(smaller<int64_t>(threads, items));
+    rows = static_cast<int>(smaller<int64_t>(kMostRows, (items + parts - 1) / parts));
+    area = rows * stride;
+  }
+};
+
 // Arrays of a scan that do not depend on the kind of membrane. Gradients may be null.
 struct Common {
   const float *x0, *dt, *capacitance;
@@ -56,13 +68,9 @@ struct Common {
   float *x0_grad, *dt_grad;
 };
 
-LTC_INLINE int64_t tape_size(const Shape& s, int per_stage) {
-  return s.steps * stages_of(s.solver) * per_stage * padded(s.N);
-}
-
 template <int solver, class Membrane>
 struct Scan {
-  static constexpr int kStages = stages_of(solver);
+  static constexpr int kStages = stages_of(solver), kBuffers = 3;
 
   const Shape& s;
   const Common& a;
@@ -73,11 +81,12 @@ struct Scan {
   float* space;
 
   // Floats of workspace for a block of `rows` sequences.
-  static int64_t workspace(const Shape& s, int rows) {
-    return (4 + s.steps * kStages + 1) * rows * stride_of(s.N);
+  static int64_t forward_workspace(const Shape& s, int rows) { return kBuffers * rows * stride_of(s.N); }
+  static int64_t backward_workspace(const Shape& s, int rows) {
+    return (kBuffers + s.steps * kStages + 1) * rows * stride_of(s.N);
   }
   LTC_INLINE float* buffer(int64_t index) const { return space + index * block.rows * stride; }
-  LTC_INLINE float* start(int64_t stage) const { return buffer(4 + stage); }  // states that a stage starts from
+  LTC_INLINE float* start(int64_t stage) const { return buffer(kBuffers + stage); }  // states that a stage starts from
   LTC_INLINE int64_t token(int r, int64_t t) const { return (block.first + r) * s.T + t; }
   LTC_INLINE float* tape(int r, int64_t t, int64_t stage) const {
     return a.tape + (token(r, t) * s.steps * kStages + stage) * Membrane::kTape * P;

@@ -7,6 +7,23 @@ namespace LTC_NAMESPACE {
 
 enum Solver { kSemiImplicit = 0, kExplicit = 1, kRungeKutta = 2, kExponential = 3 };
 
+// A solver as a type, so that each has its own copy of a kernel.
+template <int code>
+struct SolverCode {
+  constexpr int operator()() const { return code; }
+};
+
+// Calls `run` with the SolverCode of `solver`.
+template <class Run>
+auto with_solver(int solver, Run run) {
+  switch (solver) {
+    case kSemiImplicit: return run(SolverCode<kSemiImplicit>{});
+    case kExplicit: return run(SolverCode<kExplicit>{});
+    case kRungeKutta: return run(SolverCode<kRungeKutta>{});
+    default: return run(SolverCode<kExponential>{});
+  }
+}
+
 constexpr int stages_of(int solver) { return solver == kRungeKutta ? 4 : 1; }
 
 // Gradients of one stage. That of C is -(h / C) times that of h, for a step depends on their quotient alone.

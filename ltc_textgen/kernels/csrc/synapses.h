@@ -14,14 +14,7 @@ constexpr int kFields = 4;                       // a, c, u, v
 constexpr int kEntry = kFields * kBlock;         // floats of an entry
 constexpr int kGroup = 4;                        // rows that share an entry in registers, on the way forward
 
-// The matrices of the synapses, (sources, targets).
-struct Matrices {
-  const float *w, *sigma, *mu, *reversal;
-  const uint8_t* mask;
-};
-struct MatrixGradients {
-  float *w, *sigma, *mu, *reversal;
-};
+using Matrices = ltc::SynapseArrays;  // (sources, targets)
 
 class Synapses {
  public:
@@ -69,7 +62,7 @@ class Synapses {
   }
 
   // From gradients of entries, summed over threads, to those of the matrices.
-  void unpack(const Matrices& m, const float* parts, int threads, int64_t apart, const MatrixGradients& out) const {
+  void unpack(const Matrices& m, const float* parts, int threads, int64_t apart, const ltc::SynapseGradients& out) const {
     const size_t bytes = sizeof(float) * static_cast<size_t>(sources_ * targets_);
     float* const all[] = {out.w, out.sigma, out.mu, out.reversal};
     for (float* matrix : all) std::memset(matrix, 0, bytes);
@@ -113,13 +106,14 @@ class Synapses {
       }
     }
     source_start.data[sources_] = e;
-    int64_t at = 0;
-    for (int64_t block = 0; block < blocks_; ++block) {
-      target_start.data[block] = at;
-      for (int64_t i = 0; i < entries_; ++i)
-        if (target_of.data[i] == block) by_target.data[at++] = i;
-    }
-    target_start.data[blocks_] = at;
+    // Counting sort: how many entries every block has, where each begins, and the entries in their places.
+    int64_t* start = target_start.data;
+    std::memset(start, 0, sizeof(int64_t) * (blocks_ + 1));
+    for (int64_t i = 0; i < entries_; ++i) ++start[target_of.data[i] + 1];
+    for (int64_t block = 0; block < blocks_; ++block) start[block + 1] += start[block];
+    for (int64_t i = entries_ - 1; i >= 0; --i) by_target.data[--start[target_of.data[i] + 1]] = i;
+    for (int64_t block = 0; block < blocks_; ++block) start[block] = start[block + 1];
+    start[blocks_] = entries_;
   }
 
   void fill_entry(const Matrices& m, int64_t j, int64_t block, float* entry) const {

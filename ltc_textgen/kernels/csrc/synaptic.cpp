@@ -12,11 +12,6 @@ using ltc::SumsForward;
 using ltc::SynapticBackward;
 using ltc::SynapticForward;
 
-constexpr int kMostRows = 32;
-
-Matrices matrices(const ltc::SynapseArrays& a) { return {a.w, a.sigma, a.mu, a.reversal, a.mask}; }
-MatrixGradients gradients(const ltc::SynapseGradients& a) { return {a.w, a.sigma, a.mu, a.reversal}; }
-
 struct SynapticMembrane {
   static constexpr int kTape = 2;  // G and I
 
@@ -70,23 +65,12 @@ struct SynapticMembrane {
   }
 };
 
-// How the workspaces of the threads lie in one piece of memory.
-struct Plan {
-  int64_t P, stride, area;  // area: floats of a block of states
-  int parts, rows;
-  Plan(int64_t items, int64_t N, int threads) : P(padded(N)), stride(stride_of(N)) {
-    parts = static_cast<int>(smaller<int64_t>(threads, items));
-    rows = static_cast<int>(smaller<int64_t>(kMostRows, (items + parts - 1) / parts));
-    area = rows * stride;
-  }
-};
-
 template <int solver>
 Status forward(const Shape& s, const SynapticForward& a) {
   using Loop = Scan<solver, SynapticMembrane>;
   const Plan plan(s.B, s.N, s.threads);
-  const Synapses synapses(matrices(a.synapses), s.N, s.N);
-  const int64_t scan = Loop::workspace(s, plan.rows), each = scan + 2 * plan.area;
+  const Synapses synapses(a.synapses, s.N, s.N);
+  const int64_t scan = Loop::forward_workspace(s, plan.rows), each = scan + 2 * plan.area;
   Buffer space(plan.parts * each, true);
   if (!synapses.ok() || space.data == nullptr) return ltc::kNoMemory;
   const Common common = {a.x0, a.dt, a.capacitance, a.states, a.tape, nullptr, nullptr, nullptr, nullptr};
@@ -109,8 +93,8 @@ Status backward(const Shape& s, const SynapticBackward& a) {
   using Loop = Scan<solver, SynapticMembrane>;
   const SynapticForward& f = a.forward;
   const Plan plan(s.B, s.N, s.threads);
-  const Synapses synapses(matrices(f.synapses), s.N, s.N);
-  const int64_t scan = Loop::workspace(s, plan.rows), entries = synapses.entries() * kEntry;
+  const Synapses synapses(f.synapses, s.N, s.N);
+  const int64_t scan = Loop::backward_workspace(s, plan.rows), entries = synapses.entries() * kEntry;
   const int64_t each = scan + 4 * plan.area + plan.rows * kWidth + 3 * plan.P + (entries + 15) / 16 * 16;
   Buffer space(plan.parts * each, true);
   if (!synapses.ok() || space.data == nullptr) return ltc::kNoMemory;
@@ -133,33 +117,23 @@ Status backward(const Shape& s, const SynapticBackward& a) {
   add_parts(sums + plan.P, plan.parts, each, s.N, a.current_grad);
   add_parts(sums + 2 * plan.P, plan.parts, each, s.N, a.capacitance_grad);
   for (int64_t n = 0; n < s.N; ++n) a.capacitance_grad[n] /= -f.capacitance[n];
-  synapses.unpack(matrices(f.synapses), sums + 3 * plan.P, plan.parts, each, gradients(a.synapses_grad));
+  synapses.unpack(f.synapses, sums + 3 * plan.P, plan.parts, each, a.synapses_grad);
   return ltc::kOk;
 }
 
 }  // namespace
 
 Status synaptic_forward(const Shape& s, const SynapticForward& a) {
-  switch (s.solver) {
-    case kSemiImplicit: return forward<kSemiImplicit>(s, a);
-    case kExplicit: return forward<kExplicit>(s, a);
-    case kRungeKutta: return forward<kRungeKutta>(s, a);
-    default: return forward<kExponential>(s, a);
-  }
+  return with_solver(s.solver, [&](auto solver) { return forward<solver()>(s, a); });
 }
 
 Status synaptic_backward(const Shape& s, const SynapticBackward& a) {
-  switch (s.solver) {
-    case kSemiImplicit: return backward<kSemiImplicit>(s, a);
-    case kExplicit: return backward<kExplicit>(s, a);
-    case kRungeKutta: return backward<kRungeKutta>(s, a);
-    default: return backward<kExponential>(s, a);
-  }
+  return with_solver(s.solver, [&](auto solver) { return backward<solver()>(s, a); });
 }
 
 Status sums_forward(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsForward& a) {
   const Plan plan(rows, targets, threads);
-  const Synapses synapses(matrices(a.synapses), sources, targets);
+  const Synapses synapses(a.synapses, sources, targets);
   Buffer space(plan.parts * 2 * plan.area);
   if (!synapses.ok() || space.data == nullptr) return ltc::kNoMemory;
 #pragma omp parallel for schedule(static, 1) num_threads(plan.parts) if (plan.parts > 1)
@@ -180,7 +154,7 @@ Status sums_forward(int64_t rows, int64_t sources, int64_t targets, int threads,
 
 Status sums_backward(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsBackward& a) {
   const Plan plan(rows, targets, threads);
-  const Matrices m = matrices(a.forward.synapses);
+  const Matrices& m = a.forward.synapses;
   const Synapses synapses(m, sources, targets);
   const int64_t each = 2 * plan.area + plan.rows * kWidth + (synapses.entries() * kEntry + 15) / 16 * 16;
   Buffer space(plan.parts * each, true);
@@ -200,7 +174,7 @@ Status sums_backward(int64_t rows, int64_t sources, int64_t targets, int threads
                             a.values_grad + row * sources, sources, partial + plan.rows * kWidth, partial);
     }
   }
-  synapses.unpack(m, space.data + 2 * plan.area + plan.rows * kWidth, plan.parts, each, gradients(a.synapses_grad));
+  synapses.unpack(m, space.data + 2 * plan.area + plan.rows * kWidth, plan.parts, each, a.synapses_grad);
   return ltc::kOk;
 }
 
