@@ -77,9 +77,6 @@ def parallel_scan(
     steps: int,
     solver: Solver,
     adaptive: bool,
-    *,
-    max_iterations: int = MAX_ITERATIONS,
-    sequential: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """All states of a diagonal layer, the tokens in parallel.
 
@@ -94,8 +91,6 @@ def parallel_scan(
         steps: Sub-steps per token, >= 1.
         solver: How a sub-step is taken.
         adaptive: Whether the time constant moves with the conductances.
-        max_iterations: Newton iterations before `sequential` takes over.
-        sequential: What runs then, with the ten positional arguments above; `sequential_scan` if None.
 
     Returns:
         State after each token, and the last one. Equal to the sequential scan up to rounding, gradients too.
@@ -106,9 +101,9 @@ def parallel_scan(
     check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
     neurons, method = Neurons(self_weight, reversal, capacitance, leak), Method(steps, Solver(solver), adaptive)
     with torch.no_grad():
-        solution = solve(drive, x0, dt, neurons, method, max_iterations)
+        solution = solve(drive, x0, dt, neurons, method)
     if solution is None:
-        return (sequential or sequential_scan)(drive, x0, dt, *neurons, *method)
+        return sequential_scan(drive, x0, dt, *neurons, *method)
     states = _Implicit.apply(solution, drive, x0, dt, *neurons, method)
     return states, states[:, -1]
 
@@ -275,12 +270,11 @@ def solve(
     dt: Float[Tensor, "B T"],
     neurons: Neurons,
     method: Method,
-    max_iterations: int,
 ) -> Float[Tensor, "B T N"] | None:
-    """Newton's method for the whole sequence; None if it does not converge within `max_iterations`."""
+    """Newton's method for the whole sequence; None if it does not converge within `MAX_ITERATIONS`."""
     h, bounds, (smallest_move, tolerance) = dt[..., None], state_bounds(x0, neurons, method), TOLERANCE[x0.dtype]
     states, settled = torch.zeros_like(drive[..., : x0.shape[1]]), False
-    for _ in range(max_iterations + 1):
+    for _ in range(MAX_ITERATIONS + 1):
         before = torch.cat((x0[:, None], states[:, :-1]), dim=1)
         value, slope = token_with_slope(before, drive, h, neurons, method)
         residual = value - states

@@ -8,7 +8,7 @@ from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import parallel
-from ltc_textgen.kernels.parallel import Method, Neurons
+from ltc_textgen.kernels.parallel import Method, Neurons, sequential_scan
 
 SOLVERS = list(Solver)
 
@@ -49,8 +49,10 @@ def cell_scan(arguments, steps, solver, adaptive):
     return torch.stack(states, 1)
 
 
-def forbid(*_arguments):
-    raise AssertionError("fell back to the sequential scan")
+@pytest.fixture
+def no_way_back(monkeypatch):
+    """A scan that falls back to the loop over tokens fails."""
+    monkeypatch.setattr(parallel, "sequential_scan", lambda *_: pytest.fail("fell back to the sequential scan"))
 
 
 def gradients(scan, arguments, method):
@@ -63,9 +65,9 @@ def gradients(scan, arguments, method):
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("tokens", [1, 2, 37, 64])
-def test_equals_the_loop_of_the_cell(solver, adaptive, tokens):
+def test_equals_the_loop_of_the_cell(no_way_back, solver, adaptive, tokens):
     arguments = problem(tokens)
-    states, last = parallel.parallel_scan(*arguments, 3, solver, adaptive, sequential=forbid)
+    states, last = parallel.parallel_scan(*arguments, 3, solver, adaptive)
     torch.testing.assert_close(states, cell_scan(arguments, 3, solver, adaptive), rtol=1e-10, atol=1e-12)
     assert torch.equal(last, states[:, -1])
     zeros = arguments[2] == 0
@@ -74,26 +76,20 @@ def test_equals_the_loop_of_the_cell(solver, adaptive, tokens):
 
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_gradients_equal_those_of_the_sequential_scan(solver, adaptive):
+def test_gradients_equal_those_of_the_sequential_scan(no_way_back, solver, adaptive):
     arguments, method = problem(), Method(3, solver, adaptive)
-
-    def parallel_only(*given):
-        return parallel.parallel_scan(*given, sequential=forbid)
-
-    ours = gradients(parallel_only, arguments, method)
-    theirs = gradients(parallel.sequential_scan, arguments, method)
+    ours = gradients(parallel.parallel_scan, arguments, method)
+    theirs = gradients(sequential_scan, arguments, method)
     for mine, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_gradcheck(solver):
+def test_gradcheck(no_way_back, solver):
     arguments = [*problem(tokens=5, batch=2, neurons=2)]
     arguments[2] += 0.1  # finite differences would push an elapsed time of zero below zero
     arguments = [tensor.clone().requires_grad_() for tensor in arguments]
-    assert torch.autograd.gradcheck(
-        lambda *given: parallel.parallel_scan(*given, 2, solver, True, sequential=forbid), arguments
-    )
+    assert torch.autograd.gradcheck(lambda *given: parallel.parallel_scan(*given, 2, solver, True), arguments)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -111,20 +107,22 @@ def test_slope_is_the_derivative_of_a_token(solver, adaptive):
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_a_recurrence_that_does_not_contract_falls_back():
+def test_a_recurrence_that_does_not_contract_falls_back(monkeypatch):
     arguments = problem(tokens=200, feedback=60.0)
     calls = []
 
     def sequential(*given):
         calls.append(given)
-        return parallel.sequential_scan(*given)
+        return sequential_scan(*given)
 
+    monkeypatch.setattr(parallel, "sequential_scan", sequential)
+    monkeypatch.setattr(parallel, "MAX_ITERATIONS", 6)
     method = Method(3, Solver.semi_implicit, False)
-    states, _ = parallel.parallel_scan(*arguments, *method, max_iterations=6, sequential=sequential)
+    states, _ = parallel.parallel_scan(*arguments, *method)
     assert len(calls) == 1
-    torch.testing.assert_close(states, parallel.sequential_scan(*arguments, *method)[0])
-    given = gradients(lambda *a: parallel.parallel_scan(*a, max_iterations=6), arguments, method)
-    for mine, expected in zip(given, gradients(parallel.sequential_scan, arguments, method), strict=True):
+    torch.testing.assert_close(states, sequential_scan(*arguments, *method)[0])
+    given = gradients(parallel.parallel_scan, arguments, method)
+    for mine, expected in zip(given, gradients(sequential_scan, arguments, method), strict=True):
         torch.testing.assert_close(mine, expected)
 
 
@@ -135,7 +133,7 @@ def test_an_infinite_state_falls_back_to_the_same_answer(monkeypatch):
     arguments = problem(tokens=40)
     diverging = (*arguments[:2], arguments[2] * 1e6, *arguments[3:])
     states, _ = parallel.parallel_scan(*diverging, 2, Solver.explicit, True)
-    expected, _ = parallel.sequential_scan(*diverging, 2, Solver.explicit, True)
+    expected, _ = sequential_scan(*diverging, 2, Solver.explicit, True)
     assert not torch.isfinite(expected).all()
     torch.testing.assert_close(states, expected, equal_nan=True)
     assert 1 <= len(tried) < 4  # it gives up as soon as a guess is not finite
@@ -149,11 +147,11 @@ def test_bad_arguments_are_refused():
         parallel.parallel_scan(drive, x0.float(), dt, *rest, 1, Solver.explicit, True)
 
 
-def test_float32_stays_close_to_float64():
+def test_float32_stays_close_to_float64(no_way_back):
     arguments = problem(tokens=1000, neurons=8)
-    expected, _ = parallel.sequential_scan(*arguments, 2, Solver.semi_implicit, True)
+    expected, _ = sequential_scan(*arguments, 2, Solver.semi_implicit, True)
     single = tuple(tensor.float() for tensor in arguments)
-    states, _ = parallel.parallel_scan(*single, 2, Solver.semi_implicit, True, sequential=forbid)
+    states, _ = parallel.parallel_scan(*single, 2, Solver.semi_implicit, True)
     assert states.dtype == torch.float32
     assert (states - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -175,7 +173,7 @@ def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adapt
     rest[1][:, ::2] *= -1
     method = Method(2, solver, adaptive)
     low, high = parallel.state_bounds(3 * x0, Neurons(*rest), method)
-    states, _ = parallel.sequential_scan(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
+    states, _ = sequential_scan(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
     assert ((states >= low - 1e-12) & (states <= high + 1e-12)).all()
     reached = torch.maximum((states - low).amin(), (high - states).amin())
     assert reached < 0.1  # the bounds are not merely generous
