@@ -32,12 +32,12 @@ def choose(drive: Tensor) -> Path:
     Raises:
         UsageError: If LTC_KERNELS is unknown, or asks for the CPU kernels where they cannot run.
     """
-    if _chosen in ("reference", "parallel"):
-        return "parallel" if _chosen == "parallel" else "reference"
     if runs_on_cpu(drive):
         return "cpu"
-    if _chosen == "cpu" or _transformed():
+    if _chosen in ("reference", "cpu") or _transformed():
         return "reference"
+    if _chosen == "parallel":
+        return "parallel"
     if triton_scan.available(drive):
         return "triton"
     return "parallel" if parallel.worthwhile(drive) else "reference"

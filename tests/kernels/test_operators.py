@@ -100,7 +100,10 @@ def test_function_transforms_take_the_reference(kind):
         return (cell.scan(case.drive, x, case.elapsed)[0] * weight).sum()
 
     x = case.x.clone().requires_grad_()
-    torch.testing.assert_close(torch.func.grad(loss)(case.x), torch.autograd.grad(loss(x), x)[0])
+    expected = torch.autograd.grad(loss(x), x)[0]
+    for choice in ("auto", "parallel"):
+        with kernels.use(choice):
+            torch.testing.assert_close(torch.func.grad(loss)(case.x), expected)
 
 
 def test_choice(monkeypatch):
