@@ -211,7 +211,9 @@ def test_doctor_says_why_a_gpu_cannot(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     kernels.triton_scan.why_not.cache_clear()
     try:
-        assert kernels.report()["triton"].startswith("none: ")
+        with monkeypatch.context() as patch:
+            patch.setattr("importlib.util.find_spec", lambda name: "found")
+            assert kernels.report()["triton"] == "none: compute capability 6.1, and Triton needs 7.0"
     finally:
         kernels.triton_scan.why_not.cache_clear()
 

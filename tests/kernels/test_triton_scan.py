@@ -72,5 +72,6 @@ def test_available_only_for_cuda_tensors():
 
 def test_not_supported_without_triton(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    triton_scan._supported.cache_clear()
-    assert not triton_scan._supported(torch.device("cuda", 0))
+    triton_scan.why_not.cache_clear()
+    assert triton_scan.why_not(torch.device("cuda", 0)) == "Triton is not installed"
+    triton_scan.why_not.cache_clear()
