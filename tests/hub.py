@@ -4,6 +4,8 @@ with Hub() as hub:                  # hub.url goes into HF_ENDPOINT
     hub.add_wikitext(); hub.add_bert()
     hub.requests                    # what was asked for
 Hub(mode="hanging")                 # accepts connections and never answers
+Hub(mode="stalling")                # answers HEAD, and hangs in GET
+Hub(mode="slow")                    # sends a file a little at a time, in `Hub.seconds` in all
 Hub(mode="failing")                 # answers every request with status 500
 dead_endpoint()                     # an address where nobody listens
 """
@@ -13,6 +15,7 @@ import io
 import json
 import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
@@ -83,13 +86,14 @@ class Hub:
     """The server; a context manager.
 
     Args:
-        mode: ok, hanging or failing; may be changed while it runs.
+        mode: ok, hanging, stalling, slow or failing; may be changed while it runs.
     """
 
     def __init__(self, mode: str = "ok") -> None:
         self.mode = mode
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.requests: list[str] = []
+        self.seconds = 3.0
         self._release = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -150,7 +154,7 @@ class Hub:
 
             def _answer(self, body: bool) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
-                if hub.mode == "hanging":
+                if hub.mode == "hanging" or (hub.mode == "stalling" and body):
                     hub._release.wait(60)
                     self.close_connection = True
                 elif hub.mode == "failing":
@@ -164,7 +168,12 @@ class Hub:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                if body:
+                if body and hub.mode == "slow" and "/resolve/" in self.path:
+                    with suppress(OSError):  # the client has given up
+                        for n in range(12):
+                            self.wfile.write(content[len(content) * n // 12 : len(content) * (n + 1) // 12])
+                            hub._release.wait(hub.seconds / 12)
+                elif body:
                     self.wfile.write(content)
 
         return Handler

@@ -20,6 +20,9 @@ CHARACTER_LIMIT = 4_000_000
 In less text than this, most pieces of a WordPiece vocabulary are too rare to be learned.
 """
 
+NAMES = ("auto", "wikitext-2", "embedded")
+"""Corpora that have a name; anything else is a path, or an id of the hub."""
+
 EMBEDDED_NOTE = "the embedded corpus (the English documentation inside this Python, about 1.7 MB)"
 
 
@@ -49,17 +52,25 @@ class Corpus:
             raise UsageError(f"{self.name}: no {split} split (it has: {', '.join(self.sources)})")
         return self.sources[split]()
 
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of a split, each whole.
+
+        Raises:
+            UsageError: If the corpus has no such split.
+        """
+        return _whole(self.pieces(split))
+
     def train(self) -> Iterator[str]:
         """The documents to train on."""
-        return _whole(self.pieces("train"))
+        return self.documents("train")
 
     def valid(self) -> Iterator[str]:
         """The documents to validate on."""
-        return _whole(self.pieces("valid"))
+        return self.documents("valid")
 
     def test(self) -> Iterator[str]:
         """The documents of the test split, for corpora that bring one."""
-        return _whole(self.pieces("test"))
+        return self.documents("test")
 
     def default_tokenizer(self) -> str:
         """What `--tokenizer auto` means here: bert for WikiText-2, char for little text, else wordpiece."""
@@ -122,7 +133,7 @@ def _named(config: DataConfig) -> Corpus:
     local = config.data.startswith((".", "/", "~")) or "\\" in config.data or repository.count("/") != 1
     if local or _exists(path) or path.suffix in {".txt", ".jsonl", ".parquet", ".gz"}:
         if not _exists(path) and path.name == config.data and not path.suffix:
-            known = did_you_mean(config.data, ["auto", "wikitext-2", "embedded"])
+            known = did_you_mean(config.data, list(NAMES))
             raise DataError(f"{config.data!r}: no such file or folder, and no corpus of that name{known}")
         source, fingerprint = _files(path, config)
         return _cut(Corpus(config.data, fingerprint, {"train": source}), config)

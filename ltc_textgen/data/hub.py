@@ -2,9 +2,10 @@
 
 The libraries of the hub retry for 23 to 46 seconds when it is gone, and for minutes when it hangs. So what is in the
 cache is used as it is, without a request; else one request of at most `PATIENCE` seconds decides whether the hub
-answers, and only if it does the libraries may go online.
+answers, and only if it does the libraries may go online, in a process that is ended when nothing comes (`download`).
 """
 
+import json
 import os
 import re
 import sys
@@ -12,19 +13,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from ltc_textgen.data.download import download
 from ltc_textgen.data.files import Piece
 from ltc_textgen.errors import DataError
 
 PATIENCE = 2.5
 """Seconds that a hub has for its first answer."""
 
+CHUNK = 1 << 14
+"""Bytes of a download that are written at once: so few, that a slow one is seen to go on."""
+
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_2 = "wikitext-2-raw-v1"
 BERT = "google-bert/bert-base-uncased"
 
-_Result = TypeVar("_Result")
 _YES = {"1", "ON", "YES", "TRUE"}
 _TITLE = re.compile(r"^ = [^=].*[^=] = ?\n?$|^ = [^=\s] = ?\n?$")
 
@@ -80,18 +84,9 @@ def load_dataset(identifier: str) -> dict[str, Any]:
     Raises:
         DataError: If it is neither cached nor to be had; the message says why and what to do.
     """
-    name, _, configuration = identifier.partition(":")
-
-    def load() -> dict[str, Any]:
-        import datasets
-
-        datasets.logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
-        return dict(datasets.load_dataset(name, configuration or None))
-
+    name = identifier.partition(":")[0]
     probe = f"datasets/{name}/resolve/main/README.md"
-    return _cached_or_online(load, f"data set '{identifier}'", probe, may_be_cached(name))
+    return _cached_or_online("data set", identifier, probe, may_be_cached(name))
 
 
 def tokenizer_file(name: str) -> Path:
@@ -100,25 +95,60 @@ def tokenizer_file(name: str) -> Path:
     Raises:
         DataError: If it is neither cached nor to be had; the message says why and what to do.
     """
+    return _cached_or_online("tokenizer", name, f"{name}/resolve/main/tokenizer.json", True)
 
-    def load() -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-        from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        if not sys.stderr.isatty():
-            disable_progress_bars()
-        try:
-            return Path(hf_hub_download(name, "tokenizer.json"))
-        except EntryNotFoundError:
-            if not _online():
-                # Whether the repository has none, or it is not cached, cannot be told here.
-                return Path(hf_hub_download(name, "vocab.txt"))
-            with suppress(EntryNotFoundError):  # it tells whether the vocabulary is lower case
-                hf_hub_download(name, "tokenizer_config.json")
+def _load_dataset(identifier: str) -> dict[str, Any]:
+    import datasets
+
+    name, _, configuration = identifier.partition(":")
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return dict(datasets.load_dataset(name, configuration or None))
+
+
+def _load_tokenizer(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json"))
+    except EntryNotFoundError:
+        if not _online():
+            # Whether the repository has none, or it is not cached, cannot be told here.
             return Path(hf_hub_download(name, "vocab.txt"))
+        with suppress(EntryNotFoundError):  # it tells whether the vocabulary is lower case
+            hf_hub_download(name, "tokenizer_config.json")
+        return Path(hf_hub_download(name, "vocab.txt"))
 
-    return _cached_or_online(load, f"tokenizer '{name}'", f"{name}/resolve/main/tokenizer.json", True)
+
+_LOADERS: dict[str, Callable[[str], Any]] = {"data set": _load_dataset, "tokenizer": _load_tokenizer}
+
+
+def fetch(kind: str, name: str) -> None:
+    """Bring something into the caches, for `download`: progress and failure go to stdout as JSON, and an exit code.
+
+    Args:
+        kind: "data set" or "tokenizer".
+        name: Its identifier.
+    """
+    if kind == "data set":
+        import datasets  # noqa: F401  what takes time before the first request
+    else:
+        from huggingface_hub import hf_hub_download  # noqa: F401
+    from huggingface_hub import constants
+
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+    print(json.dumps({"ready": True}), flush=True)
+    try:
+        _LOADERS[kind](name)
+    except Exception as error:
+        print(json.dumps({"reason": _reason(error)}), flush=True)
+        sys.exit(1)
 
 
 def rows(split: Any, column: str, name: str) -> Iterator[str]:
@@ -172,12 +202,13 @@ def articles(lines: Iterator[str]) -> Iterator[Piece]:
         yield "".join(article), True
 
 
-def _cached_or_online(load: Callable[[], _Result], what: str, probe: str, likely: bool) -> _Result:
+def _cached_or_online(kind: str, name: str, probe: str, likely: bool) -> Any:
+    load, what = _LOADERS[kind], f"{kind} '{name}'"
     # If the cache is unlikely to help, the hub is asked while the libraries are being imported.
     preflight = None if likely else Preflight(probe)
     try:
         with _offline():
-            return load()
+            return load(name)
     except Exception:  # not in the cache, whichever way the libraries say it
         problem = (preflight or Preflight(probe)).problem()
     if problem is not None:
@@ -186,9 +217,20 @@ def _cached_or_online(load: Callable[[], _Result], what: str, probe: str, likely
             "to a mirror or HF_HOME to a cache that has it; or use what is here: --data FILE or --data embedded"
         )
     try:
-        return load()
+        download(kind, name, _caches())
+        with _offline():
+            return load(name)
     except Exception as error:
-        raise DataError(f"{what} cannot be had from {endpoint()}: {_reason(error)}") from error
+        reason = str(error) if isinstance(error, DataError) else _reason(error)
+        raise DataError(f"{what} cannot be had from {endpoint()}: {reason}") from error
+
+
+def _caches() -> list[Path]:
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HOME)
+    places = [Path(constants.HF_HUB_CACHE), Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets"), home]
+    return [place for place in places if not any(other in place.parents for other in places)]
 
 
 def may_be_cached(name: str) -> bool:

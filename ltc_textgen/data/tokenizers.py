@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from ltc_textgen.data.decoding import ByteStream, StreamDecoder, WindowStream, WordStream
 from ltc_textgen.errors import DataError, UsageError
+from ltc_textgen.files import write_atomic
 
 SEPARATOR = "<|separator|>"
 UNKNOWN = "<|unknown|>"
@@ -83,12 +84,8 @@ class TextTokenizer:
         """
         return self.encode_arrays([text])[0].tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, with all cores."""
-        return [ids.tolist() for ids in self.encode_arrays(texts)]
-
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode_batch`, as one-dimensional uint32 arrays."""
+        """The ids of each text as one-dimensional uint32 arrays, made with all cores."""
         try:
             if self.kind == "byte":
                 return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
@@ -127,7 +124,13 @@ class TextTokenizer:
         return self._pieces[index]
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers.AutoTokenizer loads too."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers.AutoTokenizer loads too.
+
+        Each is replaced whole, and left alone if it holds the same already.
+
+        Raises:
+            LTCError: If there is no space or no permission.
+        """
         unknown = None if self.unknown_id is None else self._pieces[self.unknown_id]
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -142,8 +145,11 @@ class TextTokenizer:
             "ltc_textgen": {"kind": self.kind, "separator": self.separator},
         }
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "tokenizer.json").write_text(self.content, encoding="utf-8", newline="")
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        contents = {"tokenizer.json": self.content, "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
+        for name, content in contents.items():
+            path = directory / name
+            if not (path.is_file() and path.read_bytes() == content.encode()):
+                write_atomic(path, content)
 
     @classmethod
     def load(cls, directory: Path) -> "TextTokenizer":
@@ -152,8 +158,8 @@ class TextTokenizer:
         Raises:
             DataError: If a file is missing or not what it should be; the message names it.
         """
-        content = read_json(directory / "tokenizer.json")
-        settings = json.loads(read_json(directory / "tokenizer_config.json")).get("ltc_textgen")
+        content = json_text(directory / "tokenizer.json")
+        settings = json.loads(json_text(directory / "tokenizer_config.json")).get("ltc_textgen")
         if not isinstance(settings, dict) or settings.get("kind") not in KINDS:
             raise DataError(f"{directory / 'tokenizer_config.json'}: not written by ltc (no 'ltc_textgen' entry)")
         try:
@@ -210,7 +216,7 @@ def byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-def read_json(path: Path) -> str:
+def json_text(path: Path) -> str:
     """The text of a JSON file that holds an object.
 
     Raises:

@@ -82,6 +82,7 @@ def prepare(
     config: DataConfig,
     notify: Callable[[str], None] = lambda _: None,
     tokenizer: TextTokenizer | None = None,
+    corpus: Corpus | None = None,
 ) -> TokenData:
     """Read, tokenise and cache a corpus, or open what is cached of it.
 
@@ -89,12 +90,13 @@ def prepare(
         config: Corpus, tokenizer and split.
         notify: Is told in one line each what the user should know: another corpus than asked, a damaged cache.
         tokenizer: Used instead of the one that `config` names, as when a trained model goes on training.
+        corpus: What `load_corpus(config)` gave, if the caller has called it.
 
     Raises:
         DataError: If the corpus or tokenizer cannot be had, holds too little, or the cache cannot be written.
         UsageError: If `config.tokenizer` names nothing that exists.
     """
-    corpus = load_corpus(config, notify)
+    corpus = corpus or load_corpus(config, notify)
     name = corpus.default_tokenizer() if config.tokenizer == "auto" else config.tokenizer
     built = name in {"char", "byte", "wordpiece"}
     if tokenizer is None and not built:

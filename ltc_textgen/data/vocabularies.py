@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ltc_textgen.data.tokenizers import SEPARATOR, UNKNOWN, TextTokenizer, byte_of_character, read_json
+from ltc_textgen.data.tokenizers import SEPARATOR, UNKNOWN, TextTokenizer, byte_of_character, json_text
 from ltc_textgen.errors import DataError
 
 CONTINUES = "\u2581"
@@ -82,7 +82,7 @@ def read_tokenizer(path: Path, kind: str = "custom") -> TextTokenizer:
     """
     if path.is_dir():
         if (path / "tokenizer_config.json").is_file() and (path / "tokenizer.json").is_file():
-            own = json.loads(read_json(path / "tokenizer_config.json")).get("ltc_textgen")
+            own = json.loads(json_text(path / "tokenizer_config.json")).get("ltc_textgen")
             if isinstance(own, dict):
                 return TextTokenizer.load(path)
         found = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), None)
@@ -90,7 +90,7 @@ def read_tokenizer(path: Path, kind: str = "custom") -> TextTokenizer:
             raise DataError(f"{path}: no tokenizer.json or vocab.txt in this folder")
         return read_tokenizer(found, kind)
     try:
-        tokenizer = _from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.from_str(read_json(path))
+        tokenizer = _from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.from_str(json_text(path))
     except DataError:
         raise
     except Exception as error:  # the Rust side raises bare Exception
@@ -131,7 +131,7 @@ def _from_vocabulary(path: Path) -> Tokenizer:
     if "[UNK]" not in pieces:
         raise DataError(f"{path}: not a BERT vocabulary (no [UNK] in it)")
     settings = path.with_name("tokenizer_config.json")
-    lower = json.loads(read_json(settings)).get("do_lower_case", True) if settings.is_file() else True
+    lower = json.loads(json_text(settings)).get("do_lower_case", True) if settings.is_file() else True
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=bool(lower))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from hub import BERT, WIKITEXT, Hub, bert_vocabulary, dead_endpoint, wikitext_rows
 
 from ltc_textgen.config import DataConfig
+from ltc_textgen.data import download
 from ltc_textgen.data import hub as library
 from ltc_textgen.data.corpora import load_corpus
 from ltc_textgen.data.tokens import find_tokenizer, prepare
@@ -189,3 +191,33 @@ def test_a_folder_that_looks_like_an_id_wins(hub: Hub, tmp_path: Path, monkeypat
     (tmp_path / "someone" / "things").mkdir(parents=True)
     (tmp_path / "someone" / "things" / "a.txt").write_text("local text")
     assert "".join(load_corpus(DataConfig(data="someone/things")).train()) == "local tex"
+
+
+@pytest.mark.parametrize(("data", "kind"), [("wikitext-2", "data set"), ("embedded", "tokenizer")])
+def test_a_hub_that_answers_and_then_hangs_is_given_up(hub: Hub, data: str, kind: str) -> None:
+    hub.mode = "stalling"
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=f"{kind} .* cannot be had from .*takes requests, but does not send") as failure:
+        prepare(DataConfig(data=data, tokenizer="bert"))
+    assert time.perf_counter() - start < 15
+    assert "\n" not in str(failure.value)
+    assert not [
+        thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
+    ]
+
+
+def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL", 2.5)
+    monkeypatch.setattr(download, "FIRST", 20.0)
+    hub.mode, hub.seconds = "slow", 400.0
+    hub.files["models", BERT]["tokenizer.json"] += b" " * 500_000
+    with pytest.raises(DataError, match="the download stands still"):
+        library.tokenizer_file(BERT)
+
+
+def test_a_slow_download_is_not_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "FIRST", 1.5)
+    monkeypatch.setattr(download, "STALL", 1.5)
+    hub.mode, hub.seconds = "slow", 4.0
+    hub.files["models", BERT]["tokenizer.json"] += b" " * 500_000
+    assert library.tokenizer_file(BERT).stat().st_size > 500_000

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from ltc_textgen.data.tokenizers import SEPARATOR, TextTokenizer
 from ltc_textgen.data.tokens import find_tokenizer
 from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
-from ltc_textgen.errors import DataError, UsageError
+from ltc_textgen.errors import DataError, LTCError, UsageError
 
 PROSE = "The cat sat on the mat, and the dog didn't.\n\n  Indented é text: 😀 日本語\ttab\r\n" * 5
 HARD = [
@@ -331,3 +331,22 @@ def test_loading_imports_neither_transformers_nor_torch(tmp_path: Path) -> None:
 
 def test_the_id_of_bert_is_bert(hub: object) -> None:
     assert find_tokenizer(BERT).kind == "bert"
+
+
+def test_saving_replaces_whole_files_and_leaves_what_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ltc_textgen import files
+
+    character_tokenizer(set("ab")).save(tmp_path)
+    before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    character_tokenizer(set("ab")).save(tmp_path)
+    assert {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()} == before
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(LTCError, match="No space left on device"):
+        character_tokenizer(set("abc")).save(tmp_path)
+    assert {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()} == before
