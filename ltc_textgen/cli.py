@@ -12,12 +12,37 @@ import traceback
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ltc_textgen.commands import bench, doctor, evaluate, generate, inspect, train
 from ltc_textgen.errors import LTCError
 
+
+class _StoppedError(LTCError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+class _ClosedPipeError(Exception):
+    """The reader of stdout has had enough, as in `ltc generate ... | head`."""
+
+
+class _Commands(TyperGroup):
+    """The commands, whose Ctrl-C and closed pipe come out as such: typer makes exit codes of its own of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _StoppedError("stopped") from None
+        except BrokenPipeError:
+            raise _ClosedPipeError from None
+
+
 app = typer.Typer(
     name="ltc",
+    cls=_Commands,
     help="Train liquid time-constant networks as language models on your own text, and write text with them.",
     epilog="Start with: ltc train --data my-book.txt --time-budget 80s --out runs/book && "
     "ltc generate runs/book --prompt 'It was'",
@@ -59,11 +84,9 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; prints an error as one line, never as a traceback (but see --debug)."""
     try:
         return int(app(arguments, prog_name="ltc", standalone_mode=False) or 0)
-    except BrokenPipeError:  # the reader has had enough, as in `ltc generate ... | head`
+    except _ClosedPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
     except LTCError as error:
         return _fail(str(error), error.exit_code, error)
     except OSError as error:

@@ -105,7 +105,6 @@ def evaluate(
     documents: Iterable[str],
     *,
     window: int | None = None,
-    lanes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Measure a model on a text.
@@ -115,12 +114,11 @@ def evaluate(
         tokenizer: The tokenizer it was trained with.
         documents: Raw texts; empty ones are left out.
         window: L, tokens between resets of the state, >= 1; None carries it throughout.
-        lanes: See `score_tokens`.
         progress: Called with the tokens scored so far and all that will be.
 
     Raises:
         DataError: If the documents hold no words.
-        UsageError: If `window` or `lanes` is below 1, or the tokenizer is not the model's.
+        UsageError: If `window` is below 1, or the tokenizer is not the model's.
         LTCError: If a loss is not finite.
     """
     if tokenizer.vocab_size != model.settings.input_size:
@@ -131,7 +129,7 @@ def evaluate(
     stream, words, size = tokenize(tokenizer, documents)
     if words == 0 or len(stream) < 2:
         raise DataError("the text to evaluate on is blank: give a file with words in it")
-    nll, count = score_tokens(model, stream, window=window, lanes=lanes, progress=progress)
+    nll, count = score_tokens(model, stream, window=window, progress=progress)
     if not math.isfinite(nll):
         raise LTCError(
             f"the loss on this text is {nll}: the model's weights are broken; load an earlier checkpoint, "

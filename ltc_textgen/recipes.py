@@ -5,18 +5,16 @@ defaults < preset < config file < flags and --set
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, did_you_mean
 from ltc_textgen.errors import UsageError
+from ltc_textgen.training.budget import LENGTHS, lengths
 
 SECTIONS: Mapping[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
-LENGTHS = ("epochs", "max_steps", "time_budget")
-"""Settings of which one says how long a run is."""
-
 Recipe = dict[str, dict[str, Any]]
 
 
@@ -56,7 +54,9 @@ def load_file(path: Path) -> Recipe:
         raise UsageError(f"cannot read the config file {path}: {error}") from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} is not {path.suffix.removeprefix('.') or 'toml'}: {error}") from None
-    recipe = content.get("run", content) if path.suffix == ".json" else content
+    recipe = content.get("run", content) if isinstance(content, dict) else content
+    if not isinstance(recipe, dict):
+        raise UsageError(f"{path}: expected the sections {', '.join(SECTIONS)}, got {type(recipe).__name__}")
     for section, values in recipe.items():
         if section not in SECTIONS:
             raise UsageError(f"{path}: unknown section '{section}'{did_you_mean(section, list(SECTIONS))}")
@@ -80,6 +80,8 @@ def assignments(texts: Iterable[str]) -> Recipe:
         place: dict[str, Any] = recipe.setdefault(section, {})
         for name in path[:-1]:
             place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"--set {text}: {name} is {place!r} by another --set, and cannot have {path[-1]}")
         place[path[-1]] = _value(value.strip())
     return recipe
 
@@ -112,10 +114,7 @@ def merge(*recipes: Mapping[str, Mapping[str, Any]]) -> Recipe:
     """
     merged: Recipe = {}
     for recipe in recipes:
-        lengths = [name for name in LENGTHS if recipe.get("train", {}).get(name) is not None]
-        if len(lengths) > 1:
-            raise UsageError(f"{' and '.join(lengths)} exclude each other: which one says how long the run is?")
-        if lengths:
+        if lengths(recipe.get("train", {})):
             merged["train"] = {k: v for k, v in merged.get("train", {}).items() if k not in LENGTHS}
         for section, values in recipe.items():
             _lay_over(merged.setdefault(section, {}), values)
@@ -140,6 +139,33 @@ def choose_preset(corpus: str, tokenizer: str) -> str:
     if tokenizer in ("char", "byte"):
         return "char-fast"
     return "wikitext-2" if corpus == "wikitext-2" or tokenizer == "bert" else "embedded"
+
+
+def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict[str, int]:
+    """What a preset's batch_size and sequence_length must become for a text too short for one window of each lane.
+
+    Shorter windows first, down to an eighth, then fewer lanes: from shorter windows there is too little to learn.
+
+    Args:
+        train: Training settings.
+        tokens: Tokens of the training text.
+        fixed: Names of settings that the user made and that therefore stay.
+
+    Returns:
+        The settings that change, none if the text is long enough; a text may be too short for any.
+    """
+    lanes, length = (
+        train.get(name, TrainConfig.model_fields[name].default) for name in ("batch_size", "sequence_length")
+    )
+    if (tokens - 1) // length >= lanes:
+        return {}
+    changes = {}
+    if "sequence_length" not in fixed:
+        room = (tokens - 1) // (lanes if "batch_size" in fixed else 1)
+        length = changes["sequence_length"] = max(1, min(length, max(length // 8, (tokens - 1) // lanes), room))
+    if "batch_size" not in fixed and (tokens - 1) // length < lanes:
+        changes["batch_size"] = max(1, (tokens - 1) // length)
+    return changes
 
 
 def settings_table() -> str:

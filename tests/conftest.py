@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hub import Hub, dead_endpoint
+from outcomes import STORY, TINY, Outcome
 
 _HOME = Path(tempfile.mkdtemp(prefix="ltc-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -63,3 +64,32 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> I
         running.add_bert()
         use_hub(running.url, tmp_path / "huggingface", monkeypatch)
         yield running
+
+
+@pytest.fixture
+def ltc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def call(*arguments: object) -> Outcome:
+        from ltc_textgen import cli
+
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text with space") / "story é.txt"
+    path.write_text(STORY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ltc_textgen import cli
+
+    out = tmp_path_factory.mktemp("runs") / "story"
+    assert cli.run(["train", "--data", str(story), "--max-steps", "150", "--out", str(out), *TINY]) == 0
+    return out

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ltc_textgen import recipes
 from ltc_textgen.config import RunConfig
+from ltc_textgen.data.lanes import Lanes
 from ltc_textgen.errors import UsageError
 
 
@@ -78,3 +80,36 @@ def test_config_files(tmp_path: Path) -> None:
         recipes.load_file(path)
     with pytest.raises(UsageError, match="cannot read the config file"):
         recipes.load_file(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"run": []}', '"text"'])
+def test_a_config_file_that_is_no_recipe(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"recipe.json: expected the sections data, model, train, got (list|str)"):
+        recipes.load_file(path)
+
+
+def test_an_assignment_cannot_go_deeper_than_a_value() -> None:
+    with pytest.raises(UsageError, match=r"--set wiring.kind=ncp: wiring is 3 by another --set"):
+        recipes.assignments(["wiring=3", "wiring.kind=ncp"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fixed", "expected"),
+    [
+        (100_000, (), {}),
+        (16 * 64 + 1, (), {}),
+        (16 * 64, (), {"sequence_length": 63}),
+        (65, (), {"sequence_length": 8, "batch_size": 8}),
+        (3, (), {"sequence_length": 2, "batch_size": 1}),
+        (200, ("sequence_length",), {"batch_size": 3}),
+        (33, ("batch_size",), {"sequence_length": 2}),
+        (200, ("batch_size", "sequence_length"), {}),
+    ],
+)
+def test_a_short_text_shrinks_what_the_user_did_not_set(tokens: int, fixed: tuple[str, ...], expected: dict) -> None:
+    train = {"batch_size": 16, "sequence_length": 64}
+    assert recipes.shrunk(train, tokens, fixed) == expected
+    if not fixed:
+        Lanes(np.zeros(tokens, np.uint16), **{**train, **expected})

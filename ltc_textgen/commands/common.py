@@ -1,10 +1,13 @@
 """What several commands share: options made from settings, durations, notices, JSON."""
 
 import json
+import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -54,6 +57,11 @@ def seconds(text: str) -> float:
     return total
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks: of several that a launcher (torchrun) started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def notify(message: str) -> None:
     """Tell the user something on stderr."""
     print(message, file=sys.stderr, flush=True)
@@ -62,6 +70,27 @@ def notify(message: str) -> None:
 def print_json(document: Any) -> None:
     """Print the one JSON document of a command."""
     print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+@contextmanager
+def progress_bar(title: str, stream: IO[str] | None = None) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, for what is done and what there is to do; None elsewhere.
+
+    Args:
+        title: What stands before the bar.
+        stream: stderr if None.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(file=stream or sys.stderr)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    columns = TextColumn(title), BarColumn(bar_width=24), TextColumn("{task.completed:,} of {task.total:,} tokens")
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def prepare_torch(device: str, threads: int | None) -> "torch.device":

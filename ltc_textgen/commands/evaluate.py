@@ -15,6 +15,7 @@ from ltc_textgen.commands.common import (
     notify,
     prepare_torch,
     print_json,
+    progress_bar,
 )
 from ltc_textgen.config import DataConfig
 from ltc_textgen.errors import UsageError
@@ -66,7 +67,8 @@ def evaluate(
     settings = (run.config.data if run.config else DataConfig()).model_dump()
     changes = given(data=data, encoding_errors=encoding_errors, text_column=text_column)
     config = DataConfig.parse({**settings, **({"valid": None} if data else {}), **changes})
-    scores = score(run.model, run.tokenizer, documents(config, part, notify), window=window)
+    with progress_bar("reading") as advance:
+        scores = score(run.model, run.tokenizer, documents(config, part, notify), window=window, progress=advance)
     if as_json:
         print_json(scores.to_dict())
         return

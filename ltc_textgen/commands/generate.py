@@ -52,6 +52,7 @@ def generate(
     repetition_penalty: Annotated[float | None, describe(SamplingConfig, "repetition_penalty")] = None,
     seed: Annotated[int | None, describe(SamplingConfig, "seed")] = None,
     stop: Annotated[list[str] | None, describe(SamplingConfig, "stop")] = None,
+    ignore_separator: Annotated[bool, describe(SamplingConfig, "ignore_separator", "--ignore-separator")] = False,
     num_samples: Annotated[int | None, describe(SamplingConfig, "num_samples")] = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -67,6 +68,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        ignore_separator=ignore_separator,
         num_samples=num_samples,
     )
     sampling = SamplingConfig.parse(values)
@@ -82,8 +84,9 @@ def generate(
         print_json({"prompt": text, "samples": samples, "sampling": sampling.model_dump(mode="json")})
         return
     pieces = generate_stream(run.model, run.tokenizer, text, sampling, notify=notify)
-    last = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
-    notify(f"{last.tokens} tokens, {last.tokens / max(last.seconds, 1e-9):,.0f} tokens/s, seed {last.seed}")
+    ends = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
+    tokens, passed = sum(end.tokens for end in ends), max(end.seconds for end in ends)
+    notify(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -108,7 +111,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         raise UsageError(f"the prompt is not UTF-8: byte {error.start}") from None
 
 
-def show_one(prompt: str, pieces: Iterator["Piece"]) -> "Piece":
+def show_one(prompt: str, pieces: Iterator["Piece"]) -> list["Piece"]:
     """Print one text as it is made, and return its last piece."""
     _write(prompt)
     last: Any = None
@@ -116,21 +119,20 @@ def show_one(prompt: str, pieces: Iterator["Piece"]) -> "Piece":
         _write(piece.text)
         last = piece
     _write("\n")
-    return last
+    return [last]
 
 
-def show_many(prompt: str, pieces: Iterator["Piece"], count: int) -> "Piece":
-    """Print several texts one after the other, each as soon as those before it are complete."""
-    texts, finished, shown = [""] * count, [False] * count, 0
-    last: Any = None
+def show_many(prompt: str, pieces: Iterator["Piece"], count: int) -> list["Piece"]:
+    """Print several texts one after the other, each as soon as those before it are complete; returns their ends."""
+    texts, ends, shown = [""] * count, {}, 0
     for piece in pieces:
-        last = piece
         texts[piece.sample] += piece.text
-        finished[piece.sample] = piece.finish_reason is not None
-        while shown < count and finished[shown]:
+        if piece.finish_reason is not None:
+            ends[piece.sample] = piece
+        while shown in ends:
             _write(f"--- sample {shown + 1} of {count}\n{prompt}{texts[shown]}\n")
             shown += 1
-    return last
+    return list(ends.values())
 
 
 def _write(text: str) -> None:

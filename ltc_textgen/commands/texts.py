@@ -21,10 +21,12 @@ def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> I
         return documents_of(path, config)
     corpus = load_corpus(config, notify)
     if part == "all":
-        return chain.from_iterable(_split(corpus, name) for name in corpus.sources)
-    return _split(corpus, part)
+        return chain.from_iterable(corpus.documents(name) for name in _parts(corpus))
+    return corpus.documents(part)
 
 
-def _split(corpus: Corpus, name: str) -> Iterator[str]:
-    readings = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
-    return readings[name]()
+def _parts(corpus: Corpus) -> list[str]:
+    """The splits that together are everything, none of it twice."""
+    if "whole" not in corpus.sources:  # the corpus as it was before training cut a part off
+        return list(corpus.sources)
+    return [name for name in ("whole", "test") if name in corpus.sources]

@@ -1,15 +1,24 @@
 """`ltc train`: from text to a network that writes text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltc_textgen.commands.common import DEFAULT_RUN, Json, Threads, describe, given, notify, print_json, seconds
+from ltc_textgen.commands.common import (
+    DEFAULT_RUN,
+    Json,
+    Threads,
+    describe,
+    given,
+    is_main_process,
+    print_json,
+    seconds,
+)
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
-from ltc_textgen.errors import UsageError
+from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.recipes import (
     Recipe,
     assignments,
@@ -19,6 +28,7 @@ from ltc_textgen.recipes import (
     merge,
     preset_names,
     settings_table,
+    shrunk,
 )
 
 if TYPE_CHECKING:
@@ -100,38 +110,77 @@ def train(
     if resume and started.exists():
         if preset or config:
             raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
-        below = [load_file(started)]
-    else:
-        below = [load_preset(preset)] if preset not in (None, "auto") else []
-        below += [load_file(config)] if config is not None else []
-    _train(merge(*below, changes), auto=not below, out=out, resume=resume, as_json=as_json)
+        _train(merge(_of_run(started), changes), auto=False, out=out, resume=True, as_json=as_json)
+        return
+    below = [load_preset(preset)] if preset not in (None, "auto") else []
+    below += [load_file(config)] if config is not None else []
+    auto = preset == "auto" or not below
+    _train(merge(*below, changes), auto=auto, out=out, resume=resume, as_json=as_json)
+
+
+def _of_run(path: Path) -> Recipe:
+    try:
+        return load_file(path)
+    except UsageError as error:
+        raise ArtifactError(f"cannot resume: {error}") from None
 
 
 def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, as_json: bool) -> None:
     # What is wrong with the settings is said before the corpus is read.
     device = RunConfig.parse(recipe).train.device
-    from ltc_textgen.data.tokens import prepare
     from ltc_textgen.devices import choose_device
-    from ltc_textgen.training import make_reporter
+    from ltc_textgen.training import Reporter, make_reporter
     from ltc_textgen.training import train as run_training
 
     choose_device(device)
-    settings = DataConfig.parse(recipe.get("data", {}))
-    data = prepare(settings, notify)
-    if auto:
-        name = choose_preset(data.corpus_name, data.tokenizer.kind)
-        notify(f"recipe: {name}, for {data.corpus_name} with {data.tokenizer.kind} tokens")
-        recipe = merge({k: v for k, v in load_preset(name).items() if k != "data"}, recipe)
-    run = RunConfig.parse({**recipe, "data": _resolved(settings, data)})
-    result = run_training(run, out, resume=resume, reporter=make_reporter(as_json=as_json), data=data)
-    _report(result, data, run, as_json)
+    reporter = make_reporter(as_json=as_json) if is_main_process() else Reporter()
+    run, data = _prepared(recipe, auto, reporter.note)
+    result = run_training(run, out, resume=resume, reporter=reporter, data=data)
+    if is_main_process():
+        _report(result, data, run, as_json, reporter.note)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 
+def _prepared(recipe: Recipe, auto: bool, note: Callable[[str], None]) -> tuple[RunConfig, "TokenData"]:
+    """The settings and the tokens of a run; an automatic preset lies below what the user set."""
+    from ltc_textgen.data.corpora import load_corpus
+    from ltc_textgen.data.tokenizers import KINDS
+    from ltc_textgen.data.tokens import find_tokenizer, prepare
+
+    settings = DataConfig.parse(recipe.get("data", {}))
+    if not auto:
+        data = prepare(settings, note)
+        return RunConfig.parse({**recipe, "data": _resolved(settings, data)}), data
+    corpus = load_corpus(settings, note)
+    kind = corpus.default_tokenizer() if settings.tokenizer == "auto" else settings.tokenizer
+    kind = kind if kind in KINDS else find_tokenizer(kind).kind
+    name = choose_preset(corpus.name, kind)
+    note(f"recipe: {name}, for {corpus.name} with {kind} tokens")
+    own = recipe.get("train", {})
+    preset = load_preset(name)
+    # Corpus and tokenizer are chosen: what the preset says on them is for those who ask for it by its name.
+    preset["data"] = {k: v for k, v in preset["data"].items() if k not in ("data", "tokenizer")}
+    recipe = merge(preset, recipe)
+    settings = DataConfig.parse(recipe["data"])
+    data = prepare(settings, note, corpus=corpus)
+    fitting = shrunk(recipe["train"], len(data.train), fixed=own)
+    if fitting:
+        note(f"little text: {', '.join(f'{key} {value}' for key, value in fitting.items())}, to fit it")
+        recipe = merge(recipe, {"train": fitting})
+    return RunConfig.parse({**recipe, "data": _resolved(settings, data)}), data
+
+
 def _resolved(settings: DataConfig, data: "TokenData") -> Mapping[str, Any]:
-    """The data settings with "auto" replaced by what it came to, so that the run can be resumed and repeated."""
+    """The data settings so that the run can be resumed and repeated: "auto" as what it came to, paths from the root."""
+    from ltc_textgen.data.corpora import NAMES
+    from ltc_textgen.data.tokenizers import KINDS
+
     values = settings.model_dump()
+    for key, names in (("data", NAMES), ("valid", ()), ("tokenizer", ("auto", *KINDS))):
+        value = values[key]
+        if value is not None and value not in names and Path(value).expanduser().exists():
+            values[key] = str(Path(value).expanduser().absolute())
     if settings.data == "auto":
         values["data"] = data.corpus_name
     if settings.tokenizer == "auto":
@@ -139,7 +188,9 @@ def _resolved(settings: DataConfig, data: "TokenData") -> Mapping[str, Any]:
     return values
 
 
-def _report(result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool) -> None:
+def _report(
+    result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool, note: Callable[[str], None]
+) -> None:
     """The result, on stdout: the loss in the units that people know, and a text."""
     if result.best_val_loss is None:
         summary: dict[str, Any] = {}
@@ -150,7 +201,7 @@ def _report(result: "TrainResult", data: "TokenData", run: RunConfig, as_json: b
             "bits_per_byte": nats / (math.log(2) * data.valid_bytes),
             "word_perplexity": math.exp(min(nats / data.valid_words, 700.0)),
         }
-        summary["sample"] = _sample(result.out, run)
+        summary["sample"] = _sample(result.out, run, note)
     if as_json:
         print_json(result.to_dict() | summary)
         return
@@ -165,7 +216,7 @@ def _report(result: "TrainResult", data: "TokenData", run: RunConfig, as_json: b
     print(f"\nwrite text       ltc generate {result.out} --prompt 'The '")
 
 
-def _sample(out: Path, run: RunConfig) -> str:
+def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:
     if not run.train.sample_tokens:
         return ""
     from ltc_textgen.artifacts import load_run
@@ -173,4 +224,4 @@ def _sample(out: Path, run: RunConfig) -> str:
 
     best = load_run(out)
     sampling = SamplingConfig(max_tokens=run.train.sample_tokens, seed=run.train.seed)
-    return generate(best.model, best.tokenizer, run.train.sample_prompt, sampling, notify=notify)[0].text
+    return generate(best.model, best.tokenizer, run.train.sample_prompt, sampling, notify=note)[0].text

@@ -1,7 +1,8 @@
 """Write text: read a prompt in chunks, then one token at a time with memory and work that do not grow.
 
 A text ends with finish_reason "stop" at a stop string (which is not part of the text) or at the separator, the token
-that the model saw between the documents of its training text; otherwise with "length" after `max_tokens`.
+that the model saw between the documents of its training text (`ignore_separator`: it is never drawn); otherwise with
+"length" after `max_tokens`.
 Several samples of one prompt are written side by side: the prompt is read once and its state is forked. Sample i draws
 from numbers of its own, made from (seed, i); its text is the same with or without the others beside it, except where
 the rounding of a larger matrix product tips a draw that was on the edge.
@@ -224,7 +225,7 @@ class _Chooser:
         sampling: SamplingConfig,
         seed: int,
     ) -> None:
-        self._model, self._sampling = model, sampling
+        self._model, self._sampling, self._separator = model, sampling, tokenizer.separator_id
         self._streams = UniformStreams(seed, range(sampling.num_samples))
         self._seen: Bool[Tensor, "B V"] | None = None
         if sampling.repetition_penalty != 1:
@@ -236,7 +237,7 @@ class _Chooser:
     @torch.inference_mode()
     def next(self, hidden: Float[Tensor, "B D"]) -> Int[Tensor, " B"]:
         """Token ids, on the CPU."""
-        logits = shape_logits(self._model.head.logits(hidden), self._sampling, self._seen)
+        logits = shape_logits(self._model.head.logits(hidden), self._sampling, self._seen, self._separator)
         tokens = logits.argmax(dim=1).cpu() if self._sampling.temperature == 0 else draw(logits, self._streams.next())
         if self._seen is not None:
             self._seen.scatter_(1, tokens[:, None].to(self._seen.device), True)

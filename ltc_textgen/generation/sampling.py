@@ -24,6 +24,17 @@ class LogitsError(LTCError):
     """The model's output is no distribution: NaN, +inf, or nothing but -inf. Exit code 1."""
 
 
+def forbid(logits: Float[Tensor, "B V"], token: int) -> Float[Tensor, "B V"]:
+    """A token that is never drawn.
+
+    Raises:
+        LogitsError: If no other token is possible.
+    """
+    allowed = logits.index_fill(1, torch.tensor([token], device=logits.device), -math.inf)
+    check_logits(allowed)
+    return allowed
+
+
 def check_logits(logits: Float[Tensor, "B V"]) -> None:
     """Refuse logits that no token can be drawn from. A logit of -inf is a forbidden token and allowed.
 
@@ -89,7 +100,10 @@ def keep_min_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
 
 
 def shape_logits(
-    logits: Float[Tensor, "B V"], sampling: SamplingConfig, seen: Bool[Tensor, "B V"] | None = None
+    logits: Float[Tensor, "B V"],
+    sampling: SamplingConfig,
+    seen: Bool[Tensor, "B V"] | None = None,
+    separator: int | None = None,
 ) -> Float[Tensor, "B V"]:
     """Everything that happens to logits before the draw, in float32, in the order of this module.
 
@@ -97,12 +111,15 @@ def shape_logits(
         logits: The model's output at one token.
         sampling: What to apply. At temperature 0 only the penalty is: the filters never remove the likeliest token.
         seen: Tokens to penalize; None if there is no penalty.
+        separator: The token between documents, which `sampling` may ignore.
 
     Raises:
         LogitsError: See `check_logits`.
     """
     logits = logits.float()
     check_logits(logits)
+    if sampling.ignore_separator and separator is not None:
+        logits = forbid(logits, separator)
     if seen is not None:
         logits = penalize(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:

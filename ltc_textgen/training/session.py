@@ -213,7 +213,7 @@ def _restore_best(source: Path, target: Path) -> None:
 
 def _refuse_other_settings(session: Session, before: dict[str, Any]) -> None:
     for name, now in identity(session).items():
-        then = before.get(name)
+        then: Any = before.get(name)
         if name == "model":  # compared with the defaults, so that a setting of a later version is no change
             now, then = session.model.settings.model_dump(mode="json"), _all_settings(then)
         if then == now:
