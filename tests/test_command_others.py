@@ -1,17 +1,22 @@
-"""`ltc inspect` and `ltc eval`: damaged curves, plots, every coupling, corpora with a name, the bar."""
+"""`ltc inspect`, `ltc eval`, `ltc generate`: damaged curves, plots, couplings, named corpora, bars, separators."""
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from hub import Hub
 from outcomes import STORY, TINY, Outcome
 from rich.console import Console
 
-from ltc_textgen.commands import common, plots
+from ltc_textgen.artifacts import load_run
+from ltc_textgen.commands import common, evaluate, plots
+from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data import corpora
+from ltc_textgen.generation import generate
 
 
 def test_lines_of_a_curve_that_are_none_are_left_out(run: Path, ltc: Callable[..., Outcome]) -> None:
@@ -107,3 +112,32 @@ def test_a_bar_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert advance is not None
         advance(1500, 3000)
     assert "1,500 of 3,000 tokens" in shown.getvalue()
+
+
+def test_evaluation_tells_how_far_it_is(
+    run: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def remembering(title: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: told.append((done, total))
+
+    monkeypatch.setattr(evaluate, "progress_bar", remembering)
+    tokens = json.loads(ltc("eval", run, "--json").out)["tokens"]
+    assert told[-1] == (tokens, tokens)
+
+
+def test_a_separator_that_is_likeliest_is_passed_over_if_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_run(run)
+    separator = loaded.tokenizer.separator_id
+    logits = loaded.model.head.logits
+
+    def likely(hidden: torch.Tensor) -> torch.Tensor:
+        return logits(hidden).index_fill(1, torch.tensor([separator]), 1e4)
+
+    monkeypatch.setattr(loaded.model.head, "logits", likely)
+    for ignored, reason, tokens in ((False, "stop", 1), (True, "length", 30)):
+        sampling = SamplingConfig(max_tokens=30, ignore_separator=ignored, seed=0)
+        (sample,) = generate(loaded.model, loaded.tokenizer, "On", sampling)
+        assert (sample.finish_reason, sample.tokens) == (reason, tokens)
