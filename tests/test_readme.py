@@ -49,7 +49,8 @@ def place(tmp_path: Path) -> Path:
     for name in ("train.py", "run.py", "Makefile", "requirements.txt", "pyproject.toml", "setup.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (tmp_path / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (tmp_path / ".venv" / ".installed").touch()
     (tmp_path / ".venv" / ".dev").touch()
     return tmp_path
