@@ -24,7 +24,7 @@ import torch
 from bars import BARS, Sizes, against_ncps
 from torch import nn
 
-from ltc_textgen import kernels
+from ltc_textgen import kernels, process
 from ltc_textgen.benchmarking import (
     Contender,
     LayerSpeed,
@@ -174,6 +174,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    process.tune()
     base = Sizes.quick() if options.quick else Sizes()
     chosen = {name: value for name in ("rounds", "seconds") if (value := getattr(options, name))}
     sizes = Sizes(**{**vars(base), **chosen})

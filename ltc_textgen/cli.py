@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ltc_textgen import process
 from ltc_textgen.commands import bench, doctor, evaluate, generate, inspect, train
 from ltc_textgen.errors import LTCError
 
@@ -112,7 +113,5 @@ def _fail(message: str, code: int, error: BaseException | None = None) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command, and of train.py and run.py."""
-    # OpenMP reads this when torch loads it. By default its threads spin for long while they wait, and another program
-    # on the same cores then slows training fifty-fold (docs/results.md); a short spin costs nothing on idle cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    process.tune()
     sys.exit(run(arguments))
