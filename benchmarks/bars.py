@@ -85,8 +85,12 @@ def times_faster(slow: Contender, fast: Contender, sizes: Sizes) -> tuple[float,
 
 def against_lstm(sizes: Sizes) -> list[Bar]:
     u = inputs(sizes.batch, sizes.tokens, sizes.width)
-    lstm = Contender("nn.LSTM", nn.LSTM(sizes.width, sizes.width, batch_first=True), u)
-    bars = []
+    recurrent = nn.LSTM(sizes.width, sizes.width, batch_first=True)
+    lstm, bars = Contender("nn.LSTM", recurrent, u), []
+    name = "diagonal layer, 1 sub-step, input is data, against nn.LSTM"
+    ours = Contender(name, liquid_layer(sizes.width, steps=1, coupling="diagonal"), u.detach())
+    measured, detail = times_faster(Contender("nn.LSTM", recurrent, u.detach()), ours, sizes)
+    bars.append(Bar(name, measured, 4, detail=detail))
     for coupling, steps, required in (("diagonal", 1, 4), ("diagonal", sizes.steps, 4), ("full", sizes.steps, 1)):
         name = f"{coupling} layer, {steps} sub-step{'s' if steps > 1 else ''}, against nn.LSTM"
         ours = Contender(name, liquid_layer(sizes.width, steps=steps, coupling=coupling), u)

@@ -60,7 +60,10 @@ class Contender:
             self.outputs()
 
     def train(self) -> None:
-        """One pass as in training: gradients of all parameters and of the input, as a layer inside a network."""
+        """One pass as in training: gradients of all parameters, and of the input if it wants one.
+
+        An input that does is what a layer inside a network reads; one that does not is data.
+        """
         self.layer.zero_grad(set_to_none=True)
         self.inputs.grad = None
         outputs = self.outputs()

@@ -12,8 +12,9 @@ if sys.argv[1] == "tuned":
     process.tune()
 import torch
 torch.set_num_threads(1)
-for _ in range(3):
-    torch.ones(20_000_000)
+for size in (5_000_000, 20_000_000, 20_000_000):
+    for _ in range(4):
+        torch.ones(size)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):
     torch.ones(20_000_000)
