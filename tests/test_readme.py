@@ -46,7 +46,15 @@ def place(tmp_path: Path) -> Path:
     """A folder as a reader has it: a book, the two scripts, the Makefile, and an environment that is installed."""
     (tmp_path / "book.txt").write_text(STORY)
     (tmp_path / "other-book.txt").write_text(STORY[:2000])
-    for name in ("train.py", "run.py", "Makefile", "requirements.txt", "pyproject.toml", "setup.py"):
+    for name in (
+        "train.py",
+        "run.py",
+        "Makefile",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "pyproject.toml",
+        "setup.py",
+    ):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
