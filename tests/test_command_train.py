@@ -2,15 +2,20 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hub import Hub, dead_endpoint
 from outcomes import STORY, TINY, Outcome
 
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data import corpora, tokens
 from ltc_textgen.data.corpora import Corpus
+
+ROOT = Path(__file__).parent.parent
 
 
 def settings_of(run: Path) -> dict:
@@ -106,3 +111,24 @@ def test_damaged_settings_of_a_run_are_code_4(story: Path, tmp_path: Path, ltc: 
         assert "training.json" in result.error
     assert ltc("inspect", out).code == 4
     assert ltc("train", "--config", out / "training.json", "--out", tmp_path / "other").code == 2
+
+
+def test_train_py_reads_wikitext_from_a_hub_and_then_needs_none(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script as it stands, in processes of its own: a hub on loopback, then a warm cache and a dead hub."""
+
+    def train(out: str) -> list[str]:
+        command = [sys.executable, str(ROOT / "train.py"), "--max-steps", "2", "--out", out]
+        small = ["--set", "hidden_size=16", "--set", "num_layers=1", "--set", "batch_size=2"]
+        done = subprocess.run([*command, *small], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert "recipe: wikitext-2, for wikitext-2 with bert tokens" in done.stderr
+        return done.stdout.splitlines()
+
+    first = train("first")
+    facts = json.loads((tmp_path / "first" / "training.json").read_text())["facts"]
+    assert facts["corpus"] == "wikitext-2"
+    assert facts["tokenizer"] == "bert"
+    monkeypatch.setenv("HF_ENDPOINT", dead_endpoint())
+    assert train("second")[0] == first[0], "the same text, the same loss"
