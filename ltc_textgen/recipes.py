@@ -144,7 +144,8 @@ def choose_preset(corpus: str, tokenizer: str) -> str:
 def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict[str, int]:
     """What a preset's batch_size and sequence_length must become for a text too short for one window of each lane.
 
-    Shorter windows first, down to an eighth, then fewer lanes: from shorter windows there is too little to learn.
+    Shorter windows first, down to an eighth, then fewer lanes: from shorter windows there is too little to learn. A
+    text shorter than such a window stays too short, and is refused where the lanes are cut.
 
     Args:
         train: Training settings.
@@ -161,8 +162,10 @@ def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict
         return {}
     changes = {}
     if "sequence_length" not in fixed:
+        least = 1 if "batch_size" in fixed else max(1, length // 8)
         room = (tokens - 1) // (lanes if "batch_size" in fixed else 1)
-        length = changes["sequence_length"] = max(1, min(length, max(length // 8, (tokens - 1) // lanes), room))
+        length = max(least, min(length, max(length // 8, (tokens - 1) // lanes), room))
+        changes["sequence_length"] = length
     if "batch_size" not in fixed and (tokens - 1) // length < lanes:
         changes["batch_size"] = max(1, (tokens - 1) // length)
     return changes

@@ -230,7 +230,7 @@ def test_bad_data_is_code_3_and_one_line(make: str, tmp_path: Path, ltc: Callabl
         (["generate", "RUN", "--prompt-file", "none"], "cannot read the prompt file none"),
         (["eval", "RUN", "--split", "half"], "expected all, train, valid or test"),
         (["eval", "RUN", "--window", "0"], "window"),
-        (["inspect", "RUN", "--plot", "curve.nonsense"], "--plot"),
+        (["inspect", "RUN", "--plot", "curve.nonsense"], "cannot draw into curve.nonsense"),
     ],
 )
 def test_wrong_use_is_code_2_and_one_line(

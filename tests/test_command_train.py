@@ -132,3 +132,21 @@ def test_train_py_reads_wikitext_from_a_hub_and_then_needs_none(
     assert facts["tokenizer"] == "bert"
     monkeypatch.setenv("HF_ENDPOINT", dead_endpoint())
     assert train("second")[0] == first[0], "the same text, the same loss"
+
+
+def test_three_letters_are_too_little(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    (tmp_path / "abc.txt").write_text("abc")
+    result = ltc("train", "--data", tmp_path / "abc.txt", "--max-steps", 1, "--out", tmp_path / "run")
+    assert result.code == 3, result.err
+    assert "less than one window of 8" in result.error
+
+
+def test_a_run_that_ended_stays_as_it_is(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    (tmp_path / "story.txt").write_text(STORY)
+    out = tmp_path / "run"
+    assert ltc("train", "--data", tmp_path / "story.txt", "--max-steps", 2, "--out", out, *TINY).code == 0
+    before = (out / "training.json").read_bytes()
+    again = ltc("train", "--resume", "--out", out, "--seed", 3)
+    assert again.code == 0, again.err
+    assert "the run had ended at step 2: nothing was left to do" in again.err
+    assert (out / "training.json").read_bytes() == before

@@ -102,7 +102,7 @@ def test_an_assignment_cannot_go_deeper_than_a_value() -> None:
         (16 * 64 + 1, (), {}),
         (16 * 64, (), {"sequence_length": 63}),
         (65, (), {"sequence_length": 8, "batch_size": 8}),
-        (3, (), {"sequence_length": 2, "batch_size": 1}),
+        (9, (), {"sequence_length": 8, "batch_size": 1}),
         (200, ("sequence_length",), {"batch_size": 3}),
         (33, ("batch_size",), {"sequence_length": 2}),
         (200, ("batch_size", "sequence_length"), {}),

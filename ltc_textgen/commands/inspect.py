@@ -119,11 +119,11 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     layers = f"{model['num_layers']} {model['block']} layer{'s' if model['num_layers'] > 1 else ''}"
     solver = f"{model['solver']} x {model['steps']}"
     print(f"{run_dir}: {layers} of width {model['hidden_size']}, {model['coupling']} coupling, {solver}")
-    print(f"parameters  {report['parameters']:,}")
-    print(f"tokenizer   {tokenizer['kind']}, {tokenizer['size']:,} tokens")
+    print(f"parameters      {report['parameters']:,}")
+    print(f"tokenizer       {tokenizer['kind']}, {tokenizer['size']:,} tokens")
     for name, value in report["facts"].items():
-        if not isinstance(value, dict | list):
-            print(f"{name:<11} {value}")
+        if not isinstance(value, dict | list) and name not in ("parameters", "tokenizer", "corpus_fingerprint"):
+            print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
     if report["time_constants"]:
         print("time constants, in tokens:  shortest   10 %   median   90 %   longest")
         for number, row in enumerate(report["time_constants"]):

@@ -84,5 +84,5 @@ def _figure(rows: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
 def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UsageError(f"--plot {path}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"cannot draw into {path}: {error}") from None

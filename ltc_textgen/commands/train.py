@@ -1,6 +1,7 @@
 """`ltc train`: from text to a network that writes text."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -213,7 +214,10 @@ def _report(
             f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
         )
         print(f"sample           {run.train.sample_prompt}{summary['sample']}")
-    print(f"\nwrite text       ltc generate {result.out} --prompt 'The '")
+    out = shlex.quote(str(result.out))
+    if result.stopped_by:
+        print(f"stopped          by {result.stopped_by} at step {result.step:,}, saved: ltc train --resume --out {out}")
+    print(f"write text       ltc generate {out} --max-tokens 300")
 
 
 def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:

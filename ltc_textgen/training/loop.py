@@ -111,12 +111,12 @@ def train(
             with runtime.accelerator.local_main_process_first():
                 data = data or prepare(run.data, hears.note)
         session = build(run, out, data, runtime, hears)
-        _begin(session, resume)
+        began = _begin(session, resume)
         with signals.StopRequest(
             lambda name: hears.note(f"{name}: stopping after this step; again to stop at once")
         ) as stop:
             stopped_by = run_loop(session, Watch(stop, session.progress.seconds))
-        return _end(session, stopped_by)
+        return _end(session, stopped_by, began)
 
 
 def run_loop(session: Session, watch: Watch) -> str | None:
@@ -151,8 +151,8 @@ def run_loop(session: Session, watch: Watch) -> str | None:
     return stopped_by
 
 
-def _begin(session: Session, resume: bool) -> None:
-    """Take the run up or start it; the directory then holds all but the weights."""
+def _begin(session: Session, resume: bool) -> int:
+    """Take the run up or start it, and return the step it is at; the directory then holds all but the weights."""
     runtime, hears, data = session.runtime, session.reporter, session.data
     if runtime.is_main:
         checkpoint.remove_leftovers(session.out)
@@ -160,7 +160,8 @@ def _begin(session: Session, resume: bool) -> None:
     if runtime.is_main:
         if not resumed:
             session.metrics.truncate(0)
-        artifacts.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
+        if not (resumed and session.budget.is_over(session.progress)):  # a run that has ended stays as it is
+            artifacts.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
     count = sum(p.numel() for p in session.model.parameters())
     where = f"{runtime.device}, {runtime.threads} threads" + (
         f", {runtime.world} processes" if runtime.world > 1 else ""
@@ -177,6 +178,7 @@ def _begin(session: Session, resume: bool) -> None:
             f"{unknown:,} of the {all_tokens:,} tokens are unknown to the tokenizer ({unknown / all_tokens:.2%})"
         )
     runtime.wait()
+    return session.progress.step
 
 
 def _timed_validation(session: Session, watch: Watch) -> None:
@@ -223,7 +225,7 @@ def _tell(session: Session) -> None:
             session.record(values)
 
 
-def _end(session: Session, stopped_by: str | None) -> TrainResult:
+def _end(session: Session, stopped_by: str | None, began: int) -> TrainResult:
     progress = session.progress
     result = TrainResult(
         out=session.out,
@@ -239,7 +241,10 @@ def _end(session: Session, stopped_by: str | None) -> TrainResult:
         stopped_by=stopped_by,
     )
     if session.runtime.is_main:
-        artifacts.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
+        if progress.step > began:
+            artifacts.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
+        elif not stopped_by:
+            session.reporter.note(f"the run had ended at step {began}: nothing was left to do")
         session.trackers.close()
     session.runtime.restore_forward(session.module)
     session.runtime.wait()
