@@ -134,3 +134,19 @@ LTC_EXPORT int ltc_product_pays() {
 }
 
 LTC_EXPORT int ltc_product(const ltc::Product* arrays) { return in_use->product(*arrays); }
+
+LTC_EXPORT int ltc_mixing_forward(const ltc::MixingShape* shape, const ltc::MixingForward* arrays) {
+  return in_use->mixing_forward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_mixing_backward(const ltc::MixingShape* shape, const ltc::MixingBackward* arrays) {
+  return in_use->mixing_backward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_gate_forward(int64_t count, int threads, const ltc::Gate* arrays) {
+  return in_use->gate_forward(count, threads, *arrays);
+}
+
+LTC_EXPORT int ltc_gate_backward(int64_t count, int threads, const ltc::Gate* arrays) {
+  return in_use->gate_backward(count, threads, *arrays);
+}

@@ -98,6 +98,36 @@ struct Product {
   float *c;                                           // dense
 };
 
+// A block's RMSNorm and causal depthwise convolution over K tokens; see blocks.py for the mathematics.
+struct MixingShape {
+  int64_t B, T, D, K;
+  float epsilon;
+  int threads;
+};
+
+struct MixingForward {
+  const float *u;                                     // (B, T, D)
+  const float *columns;                               // (B, K - 1, D): normed tokens before the first
+  const float *norm_weight;                           // (D)
+  const float *weight, *bias;                         // (D, K), (D)
+  float *extended;                                    // (B, K - 1 + T, D): columns, then the normed tokens
+  float *scale;                                       // (B, T): 1 / root mean square
+  float *mixed;                                       // (B, T, D)
+};
+
+struct MixingBackward {
+  MixingForward forward;                              // with what it gave, `mixed` left out
+  const float *grad, *other_grad;                     // (B, T, D): two gradients of mixed, which add up
+  const float *residual_grad;                         // (B, T, D): gradient of u that bypasses the block
+  float *u_grad, *norm_grad, *weight_grad, *bias_grad;
+};
+
+// gated = y silu(z), elementwise. On the way back `gated` holds its gradient.
+struct Gate {
+  const float *y, *z;
+  float *gated, *y_grad, *z_grad;
+};
+
 struct Table {
   const char *name;
   Status (*diagonal_forward)(const Shape &, const DiagonalForward &);
@@ -109,6 +139,10 @@ struct Table {
   Status (*sums_forward)(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsForward &);
   Status (*sums_backward)(int64_t rows, int64_t sources, int64_t targets, int threads, const SumsBackward &);
   Status (*product)(const Product &);
+  Status (*mixing_forward)(const MixingShape &, const MixingForward &);
+  Status (*mixing_backward)(const MixingShape &, const MixingBackward &);
+  Status (*gate_forward)(int64_t count, int threads, const Gate &);
+  Status (*gate_backward)(int64_t count, int threads, const Gate &);
 };
 
 }  // namespace ltc

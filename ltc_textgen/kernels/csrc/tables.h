@@ -15,6 +15,10 @@ ltc::Status synaptic_backward(const ltc::Shape& shape, const ltc::SynapticBackwa
 ltc::Status sums_forward(int64_t rows, int64_t sources, int64_t targets, int threads, const ltc::SumsForward& arrays);
 ltc::Status sums_backward(int64_t rows, int64_t sources, int64_t targets, int threads, const ltc::SumsBackward& arrays);
 ltc::Status product(const ltc::Product& arrays);
+ltc::Status mixing_forward(const ltc::MixingShape& shape, const ltc::MixingForward& arrays);
+ltc::Status mixing_backward(const ltc::MixingShape& shape, const ltc::MixingBackward& arrays);
+ltc::Status gate_forward(int64_t count, int threads, const ltc::Gate& arrays);
+ltc::Status gate_backward(int64_t count, int threads, const ltc::Gate& arrays);
 
 extern const ltc::Table table;
 
