@@ -11,7 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.cells import build_cell
+from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.kernels import runs_eagerly
+from ltc_textgen.kernels.block import BlockMethod, BlockWeights, fused_block
+from ltc_textgen.kernels.library import SOLVER_CODES
 from ltc_textgen.kernels.linear import Linear
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
@@ -81,6 +85,8 @@ class LiquidBlock(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
         """Outputs for every token, and the state after the last real one."""
         assert state[1] is not None, "a liquid block keeps the columns of its convolution"
+        if mask is None and lengths is None and self._fuses(u):
+            return self._fused(u, state[0], state[1], elapsed)
         mixed, columns = self.conv(self.norm(u), state[1], lengths)
         y, neurons = self.cell(mixed, state[0], elapsed, mask, checked=True)
         return u + self.dropout(self._leave(y, mixed)), (neurons, columns)
@@ -93,6 +99,29 @@ class LiquidBlock(nn.Module):
         mixed, _ = self.conv(self.norm(u), state[1], None)
         states, _ = self.cell.trajectory(mixed, state[0], elapsed, checked=True)
         return u + self._leave(self.cell.readout(states), mixed), self.cell.time_constants(mixed, states)
+
+    def _fuses(self, u: Tensor) -> bool:
+        """Whether the kernel of the whole block may run: nobody looks at, or has changed, what is inside."""
+        parts = (self.norm, self.conv, self.cell, self.gate, self.out, self.dropout)
+        kinds = (nn.RMSNorm, CausalConvolution, DiagonalCell, Linear, Linear, nn.Dropout)
+        untouched = all(type(part) is kind and not hooked(part) for part, kind in zip(parts, kinds, strict=True))
+        return untouched and type(self.cell.input) is nn.Linear and not hooked(self.cell.input) and runs_eagerly(u)
+
+    def _fused(
+        self, u: Float[Tensor, "B T D"], neurons: Tensor, columns: Tensor, elapsed: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], LayerState]:
+        cell, norm, conv = self.cell, self.norm, self.conv
+        weights = BlockWeights(
+            *(norm.weight, conv.weight, conv.bias, cell.input.weight, cell.input.bias, *cell.physics()),
+            *(self.gate.weight, self.gate.bias, self.out.weight),
+        )
+        epsilon = torch.finfo(u.dtype).eps if norm.eps is None else norm.eps
+        method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive)
+        keep = None
+        if self.training and self.dropout.p:
+            keep = F.dropout(torch.ones_like(u), self.dropout.p)
+        out, after, last = fused_block(u, columns, neurons, elapsed * cell.step_size, keep, weights, method)
+        return out, (last, after)
 
     def _leave(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
@@ -133,6 +162,11 @@ class CausalConvolution(nn.Module):
             return y, extended[:, tokens:]
         ends = lengths[:, None] + torch.arange(self.kernel_width - 1, device=u.device)
         return y, extended.gather(1, ends[:, :, None].expand(-1, -1, self.width))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether someone is told of, or changes, what the module computes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def build_layer(settings: ModelConfig) -> PlainLayer | LiquidBlock:

@@ -132,6 +132,10 @@ class DiagonalCell(MembraneCell):
         fused = SCANS.get(choose(drive))
         if fused is None:
             return super().scan(drive, x, elapsed)
-        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(precise(self.log_leak)))
         h = elapsed * self.step_size
-        return fused(drive, x, h, *(precise(p) for p in neurons), self.steps, self.solver, self.adaptive)
+        return fused(drive, x, h, *self.physics(), self.steps, self.solver, self.adaptive)
+
+    def physics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """r and E (2, N), C and g_leak (N,), as the recurrence uses them."""
+        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(precise(self.log_leak)))
+        return tuple(precise(parameter) for parameter in neurons)

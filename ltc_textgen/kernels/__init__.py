@@ -57,6 +57,13 @@ def runs_on_cpu(tensor: Tensor) -> bool:
     return fits and LIBRARY is not None and _chosen in ("auto", "cpu")
 
 
+def runs_eagerly(tensor: Tensor) -> bool:
+    """Whether a kernel that is no operator may take a call: nobody compiles, traces, exports or casts it."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    return type(tensor) is Tensor and not torch.is_autocast_enabled("cpu") and runs_on_cpu(tensor)
+
+
 def _transformed() -> bool:
     """Inside torch.func.grad, vmap, forward-mode derivatives and the like, which no custom operator takes part in."""
     if torch.compiler.is_compiling():

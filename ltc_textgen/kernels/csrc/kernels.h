@@ -119,6 +119,8 @@ struct MixingBackward {
   MixingForward forward;                              // with what it gave, `mixed` left out
   const float *grad, *other_grad;                     // (B, T, D): two gradients of mixed, which add up
   const float *residual_grad;                         // (B, T, D): gradient of u that bypasses the block
+  const float *after_grad;                            // (B, K - 1, D): of the last rows of `extended`; or null
+  float *columns_grad;                                // or null
   float *u_grad, *norm_grad, *weight_grad, *bias_grad;
 };
 
