@@ -1,0 +1,136 @@
+"""The liquid block as one node against the same block out of PyTorch's operations, in float64."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltc_textgen import kernels
+from ltc_textgen.blocks import CausalConvolution, LiquidBlock
+from ltc_textgen.config import ModelConfig
+from ltc_textgen.kernels.library import LIBRARY
+
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="built without a compiler")
+
+
+def block(width: int = 20, **more: Any) -> LiquidBlock:
+    settings = {"coupling": "diagonal", "block": "liquid", "hidden_size": width, "expansion": 1.5} | more
+    made = LiquidBlock(ModelConfig.parse({"input_size": 8, **settings}))
+    with torch.no_grad():
+        for parameter in made.parameters():  # nothing at its start, where r = 0 and biases = 0
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def inputs(of: LiquidBlock, batch: int, tokens: int) -> list[Tensor]:
+    neurons, columns = of.initial_state(batch)
+    assert columns is not None
+    shapes = (batch, tokens, of.conv.width), neurons.shape, columns.shape
+    return [*(torch.randn(shape) for shape in shapes), 2 * torch.rand(batch, tokens)]
+
+
+def results(of: nn.Module, given: list[Tensor], pulls: list[Tensor]) -> dict[str, Tensor]:
+    """Outputs, and the gradients of everything."""
+    leaves = [tensor.clone().requires_grad_() for tensor in given]
+    of.zero_grad()
+    out, (neurons, columns) = of(leaves[0], (leaves[1], leaves[2]), leaves[3], None, None)
+    outputs = (out, neurons, columns)
+    torch.autograd.backward(outputs, pulls)
+    found = dict(zip(("out", "neurons", "columns"), (o.detach() for o in outputs), strict=True))
+    found |= {f"gradient {i}": leaf.grad for i, leaf in enumerate(leaves) if leaf.grad is not None}
+    return found | {f"gradient of {n}": p.grad for n, p in of.named_parameters() if p.grad is not None}
+
+
+def fused(of: LiquidBlock) -> bool:
+    return of._fuses(torch.zeros(1, 1, of.conv.width))
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "tokens", "more"),
+    [
+        (128, 12, 64, {"steps": 1, "step_size": 1.0}),
+        (20, 3, 5, {"steps": 2, "solver": "exponential"}),
+        (33, 2, 2, {"solver": "runge_kutta"}),  # fewer tokens than the convolution has columns
+        (16, 2, 1, {"conv_width": 2, "adaptive": False}),
+        (16, 1, 9, {"conv_width": 1, "solver": "explicit", "contractive": False}),
+        (16, 2, 7, {"contractive": True}),
+    ],
+)
+def test_fused_block_is_the_block(width: int, batch: int, tokens: int, more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    ours = block(width, **more)
+    assert fused(ours)
+    given = inputs(ours, batch, tokens)
+    pulls = [torch.randn_like(tensor) for tensor in given[:3]]
+    double = [tensor.double() for tensor in given]
+    found = results(ours, given, pulls)
+    expected = results(copy.deepcopy(ours).double(), double, [pull.double() for pull in pulls])
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if tensor.numel():
+            error = (found[name].double() - tensor).norm() / (tensor.norm() + 1e-9)
+            assert error < (1e-5 if "gradient" not in name else 1e-4), name
+
+
+def test_only_some_outputs_have_a_gradient() -> None:
+    torch.manual_seed(1)
+    ours = block()
+    given = inputs(ours, 2, 6)
+    for chosen in range(3):
+        gradients = []
+        for choice in ("auto", "reference"):
+            with kernels.use(choice):  # type: ignore[arg-type]
+                out, (neurons, columns) = ours(given[0].requires_grad_(), (given[1], given[2]), given[3], None, None)
+                (gradient,) = torch.autograd.grad((out, neurons, columns)[chosen].square().sum(), given[0])
+            gradients.append(gradient)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_flow_from_chunk_to_chunk() -> None:
+    torch.manual_seed(2)
+    ours = block()
+    u, neurons, columns, elapsed = inputs(ours, 2, 8)
+    u.requires_grad_()
+    whole, _ = ours(u, (neurons, columns), elapsed, None, None)
+    first, state = ours(u[:, :3], (neurons, columns), elapsed[:, :3], None, None)
+    second, _ = ours(u[:, 3:], state, elapsed[:, 3:], None, None)
+    pull = torch.randn_like(whole)
+    (expected,) = torch.autograd.grad(whole, u, pull)
+    (found,) = torch.autograd.grad(torch.cat([first, second], 1), u, pull)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_others_who_look_inside_get_the_plain_operations() -> None:
+    ours = block()
+    assert fused(ours)
+    handle = ours.gate.register_forward_hook(lambda *_: None)
+    assert not fused(ours)
+    handle.remove()
+    assert fused(ours)
+    ours.conv = nn.Sequential(ours.conv)  # type: ignore[assignment]
+    assert not ours._fuses(torch.zeros(1, 1, 20))
+    ours.conv = CausalConvolution(20, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not fused(ours)
+    with kernels.use("reference"):
+        assert not fused(ours)
+    assert not ours._fuses(torch.zeros(1, 1, 20, dtype=torch.float64))
+
+
+def test_no_gradient_leaves_no_graph() -> None:
+    ours = block()
+    u, neurons, columns, elapsed = inputs(ours, 2, 4)
+    with torch.no_grad():
+        out, _ = ours(u, (neurons, columns), elapsed, None, None)
+    assert out.grad_fn is None
+
+
+def test_same_bits_every_time() -> None:
+    torch.manual_seed(3)
+    ours = block(64)
+    given = inputs(ours, 5, 33)
+    pulls = [torch.randn_like(tensor) for tensor in given[:3]]
+    first, second = results(ours, given, pulls), results(ours, given, pulls)
+    assert all(torch.equal(first[name], second[name]) for name in first)
