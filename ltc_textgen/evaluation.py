@@ -43,7 +43,7 @@ import numpy as np
 import torch
 
 from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.tokens import text_parts
+from ltc_textgen.data.shards import text_parts
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.reading import CHUNK, evaluating

@@ -102,7 +102,7 @@ def test_long_documents_are_tokenised_as_in_training(monkeypatch):
     documents = ["ab " * 40, "b\n" * 7]
     expected = [SEPARATOR, *CHARS.encode(documents[0]), SEPARATOR, *CHARS.encode(documents[1])]
     for size in (1 << 16, 9):
-        monkeypatch.setattr("ltc_textgen.data.tokens.PART", size)
+        monkeypatch.setattr("ltc_textgen.data.shards.PART", size)
         stream, words, count = tokenize(CHARS, documents)
         assert stream.tolist() == expected
         assert (words, count) == (40 + 14, 120 + 14)

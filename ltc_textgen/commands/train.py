@@ -1,6 +1,7 @@
 """`ltc train`: from text to a network that writes text."""
 
 import math
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ from ltc_textgen.recipes import (
 
 if TYPE_CHECKING:
     from ltc_textgen.data.tokens import TokenData
-    from ltc_textgen.training import TrainResult
+    from ltc_textgen.training import Reporter, TrainResult
 
 EXAMPLES = """Examples:
 
@@ -67,6 +68,13 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, if there is one.")
+    ] = False,
+    resume_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--resume-anyway",
+            help="Resume even with another corpus, tokenizer, batch or number of processes, and say what that means.",
+        ),
     ] = False,
     time_budget: Annotated[
         str | None, typer.Option(help="How long to train: 80s, 15m, 1h30m.", metavar="DURATION", show_default=False)
@@ -107,16 +115,23 @@ def train(
         ),
     }
     changes = merge(flags, assignments(assigned or []))
+    resume = resume or resume_anyway
     started = out / "training.json"
     if resume and started.exists():
-        if preset or config:
+        if (preset or config) and not _restarted():
             raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
-        _train(merge(_of_run(started), changes), auto=False, out=out, resume=True, as_json=as_json)
+        recipe = merge(_of_run(started), changes)
+        _train(recipe, auto=False, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
         return
     below = [load_preset(preset)] if preset not in (None, "auto") else []
     below += [load_file(config)] if config is not None else []
     auto = preset == "auto" or not below
-    _train(merge(*below, changes), auto=auto, out=out, resume=resume, as_json=as_json)
+    _train(merge(*below, changes), auto=auto, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
+
+
+def _restarted() -> bool:
+    """Whether torchrun started this process after a failure, with the command that had started the run."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _of_run(path: Path) -> Recipe:
@@ -126,7 +141,7 @@ def _of_run(path: Path) -> Recipe:
         raise ArtifactError(f"cannot resume: {error}") from None
 
 
-def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, as_json: bool) -> None:
+def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, anyway: bool, as_json: bool) -> None:
     # What is wrong with the settings is said before the corpus is read.
     device = RunConfig.parse(recipe).train.device
     from ltc_textgen.devices import choose_device
@@ -135,23 +150,23 @@ def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, as_json: bool
 
     choose_device(device)
     reporter = make_reporter(as_json=as_json) if is_main_process() else Reporter()
-    run, data = _prepared(recipe, auto, reporter.note)
-    result = run_training(run, out, resume=resume, reporter=reporter, data=data)
+    run, data = _prepared(recipe, auto, reporter)
+    result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
     if is_main_process():
         _report(result, data, run, as_json, reporter.note)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 
-def _prepared(recipe: Recipe, auto: bool, note: Callable[[str], None]) -> tuple[RunConfig, "TokenData"]:
+def _prepared(recipe: Recipe, auto: bool, reporter: "Reporter") -> tuple[RunConfig, "TokenData"]:
     """The settings and the tokens of a run; an automatic preset lies below what the user set."""
     from ltc_textgen.data.corpora import load_corpus
     from ltc_textgen.data.tokenizers import KINDS
     from ltc_textgen.data.tokens import find_tokenizer, prepare
 
-    settings = DataConfig.parse(recipe.get("data", {}))
+    settings, note = DataConfig.parse(recipe.get("data", {})), reporter.note
     if not auto:
-        data = prepare(settings, note)
+        data = prepare(settings, note, progress=reporter.tokenizing)
         return RunConfig.parse({**recipe, "data": _resolved(settings, data)}), data
     corpus = load_corpus(settings, note)
     kind = corpus.default_tokenizer() if settings.tokenizer == "auto" else settings.tokenizer
@@ -164,7 +179,7 @@ def _prepared(recipe: Recipe, auto: bool, note: Callable[[str], None]) -> tuple[
     preset["data"] = {k: v for k, v in preset["data"].items() if k not in ("data", "tokenizer")}
     recipe = merge(preset, recipe)
     settings = DataConfig.parse(recipe["data"])
-    data = prepare(settings, note, corpus=corpus)
+    data = prepare(settings, note, corpus=corpus, progress=reporter.tokenizing)
     fitting = shrunk(recipe["train"], len(data.train), fixed=own)
     if fitting:
         note(f"little text: {', '.join(f'{key} {value}' for key, value in fitting.items())}, to fit it")

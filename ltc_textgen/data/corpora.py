@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 from ltc_textgen.config import DataConfig, did_you_mean
@@ -35,12 +36,18 @@ class Corpus:
         fingerprint: sha256 of the content and of how it is cut into splits, in hexadecimal.
         sources: Readings of the splits `train`, `valid` and perhaps `test`.
         preferred: Tokenizer for `auto`; None: by the amount of text.
+        sizes: About how many bytes of UTF-8 the splits have, where that can be told; may take a reading.
     """
 
     name: str
     fingerprint: str
     sources: dict[str, Source] = field(repr=False)
     preferred: str | None = None
+    sizes: dict[str, Callable[[], int]] = field(default_factory=dict, repr=False)
+
+    def size(self, split: str) -> int | None:
+        """About how many bytes of UTF-8 a split has; None if nobody knows."""
+        return self.sizes[split]() if split in self.sizes else None
 
     def pieces(self, split: str) -> Iterator[Piece]:
         """The documents of a split in parts of bounded length.
@@ -111,7 +118,7 @@ def documents_of(path: Path, config: DataConfig) -> Iterator[str]:
     Raises:
         DataError: If it cannot be read, or holds no text.
     """
-    source, _ = _files(path, config)
+    source, _, _ = _files(path, config)
     return _whole(source())
 
 
@@ -135,15 +142,15 @@ def _named(config: DataConfig) -> Corpus:
         if not _exists(path) and path.name == config.data and not path.suffix:
             known = did_you_mean(config.data, list(NAMES))
             raise DataError(f"{config.data!r}: no such file or folder, and no corpus of that name{known}")
-        source, fingerprint = _files(path, config)
-        return _cut(Corpus(config.data, fingerprint, {"train": source}), config)
+        source, fingerprint, size = _files(path, config)
+        return _cut(Corpus(config.data, fingerprint, {"train": source}, sizes={"train": size}), config)
     try:
         return _from_hub(config.data, config, config.data)
     except DataError as error:
         raise DataError(f"'{config.data}' is no file or folder here, and as a data set of the hub: {error}") from error
 
 
-def _files(path: Path, config: DataConfig) -> tuple[Source, str]:
+def _files(path: Path, config: DataConfig) -> tuple[Source, str, Callable[[], int]]:
     files = corpus_files(path)
 
     def read() -> Iterator[Piece]:
@@ -155,7 +162,14 @@ def _files(path: Path, config: DataConfig) -> tuple[Source, str]:
         digest.update(f"{file.suffixes[-2:]} {file_digest(file)}".encode())
     if next(read(), None) is None:
         raise DataError(f"{path}: no text in it: empty, or nothing but blanks")
-    return read, digest.hexdigest()
+
+    @cache
+    def size() -> int:
+        if all(file.suffix == ".txt" for file in files):
+            return sum(file.stat().st_size for file in files)
+        return sum(len(text.encode()) for text, _ in read())
+
+    return read, digest.hexdigest(), size
 
 
 def _embedded(config: DataConfig) -> Corpus:
@@ -184,14 +198,18 @@ def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
         return lambda: make(hub.rows(splits[split], column, f"{name}, {split} split"))
 
     digest = hashlib.sha256(f"{wikitext} {column}".encode())
+    sizes = dict.fromkeys(names, 0)
     for split in sorted(names):
         for text in hub.rows(splits[names[split]], column, name):
-            digest.update(len(text).to_bytes(8, "little") + text.encode())
+            content = text.encode()
+            digest.update(len(text).to_bytes(8, "little") + content)
+            sizes[split] += len(content)
     corpus = Corpus(
         name,
         digest.hexdigest(),
         {split: source(of) for split, of in names.items()},
         "bert" if identifier == f"{hub.WIKITEXT}:{hub.WIKITEXT_2}" else None,
+        {split: partial(int, size) for split, size in sizes.items()},
     )
     return corpus if valid is not None else _cut(corpus, config)
 
@@ -199,22 +217,23 @@ def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
 def _with_validation(corpus: Corpus, config: DataConfig) -> Corpus:
     """The whole corpus to train on, another file or folder to validate on."""
     assert config.valid is not None
-    valid, fingerprint = _files(Path(config.valid).expanduser(), config)
+    valid, fingerprint, size = _files(Path(config.valid).expanduser(), config)
     whole = corpus.sources.get("whole", corpus.sources["train"])
+    sizes = {"valid": size}
+    if known := corpus.sizes.get("whole", corpus.sizes.get("train")):
+        sizes["train"] = known
     test = {split: source for split, source in corpus.sources.items() if split == "test"}
     combined = hashlib.sha256(f"{corpus.fingerprint} valid {fingerprint}".encode()).hexdigest()
-    return Corpus(corpus.name, combined, {"train": whole, "valid": valid} | test, corpus.preferred)
+    return Corpus(corpus.name, combined, {"train": whole, "valid": valid} | test, corpus.preferred, sizes)
 
 
 def _cut(corpus: Corpus, config: DataConfig) -> Corpus:
     """Hold the last part of the text out: the first int(characters * (1 - valid_fraction)) characters train."""
     whole = corpus.sources["train"]
-    known: list[int] = []
 
+    @cache
     def boundary() -> int:
-        if not known:
-            known.append(int(sum(len(text) for text, _ in whole()) * (1 - config.valid_fraction)))
-        return known[0]
+        return int(sum(len(text) for text, _ in whole()) * (1 - config.valid_fraction))
 
     sources: dict[str, Source] = {
         **corpus.sources,
@@ -223,7 +242,11 @@ def _cut(corpus: Corpus, config: DataConfig) -> Corpus:
         "whole": whole,
     }
     fingerprint = hashlib.sha256(f"{corpus.fingerprint} {config.valid_fraction!r}".encode()).hexdigest()
-    return Corpus(corpus.name, fingerprint, sources, corpus.preferred)
+    sizes: dict[str, Callable[[], int]] = {}
+    if (known := corpus.sizes.get("train")) is not None:
+        train = 1 - config.valid_fraction
+        sizes = {"train": lambda: int(known() * train), "valid": lambda: int(known() * (1 - train)), "whole": known}
+    return Corpus(corpus.name, fingerprint, sources, corpus.preferred, sizes)
 
 
 def _head(pieces: Iterator[Piece], characters: int) -> Iterator[Piece]:

@@ -1,6 +1,7 @@
 """A corpus as token files: made once, memory-mapped, checked and used again.
 
     <cache>/tokens/<key>/train.bin valid.bin tokenizer.json tokenizer_config.json facts.json
+    <cache>/tokens/<key>.new/       the same in the making (see `writer`)
 
 The key is the sha256 of the corpus' content, of the tokenizer and of everything else the tokens depend on. The stream
 of a split has a separator before each document, the first included: | the cat | a dog.
@@ -9,14 +10,15 @@ of a split has a separator before each document, the first included: | the cat |
 import hashlib
 import json
 import os
-import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -24,21 +26,22 @@ import tokenizers
 from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
 from ltc_textgen.data.corpora import Corpus, load_corpus
-from ltc_textgen.data.files import Piece, file_digest
+from ltc_textgen.data.files import file_digest
+from ltc_textgen.data.shards import Counts, text_parts, token_type
 from ltc_textgen.data.tokenizers import KINDS, TextTokenizer
 from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
-from ltc_textgen.errors import DataError, UsageError
+from ltc_textgen.data.workers import WorkerError
+from ltc_textgen.data.writer import Progress, write_split
+from ltc_textgen.errors import DataError, LTCError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same corpus and tokenizer would give other tokens."""
 
-PART = 1 << 16
-"""Characters that are encoded as one text, where a tokenizer allows a cut."""
-
-_BATCH = 1 << 21
-_BLANK_AFTER_WORD = re.compile(r"(?<=\S)[ \t\n\r\u3000]")
 _SPLITS = ("train", "valid")
 _FILES = ("train.bin", "valid.bin", "tokenizer.json", "tokenizer_config.json")
+_BEGUN = "begun"
+_ABANDONED = 7 * 24 * 3600.0
+"""Seconds after which what a killed process left is not waited for any longer."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def prepare(
     notify: Callable[[str], None] = lambda _: None,
     tokenizer: TextTokenizer | None = None,
     corpus: Corpus | None = None,
+    progress: Progress | None = None,
 ) -> TokenData:
     """Read, tokenise and cache a corpus, or open what is cached of it.
 
@@ -91,6 +95,7 @@ def prepare(
         notify: Is told in one line each what the user should know: another corpus than asked, a damaged cache.
         tokenizer: Used instead of the one that `config` names, as when a trained model goes on training.
         corpus: What `load_corpus(config)` gave, if the caller has called it.
+        progress: Is told now and then how far the tokenization of a long text is.
 
     Raises:
         DataError: If the corpus or tokenizer cannot be had, holds too little, or the cache cannot be written.
@@ -109,12 +114,12 @@ def prepare(
         facts = _checked(directory, notify)
         if facts is None:
             start = time.perf_counter()
-            made = tokenizer or _build(name, corpus, config.vocabulary_size)
-            facts = _write(directory, corpus, made)
+            make = partial(_build, name, corpus, config.vocabulary_size)
+            facts = _write(directory, corpus, make if tokenizer is None else lambda: tokenizer, progress)
             train, valid, seconds = facts["train"]["tokens"], facts["valid"]["tokens"], time.perf_counter() - start
             notify(f"{corpus.name}: {train:,} tokens to train on, {valid:,} to validate on, made in {seconds:.1f} s")
         made = TextTokenizer.load(directory)
-        dtype = _dtype(made)
+        dtype = token_type(made)
         train_tokens, valid_tokens = (np.memmap(directory / f"{split}.bin", dtype, "r") for split in _SPLITS)
     return TokenData(
         train=train_tokens,
@@ -150,130 +155,77 @@ def find_tokenizer(name: str) -> TextTokenizer:
     raise UsageError(f"tokenizer: '{name}' is no path and no known name{did_you_mean(name, ['auto', *KINDS[:-1]])}")
 
 
-def text_parts(pieces: Iterator[Piece], kind: str) -> Iterator[tuple[str, bool]]:
-    """Cut documents where it does not change their tokens, into parts that are encoded each on its own.
-
-    Characters and bytes may be cut anywhere; wordpiece and bert where blanks begin (65,536 characters without such a
-    place are cut all the same); custom tokenizers get whole documents.
-
-    Args:
-        pieces: Documents in pieces of any length.
-        kind: The tokenizer's kind.
-
-    Yields:
-        Text, and whether a document starts with it.
-    """
-    held, starts = "", True
-    for text, ends in pieces:
-        held += text
-        if kind != "custom":
-            position = 0
-            while len(held) - position > PART:
-                cut = PART if kind in {"char", "byte"} else _safe_cut(held[position : position + PART])
-                yield held[position : position + cut], starts
-                position, starts = position + cut, False
-            held = held[position:]
-        if ends:
-            if held:
-                yield held, starts
-            held, starts = "", True
-
-
-def _safe_cut(text: str) -> int:
-    """The last place in `text` where a word or sign ends and blanks begin; the end of the text if there is none."""
-    for start in (max(0, len(text) - 1024), 0):
-        places = [match.start() for match in _BLANK_AFTER_WORD.finditer(text, start)]
-        if places:
-            return places[-1]
-    return len(text)
-
-
 def _build(name: str, corpus: Corpus, size: int) -> TextTokenizer:
     if name == "byte":
         return byte_tokenizer()
     if name == "wordpiece":
         return train_wordpiece((text for text, _ in text_parts(corpus.pieces("train"), name)), size)
-    alphabet: set[str] = set()
+    occurs = np.zeros(sys.maxunicode + 1, dtype=bool)
     for text, _ in corpus.pieces("train"):
-        alphabet.update(text)
-    if not alphabet:
+        occurs[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
+    if not occurs.any():
         raise DataError(f"{corpus.name}: no text is left to train on (see --valid-fraction)")
-    return character_tokenizer(alphabet)
+    return character_tokenizer(map(chr, np.flatnonzero(occurs).tolist()))
 
 
-def _dtype(tokenizer: TextTokenizer) -> type[np.uint16] | type[np.uint32]:
-    return np.uint16 if tokenizer.vocab_size < 65536 else np.uint32
+def _write(
+    directory: Path, corpus: Corpus, make: Callable[[], TextTokenizer], progress: Progress | None
+) -> dict[str, Any]:
+    """Tokenise into a folder beside `directory`, which takes its place when everything is written.
 
-
-def _write(directory: Path, corpus: Corpus, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """Tokenise into a folder beside `directory`, which takes its place when everything is written."""
+    What a killed process left in that folder is used. A failure that the same command would meet again leaves nothing.
+    """
     fresh = directory.with_name(directory.name + ".new")
     with _explaining(directory):
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
         try:
-            facts = {split: _tokenise(corpus, split, tokenizer, fresh / f"{split}.bin") for split in _SPLITS}
-            tokenizer.save(fresh)
-            facts["files"] = {name: _state(fresh / name) for name in _FILES}
+            tokenizer = _begun(fresh)
+            if tokenizer is None:
+                tokenizer = make()
+                _begin(fresh, tokenizer)
+            writers = {s: write_split(corpus, s, tokenizer, fresh / f"{s}.bin", progress) for s in _SPLITS}
+            for split, writer in writers.items():
+                _refuse_too_little(corpus.name, split, writer.counts)
+            facts: dict[str, Any] = {split: asdict(writer.counts) for split, writer in writers.items()}
+            facts["files"] = {name: _state(fresh / name) for name in _FILES[2:]}
+            facts["files"] |= {f"{split}.bin": writer.state for split, writer in writers.items()}
+            for name in ("train.jsonl", "valid.jsonl", _BEGUN):
+                (fresh / name).unlink()
             (fresh / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             shutil.rmtree(directory, ignore_errors=True)
             fresh.replace(directory)
-        finally:
+        except WorkerError:
+            raise
+        except (LTCError, OSError):
             shutil.rmtree(fresh, ignore_errors=True)
+            raise
     return facts
 
 
-def _tokenise(corpus: Corpus, split: str, tokenizer: TextTokenizer, path: Path) -> dict[str, Any]:
-    count = _Count()
-    tokens = unknown = size = 0
-    batch: list[tuple[str, bool]] = []
-    separator = np.array([tokenizer.separator_id], dtype=_dtype(tokenizer))
-
-    def flush(file: IO[bytes]) -> None:
-        nonlocal tokens, unknown
-        for ids, (_, starts) in zip(tokenizer.encode_arrays([text for text, _ in batch]), batch, strict=True):
-            narrow = ids.astype(separator.dtype)
-            if starts:
-                separator.tofile(file)
-            narrow.tofile(file)
-            tokens += len(narrow) + starts
-            unknown += 0 if tokenizer.unknown_id is None else int(np.count_nonzero(narrow == tokenizer.unknown_id))
-
-    with path.open("wb") as file:
-        for text, starts in text_parts(count.watch(corpus.pieces(split)), tokenizer.kind):
-            batch.append((text, starts))
-            size += len(text)
-            if size >= _BATCH:
-                flush(file)
-                batch, size = [], 0
-        flush(file)
-    count.refuse(corpus.name, split, tokens)
-    return {"tokens": tokens, "unknown": unknown, "words": count.words, "bytes": count.bytes}
+def _begin(fresh: Path, tokenizer: TextTokenizer) -> None:
+    shutil.rmtree(fresh, ignore_errors=True)
+    for abandoned in fresh.parent.glob("*.new"):
+        if time.time() - abandoned.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(abandoned, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tokenizer.save(fresh)
+    (fresh / _BEGUN).write_text(tokenizer.fingerprint, encoding="utf-8")
 
 
-class _Count:
-    """Words, bytes and distinct characters of the text that passes through `watch`."""
+def _begun(fresh: Path) -> TextTokenizer | None:
+    """The tokenizer with which a killed process began, None if there is nothing to go on with."""
+    try:
+        tokenizer = TextTokenizer.load(fresh)
+        return tokenizer if (fresh / _BEGUN).read_text(encoding="utf-8") == tokenizer.fingerprint else None
+    except (DataError, OSError, ValueError):
+        return None
 
-    def __init__(self) -> None:
-        self.words = self.bytes = 0
-        self._characters: set[str] = set()
 
-    def watch(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        inside = False  # the last piece ended in the middle of a word
-        for text, ends in pieces:
-            self.words += len(text.split()) + text.count("\n") - (inside and not text[:1].isspace())
-            self.bytes += len(text.encode())
-            inside = not ends and not text[-1:].isspace()
-            if len(self._characters) < 2:
-                self._characters.update(text)
-            yield text, ends
-
-    def refuse(self, name: str, split: str, tokens: int) -> None:
-        if tokens < 2:
-            what = "train on" if split == "train" else "validate on (see --valid and --valid-fraction)"
-            raise DataError(f"{name}: {tokens} tokens are too few to {what}")
-        if split == "train" and len(self._characters) < 2:
-            raise DataError(f"{name}: the whole training text is one character repeated; there is nothing to learn")
+def _refuse_too_little(name: str, split: str, counts: Counts) -> None:
+    if counts.tokens < 2:
+        what = "train on" if split == "train" else "validate on (see --valid and --valid-fraction)"
+        raise DataError(f"{name}: {counts.tokens} tokens are too few to {what}")
+    if split == "train" and len(counts.characters) < 2:
+        raise DataError(f"{name}: the whole training text is one character repeated; there is nothing to learn")
 
 
 def _state(path: Path) -> list[Any]:

@@ -33,7 +33,7 @@ class MetricsLog:
         Raises:
             LTCError: If the disk refuses.
         """
-        line = json.dumps({key: _json_number(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
+        line = json.dumps({key: json_number(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
         with self._explaining(), self.path.open("ab") as file:
             file.write(line.encode())
 
@@ -99,6 +99,6 @@ def log_interval(step: int) -> int:
     return int(max(10, 10 ** (len(str(step)) - 3)))
 
 
-def _json_number(value: Any) -> Any:
+def json_number(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

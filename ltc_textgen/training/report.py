@@ -15,6 +15,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from ltc_textgen.data.writer import Tokenizing
+from ltc_textgen.training.metrics import json_number
+
 PLAIN_SECONDS = 5.0
 """Least time between two plain lines about steps."""
 
@@ -81,11 +84,23 @@ class Reporter:
     def note(self, text: str) -> None:
         """One line that the user should know."""
 
+    def start(self, facts: dict[str, Any]) -> None:
+        """Everything is in place and the first step, or the first after a resumption, comes next."""
+
+    def tokenizing(self, state: Tokenizing) -> None:
+        """A part of a long text was tokenised."""
+
     def step(self, pace: Pace) -> None:
         """A step was made."""
 
     def validation(self, result: Validation) -> None:
         """A validation was made."""
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        """A checkpoint was written at a step, so many seconds after the run began."""
+
+    def end(self, result: dict[str, Any]) -> None:
+        """The run ended with this result, and everything is saved."""
 
     def close(self) -> None:
         """The run is over, in whatever way."""
@@ -102,6 +117,13 @@ class PlainReporter(Reporter):
         """Print it."""
         print(text, file=self._stream, flush=True)
 
+    def tokenizing(self, state: Tokenizing) -> None:
+        """Print a line now and then."""
+        now = time.monotonic()
+        if now - self._printed_at >= PLAIN_SECONDS:
+            self._printed_at = now
+            self.note(describe_tokenizing(state))
+
     def step(self, pace: Pace) -> None:
         """Print a line now and then."""
         now = time.monotonic()
@@ -117,29 +139,55 @@ class PlainReporter(Reporter):
 
 
 class JsonReporter(Reporter):
-    """One JSON object a line, with the kind of event under "event"."""
+    """One JSON object a line, with the kind of event under "event".
+
+    | event | when | further keys |
+    |---|---|---|
+    | note | the user should know something | text |
+    | tokenizing | at most once a second, for long texts | those of `Tokenizing` |
+    | start | before the first step | those of facts.json, step, total_steps, out |
+    | step | at most once a second | those of `Pace` |
+    | validation | after each | those of `Validation`, gap |
+    | checkpoint | after each | step, seconds |
+    | end | when everything is saved | those of `TrainResult` |
+
+    JSON has no NaN and no infinity: such a number is null.
+    """
 
     def __init__(self, stream: TextIOBase | None = None) -> None:
         self._stream: Any = stream or sys.stderr
         self._printed_at = 0.0
 
     def note(self, text: str) -> None:
-        """{"event": "note", "text": ...}."""
         self._emit("note", {"text": text})
 
+    def start(self, facts: dict[str, Any]) -> None:
+        self._emit("start", facts)
+
+    def tokenizing(self, state: Tokenizing) -> None:
+        self._emit_seldom("tokenizing", asdict(state))
+
     def step(self, pace: Pace) -> None:
-        """{"event": "step", ...} with the fields of `Pace`, at most once a second."""
+        self._emit_seldom("step", asdict(pace))
+
+    def validation(self, result: Validation) -> None:
+        self._emit("validation", asdict(result) | {"gap": result.gap})
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        self._emit("checkpoint", {"step": step, "seconds": seconds})
+
+    def end(self, result: dict[str, Any]) -> None:
+        self._emit("end", result)
+
+    def _emit_seldom(self, event: str, values: dict[str, Any]) -> None:
         now = time.monotonic()
         if now - self._printed_at >= 1.0:
             self._printed_at = now
-            self._emit("step", asdict(pace))
-
-    def validation(self, result: Validation) -> None:
-        """{"event": "validation", ...} with the fields of `Validation` and its gap."""
-        self._emit("validation", asdict(result) | {"gap": result.gap})
+            self._emit(event, values)
 
     def _emit(self, event: str, values: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, **values}, ensure_ascii=False), file=self._stream, flush=True)
+        record = {key: json_number(value) for key, value in {"event": event, **values}.items()}
+        print(json.dumps(record, ensure_ascii=False, allow_nan=False), file=self._stream, flush=True)
 
 
 class LiveReporter(Reporter):
@@ -156,13 +204,20 @@ class LiveReporter(Reporter):
         """Print it, above the bar if there is one."""
         self._console.print(Text(text))
 
+    def tokenizing(self, state: Tokenizing) -> None:
+        """Move the bar, which stands for the text until the first step."""
+        self._move(state.done or 0.0, describe_tokenizing(state))
+
     def step(self, pace: Pace) -> None:
         """Move the bar."""
+        self._move(pace.done, describe(pace))
+
+    def _move(self, done: float, description: str) -> None:
         self._start()
         now = time.monotonic()
         if now - self._drawn_at >= LIVE_SECONDS:
             self._drawn_at = now
-            self._bar.update(self._task, completed=pace.done, description=describe(pace))
+            self._bar.update(self._task, completed=done, description=description)
             self._live.refresh()
 
     def validation(self, result: Validation) -> None:
@@ -176,7 +231,7 @@ class LiveReporter(Reporter):
         self._live.stop()
 
     def _start(self) -> None:
-        # Not before the first step: until then a run can be refused, and a bar would stay on the terminal.
+        # Not before there is something to see: a run that is refused at once leaves no bar on the terminal.
         if not self._live.is_started:
             self._live.start()
             self._console.show_cursor(True)  # a run that is killed leaves the terminal as it was
@@ -196,6 +251,15 @@ def describe(pace: Pace) -> str:
     loss = "" if pace.loss is None else f"  loss {pace.loss:.3f}"
     left = "" if pace.remaining is None else f"  {clock(pace.remaining)} left"
     return f"{steps}{loss}  {pace.tokens_per_second:,.0f} tokens/s{left}"
+
+
+def describe_tokenizing(state: Tokenizing) -> str:
+    """One line about the tokenization."""
+    of = "" if state.done is None or state.total_bytes is None else f" of {state.total_bytes / 1e6:,.0f}"
+    share = "" if state.done is None else f"  {state.done:.0%}"
+    left = "" if state.remaining is None else f"  {clock(state.remaining)} left"
+    speed = f"{state.bytes_per_second / 1e6:,.1f} MB/s"
+    return f"tokenizing {state.split}: {state.bytes / 1e6:,.0f}{of} MB{share}  {speed}{left}"
 
 
 def describe_validation(result: Validation) -> str:

@@ -10,7 +10,9 @@ from test_tokenizers import made
 
 import ltc_textgen.data.tokens as module
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data.tokens import cache_directory, prepare, text_parts
+from ltc_textgen.data import shards
+from ltc_textgen.data.shards import count_words, encode_shard, text_parts
+from ltc_textgen.data.tokens import cache_directory, prepare
 from ltc_textgen.errors import DataError
 
 
@@ -111,7 +113,7 @@ def test_no_space(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "_tokenise", full)
+    monkeypatch.setattr(module, "write_split", full)
     with pytest.raises(DataError, match=r"cannot keep token files in .*No space left on device; set LTC_CACHE"):
         prepare(DataConfig(data=str(text_file), tokenizer="char"))
     left = [path.suffix for path in (cache_directory() / "tokens").iterdir()]
@@ -149,7 +151,7 @@ def test_a_tokenizer_that_is_given_is_used(text_file: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace"])
 def test_cutting_changes_no_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART", 16)
+    monkeypatch.setattr(shards, "PART", 16)
     tokenizer, draw, compared = made(kind), random.Random(0), 0
     words = ["cat", "it's", "  ", "\n", "\n\n", " \n ", " ", "!?", "1234", "\t", "é", "\r", "\u2003", "'", "the city"]
     for _ in range(400):
@@ -168,9 +170,26 @@ def test_cutting_changes_no_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -
     assert compared > 100
 
 
-def test_words_are_counted_across_pieces() -> None:
-    count = module._Count()
+def test_words_are_counted_across_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "PART", 6)
+    monkeypatch.setattr(shards, "SHARD", 6)
     pieces = [("one tw", False), ("o", False), (" three\n", False), ("four ", True), ("five", True), ("six", True)]
-    assert list(count.watch(iter(pieces))) == pieces
-    assert count.words == 6 + 1
-    assert count.bytes == len("one two three\nfour fivesix")
+    made_ = list(shards.shards(iter(pieces), "byte"))
+    assert len(made_) > 2
+    total = shards.Counts()
+    for shard in made_:
+        total.add(encode_shard(made("byte"), shard)[1])
+    assert total.words == 6 + 1
+    assert total.bytes == len("one two three\nfour fivesix")
+    assert total.tokens == total.bytes + 3
+    assert total.characters == "\n "
+
+
+def test_words_are_those_of_split() -> None:
+    assert all(chr(code).isspace() <= (code <= 0x3000) for code in range(0x110000))
+    draw = random.Random(1)
+    spaces = [chr(code) for code in range(0x110000) if chr(code).isspace()]
+    for _ in range(2000):
+        text = "".join(draw.choices(["a", "é", "\U0001f600", "\u3001", *spaces], k=draw.randint(0, 12)))
+        assert count_words(text) == len(text.split())
+        assert count_words(text, inside=True) == len(("x" + text).split()) - 1
