@@ -1,19 +1,24 @@
 """Output layers: hidden vectors to a distribution over the vocabulary.
 
-Both kinds give `logits` for decoding and `loss` for training, so that the loss of a large vocabulary never needs all
-its logits.
+Both kinds give `logits` for decoding, `loss` for scoring and `total_loss` for training, so that the loss of a large
+vocabulary never needs all its logits.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels.linear import Linear
+from ltc_textgen.kernels.linear import Linear, linear
 from ltc_textgen.shapes import Float, Int, Tensor
 
 IGNORED = -100
 """Target that has no loss, as everywhere in PyTorch."""
+
+AT_ONCE = 1 << 22
+"""Logits that exist at one time where a loss is all that is wanted: 16 MB, which stay in the cache."""
 
 
 class FullHead(nn.Module):
@@ -29,9 +34,67 @@ class FullHead(nn.Module):
 
     def loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Loss of each target in nats, float32; 0 where the target is `IGNORED`."""
-        logits = self.logits(hidden).float().flatten(0, -2)
-        losses = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)
-        return losses.view_as(targets)
+        parts = [
+            F.cross_entropy(self.logits(rows).float(), aims, reduction="none", ignore_index=IGNORED)
+            for rows, aims in self._parts(hidden.flatten(0, -2), targets.flatten())
+        ]
+        return torch.cat(parts).view_as(targets)
+
+    def total_loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
+        """Sum of `loss`. The logits of a large vocabulary exist a part at a time, in training too."""
+        projection, plain = self.projection, hidden.numel() // hidden.shape[-1] * self.vocabulary <= AT_ONCE
+        if plain or type(projection) is not Linear or torch.compiler.is_compiling():
+            return self.loss(hidden, targets).sum()
+        return _TotalLoss.apply(hidden.flatten(0, -2), projection.weight, projection.bias, targets.flatten())
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.projection.out_features
+
+    def _parts(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        rows = max(1, AT_ONCE // self.vocabulary)
+        return list(zip(hidden.split(rows), targets.split(rows), strict=True))
+
+
+class _TotalLoss(torch.autograd.Function):
+    """Sum of the losses of a full softmax.
+
+    Its gradients are made together with it, part by part: what comes from above is one number, so that they only need
+    to be multiplied by it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total, wanted = hidden.new_zeros((), dtype=wide), any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(tensor) if wanted else tensor for tensor in (hidden, weight, bias)]
+        rows = max(1, AT_ONCE // weight.shape[0])
+        half = torch.is_autocast_enabled(hidden.device.type)
+        dtype = torch.get_autocast_dtype(hidden.device.type) if half else hidden.dtype
+        small = weight.to(dtype)
+        for start in range(0, len(targets), rows):
+            part, aims = hidden[start : start + rows].to(dtype), targets[start : start + rows]
+            logits = linear(part, small, bias.to(dtype)).to(wide)
+            norms, kept = torch.logsumexp(logits, -1, keepdim=True), aims != IGNORED
+            aims = aims.clamp_min(0)[:, None]
+            total += ((norms - logits.gather(1, aims))[:, 0] * kept).sum()
+            if not wanted:
+                continue
+            pull = torch.exp_(logits.sub_(norms))
+            pull.scatter_add_(1, aims, pull.new_full((1, 1), -1.0).expand_as(aims))
+            pull = pull.mul_(kept[:, None]).to(dtype)
+            gradients[0][start : start + rows] = linear(pull, small.t())  # which multiplies by a transpose
+            gradients[1] += linear(pull.t(), part.t())
+            gradients[2] += pull.sum(0, dtype=wide)
+        ctx.save_for_backward(*gradients)
+        return total.float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[:3]
+        return (*(g * pull.to(g.dtype) if n else None for g, n in zip(ctx.saved_tensors, needed, strict=True)), None)
 
 
 class AdaptiveHead(nn.Module):
@@ -71,6 +134,10 @@ class AdaptiveHead(nn.Module):
             scored = self.softmax(rows, self.rank[flat[kept]])
         losses = losses.masked_scatter(kept, -scored.output.float())
         return losses.view_as(targets)
+
+    def total_loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
+        """Sum of `loss`."""
+        return self.loss(hidden, targets).sum()
 
 
 def default_cutoffs(vocabulary: int) -> list[int]:

@@ -265,10 +265,9 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
         return layer(*args)
 
     def _mean_loss(self, hidden: Tensor, targets: Tensor, count: Any) -> Tensor:
-        losses = self.head.loss(hidden, targets)
         if count is None:
             count = (targets != IGNORED).sum().clamp_min(1)
-        return losses.sum() / count
+        return self.head.total_loss(hidden, targets) / count
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         if not input_ids.is_cpu:  # where a lookup outside the table is no exception

@@ -29,3 +29,44 @@ def test_targets_without_loss_can_be_differentiated(kind: str, targets: list[int
 )
 def test_the_short_list_is_an_eighth_and_the_middle_ends_at_a_third(vocabulary: int, cutoffs: list[int]) -> None:
     assert default_cutoffs(vocabulary) == cutoffs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_of_a_large_vocabulary_in_parts(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head = build_head(ModelConfig(input_size=300, hidden_size=16)).to(dtype)
+    hidden = torch.randn(5, 7, 16, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, 300, (5, 7))
+    targets[1, 2:4] = IGNORED
+    leaves = (hidden, head.projection.weight, head.projection.bias)
+    whole = head.loss(hidden, targets)
+    expected = torch.autograd.grad(3 * whole.sum(), leaves)
+    monkeypatch.setattr("ltc_textgen.head.AT_ONCE", 4 * 300)  # four rows at a time, of 35
+    torch.testing.assert_close(head.loss(hidden, targets), whole)
+    total = head.total_loss(hidden, targets)
+    torch.testing.assert_close(total, whole.sum(), check_dtype=False)
+    torch.testing.assert_close(torch.autograd.grad(3 * total, leaves), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(head.total_loss(hidden, targets), total)
+
+
+def test_no_more_logits_at_a_time_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltc_textgen.head.AT_ONCE", 1000)
+    sizes, logsumexp = [], torch.logsumexp
+    monkeypatch.setattr(torch, "logsumexp", lambda x, *a, **k: (sizes.append(x.numel()), logsumexp(x, *a, **k))[1])
+    head = build_head(ModelConfig(input_size=300, hidden_size=16))
+    head.total_loss(torch.randn(10, 16), torch.randint(0, 300, (10,))).backward()
+    assert sizes == [900, 900, 900, 300]
+
+
+def test_loss_in_parts_under_autocast() -> None:
+    torch.manual_seed(1)
+    head = build_head(ModelConfig(input_size=3000, hidden_size=16))
+    hidden, targets = torch.randn(2048, 16, requires_grad=True), torch.randint(0, 3000, (2048,))
+    expected = torch.autograd.grad(head.total_loss(hidden, targets), hidden)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = head.total_loss(hidden, targets)
+    assert total.dtype == torch.float32
+    (found,) = torch.autograd.grad(total, hidden)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() / expected.norm() < 0.02
