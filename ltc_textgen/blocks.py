@@ -110,11 +110,10 @@ class LiquidBlock(nn.Module):
     def _fused(
         self, u: Float[Tensor, "B T D"], neurons: Tensor, columns: Tensor, elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
-        cell, norm, conv = self.cell, self.norm, self.conv
-        weights = BlockWeights(
-            *(norm.weight, conv.weight, conv.bias, cell.input.weight, cell.input.bias, *cell.physics()),
-            *(self.gate.weight, self.gate.bias, self.out.weight),
-        )
+        cell, norm, conv, gate = self.cell, self.norm, self.conv, self.gate
+        assert isinstance(cell, DiagonalCell), "see _fuses"
+        mixing, drive = (norm.weight, conv.weight, conv.bias), (cell.input.weight, cell.input.bias)
+        weights = BlockWeights(*mixing, *drive, *cell.physics(), gate.weight, gate.bias, self.out.weight)
         epsilon = torch.finfo(u.dtype).eps if norm.eps is None else norm.eps
         method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive)
         keep = None

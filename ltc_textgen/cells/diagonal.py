@@ -137,5 +137,5 @@ class DiagonalCell(MembraneCell):
 
     def physics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """r and E (2, N), C and g_leak (N,), as the recurrence uses them."""
-        neurons = (self.feedback, self.reversal, self.capacitance, torch.exp(precise(self.log_leak)))
-        return tuple(precise(parameter) for parameter in neurons)
+        leak = torch.exp(precise(self.log_leak))
+        return precise(self.feedback), precise(self.reversal), precise(self.capacitance), leak

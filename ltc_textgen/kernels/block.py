@@ -113,14 +113,22 @@ def fused_block(
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, columns: Tensor, neurons: Tensor, dt: Tensor, keep: Tensor | None,
-                method: BlockMethod, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        columns: Tensor,
+        neurons: Tensor,
+        dt: Tensor,
+        keep: Tensor | None,
+        method: BlockMethod,
+        *given: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         u, columns, w = u.contiguous(), columns.contiguous(), BlockWeights(*(t.contiguous() for t in given))
         B, T, D = u.shape
         extended, scale, mixed = room(B, columns.shape[1] + T, D), room(B, T), room(B, T, D)
         shape = _MixingShape(B, T, D, w.conv.shape[1], method.epsilon, threads_for(ELEMENT * u.numel()))
         call = _MixingForward(*map(address, (u, columns, w.norm, w.conv, w.conv_bias, extended, scale, mixed)))
-        raise_for(LIBRARY.ltc_mixing_forward(ctypes.byref(shape), ctypes.byref(call)), {})
+        _run("ltc_mixing_forward", ctypes.byref(shape), ctypes.byref(call))
         flat = mixed.view(-1, D)
         drive = _times(flat, w.drive.t(), w.drive_bias).view(B, T, -1)
         scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
@@ -128,7 +136,7 @@ class _FusedBlock(torch.autograd.Function):
         z = _times(flat, w.gate.t(), w.gate_bias)
         gated = torch.empty_like(z)
         gate = _Gate(address(states), address(z), address(gated))
-        raise_for(LIBRARY.ltc_gate_forward(z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate)), {})
+        _run("ltc_gate_forward", z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
         branch = _times(gated, w.out.t()).view(B, T, D)
         out = branch.add_(u) if keep is None else torch.addcmul(u, branch, keep)
         ctx.set_materialize_grads(False)
@@ -140,14 +148,14 @@ class _FusedBlock(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, out_grad: Tensor | None, after_grad: Tensor | None, last_grad: Tensor | None) -> Any:
         u, columns, neurons, dt, keep, extended, scale, mixed, drive, states, z, gated, *given = ctx.saved_tensors
-        w, (B, T, D), N = BlockWeights(*given), u.shape, z.shape[1]
+        w, D, N = BlockWeights(*given), u.shape[-1], z.shape[1]
         out_grad = torch.zeros_like(u) if out_grad is None else out_grad.contiguous()
         branch_grad = (out_grad if keep is None else out_grad * keep).view(-1, D)
         out_weight_grad = _times(branch_grad.t(), gated)
         gated_grad = _times(branch_grad, w.out)
         states_grad, z_grad = torch.empty_like(states), torch.empty_like(z)
         gate = _Gate(*map(address, (states, z, gated_grad, states_grad, z_grad)))
-        raise_for(LIBRARY.ltc_gate_backward(z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate)), {})
+        _run("ltc_gate_backward", z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
         scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
         method = (ctx.method.steps, ctx.method.solver, ctx.method.adaptive)
         with_dt = ctx.needs_input_grad[3]
@@ -166,13 +174,17 @@ class _FusedBlock(torch.autograd.Function):
             *map(address, (mixed_grad, other_grad, out_grad, after_grad, columns_grad)),
             *map(address, (u_grad, norm_grad, conv_grad, conv_bias_grad)),
         )
-        raise_for(LIBRARY.ltc_mixing_backward(ctypes.byref(ctx.shape), ctypes.byref(call)), {})
+        _run("ltc_mixing_backward", ctypes.byref(ctx.shape), ctypes.byref(call))
         return (
             *(u_grad, columns_grad, neurons_grad, dt_grad if with_dt else None, None, None),
             *(norm_grad, conv_grad, conv_bias_grad),
             *(_times(drive_grad.t(), flat), drive_grad.sum(0), *cell_grads),
             *(_times(z_grad.t(), flat), z_grad.sum(0), out_weight_grad),
         )
+
+
+def _run(name: str, *arguments: Any) -> None:
+    raise_for(getattr(LIBRARY, name)(*arguments), {})
 
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
