@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.cells import build_cell
+from ltc_textgen.cells.base import precise
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.kernels import runs_eagerly
@@ -29,14 +30,15 @@ class PlainLayer(nn.Module):
     def __init__(self, settings: ModelConfig) -> None:
         super().__init__()
         self.cell = build_cell(settings, settings.hidden_size, settings.hidden_size)
+        self.start = LearnedStart(self.cell.hidden_size) if settings.learned_start else None
         self.dropout = nn.Dropout(settings.dropout)
         # A wiring may let fewer motor neurons out than the next layer expects.
         narrow = self.cell.output_size != settings.hidden_size
         self.widen = Linear(self.cell.output_size, settings.hidden_size) if narrow else nn.Identity()
 
     def initial_state(self, batch_size: int) -> LayerState:
-        """Rest."""
-        return self.cell.initial_state(batch_size), None
+        """Rest, or what was learned."""
+        return self.start(batch_size) if self.start else (self.cell.initial_state(batch_size), None)
 
     def forward(
         self,
@@ -69,10 +71,15 @@ class LiquidBlock(nn.Module):
         self.cell = build_cell(settings, width, settings.neurons)
         self.gate = Linear(width, self.cell.output_size)
         self.out = Linear(self.cell.output_size, width, bias=False)
+        self.start = None
+        if settings.learned_start:
+            self.start = LearnedStart(self.cell.hidden_size, (settings.conv_width - 1, width))
         self.dropout = nn.Dropout(settings.dropout)
 
     def initial_state(self, batch_size: int) -> LayerState:
-        """Rest, and a convolution that has seen zeros."""
+        """Rest, and a convolution that has seen zeros; or what was learned."""
+        if self.start:
+            return self.start(batch_size)
         return self.cell.initial_state(batch_size), self.conv.initial_state(batch_size)
 
     def forward(
@@ -124,6 +131,32 @@ class LiquidBlock(nn.Module):
 
     def _leave(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
+
+
+class LearnedStart(nn.Module):
+    """The state before the first token, as parameters; at first it is rest.
+
+    Args:
+        neurons: N.
+        columns: Shape of the convolution's columns of one sequence; None without one.
+    """
+
+    def __init__(self, neurons: int, columns: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.neurons = nn.Parameter(torch.empty(neurons))
+        self.columns = nn.Parameter(torch.empty(columns)) if columns else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Rest."""
+        for parameter in self.parameters():
+            parameter.zero_()
+
+    def forward(self, batch_size: int) -> LayerState:
+        """The same state for every sequence."""
+        columns = None if self.columns is None else self.columns.expand(batch_size, -1, -1)
+        return precise(self.neurons).expand(batch_size, -1), columns
 
 
 class CausalConvolution(nn.Module):

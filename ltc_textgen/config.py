@@ -134,6 +134,9 @@ class ModelConfig(Settings):
     adaptive_cutoffs: tuple[Positive, ...] = Field(
         (), description="Where the clusters of an adaptive head begin, by frequency rank; chosen if empty."
     )
+    learned_start: bool = Field(
+        False, description="Learn the state before the first token; False starts every text at rest."
+    )
     dropout: Probability = Field(0.0, description="Share of activations dropped in training.")
 
     @model_validator(mode="after")
@@ -226,7 +229,16 @@ class TrainConfig(Settings):
     time_budget: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Seconds of training, validation included; the learning rate ends its schedule with it."
     )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(6e-3, description="Peak learning rate.")
+    restart: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of the windows before which a lane forgets what it has read and begins anew, so that the model "
+        "learns to begin, too; 1 carries no state at all.",
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for the matrices of the layers with adamw for the rest."
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(6e-3, description="Peak learning rate of AdamW.")
+    muon_learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.02, description="Peak learning rate of Muon.")
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.02, description="Learning rate at the end, as a share of the peak."
     )
@@ -245,10 +257,19 @@ class TrainConfig(Settings):
         120, description="Tokens of the sample shown at each validation; 0 shows none."
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Steps between checkpoints. If not given: at each validation, and ten minutes after the last one.",
+        None, description="Steps between checkpoints; at each validation if not given."
     )
-    keep_last: Annotated[int, Field(ge=1)] = Field(2, description="Checkpoints kept.")
+    save_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Minutes after the last checkpoint at which another is made at the latest; ten if save_every is not "
+        "given either.",
+    )
+    keep_last: Annotated[int, Field(ge=1)] = Field(2, description="Newest checkpoints that are kept.")
+    keep_best: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Older checkpoints that are kept as well: those of the lowest validation losses. (The best weights "
+        "are always kept.)",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, dropout and samples.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["no", "bf16", "fp16"] = Field(

@@ -1,4 +1,4 @@
-"""AdamW, and the rule that says which parameters decay.
+"""AdamW or Muon, and the rule that says which parameters decay.
 
 Only the matrices that mix features decay: the weights of linear layers and embeddings, and the recurrent matrices of
 the cells. Everything else keeps its value: biases, norms, convolutions (one short filter per channel) and the physics
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ltc_textgen.config import TrainConfig
+from ltc_textgen.errors import UsageError
+from ltc_textgen.training.muon import Muon, matrices_of
 
 RECURRENT_MATRICES = frozenset({"recurrent_weight"})
 """Names of the cells' parameters that mix states as a linear layer mixes features."""
@@ -47,10 +49,39 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the groups above, as one fused update. Its learning rate is set anew at every step (`schedule`)."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    """The optimizer that the settings name, over the groups above. AdamW's part of a step is one fused update.
+
+    Every group has its `peak`, the learning rate of which the schedule sets a share at every step.
+
+    Raises:
+        UsageError: If Muon is to move a model without matrices, or in half precision.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    if config.optimizer == "muon":
+        if config.precision == "fp16":
+            raise UsageError("optimizer = muon goes with precision = no or bf16, not fp16")
+        groups = _with_muon(groups, matrices_of(model.layers), config.muon_learning_rate)  # type: ignore[arg-type]
+    for group in groups:
+        group.setdefault("peak", config.learning_rate)
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _with_muon(groups: list[dict], stacks: dict[int, int], peak: float) -> list[dict]:
+    """The groups with the matrices taken out of them into groups of Muon's."""
+    result = []
+    for group in groups:
+        for orthogonal in (True, False):
+            chosen = [
+                (n, p) for n, p in zip(group["names"], group["params"], strict=True) if (id(p) in stacks) is orthogonal
+            ]
+            if not chosen:
+                continue
+            names, params = zip(*chosen, strict=True)
+            part = group | {"names": list(names), "params": list(params)}
+            if orthogonal:
+                part |= {"orthogonal": True, "peak": peak, "stacks": [stacks[id(p)] for p in params]}
+            result.append(part)
+    if not any(group.get("orthogonal") for group in result):
+        raise UsageError("optimizer = muon: this model's layers have no matrix that it could move; use adamw")
+    return result

@@ -56,7 +56,9 @@ def train_step(session: Session, watch: Watch) -> str | None:
 
 def start_state(session: Session, reset: Bool[Tensor, " B"]) -> LiquidState:
     """The state that the lanes carry into their next window: where they left off, or rest where a text begins."""
-    carried = session.state
+    carried, restart = session.state, session.run.train.restart
+    if restart:
+        reset = reset | (torch.rand(reset.shape) < restart).to(reset.device)
     if carried is not None and not bool(reset.any()):
         return carried
     fresh = session.model.initial_state(session.rows)
@@ -75,7 +77,7 @@ def _set_learning_rate(session: Session) -> None:
     factor = rate_factor(session.budget.done(session.progress), config.warmup, config.min_learning_rate_ratio)
     session.progress.learning_rate = config.learning_rate * factor
     for group in session.adam.param_groups:
-        group["lr"] = session.progress.learning_rate
+        group["lr"] = group["peak"] * factor
 
 
 def _forward_backward(
