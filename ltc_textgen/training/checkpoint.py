@@ -7,10 +7,10 @@
         lanes.safetensors       the recurrent state of every lane
         random.safetensors      torch's generators, by rank
         progress.json           step, seconds, losses, position in metrics.jsonl, Python's and numpy's generators
-        manifest.json           SHA-256 of each of them
+        manifest.json           SHA-256 of each of them, and of the configuration, the tokenizer and the corpus
 
-Written into a temporary directory beside its place, synced, renamed, and only then is the oldest one removed. Nothing
-is pickled: a checkpoint of a stranger can be wrong, but it cannot run code.
+Written into a temporary directory beside its place, synced, renamed, and only then are old ones removed. Nothing is
+pickled: a checkpoint of a stranger can be wrong, but it cannot run code.
 """
 
 import json
@@ -31,6 +31,7 @@ from ltc_textgen.shapes import Tensor
 CHECKPOINTS = "checkpoints"
 PARTS = ("model", "optimizer", "lanes", "random")
 PROGRESS = "progress.json"
+MANIFEST = "manifest.json"
 BEST = "best.safetensors"
 REQUIRED = frozenset({f"{part}.safetensors" for part in PARTS} | {PROGRESS})
 
@@ -54,9 +55,11 @@ def write_checkpoint(
     progress: Mapping[str, Any],
     *,
     best: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     keep: int = 2,
+    keep_best: int = 0,
 ) -> Path:
-    """Save a checkpoint and remove the oldest beyond `keep`.
+    """Save a checkpoint and remove those that need not be kept.
 
     Args:
         run: Run directory.
@@ -64,7 +67,11 @@ def write_checkpoint(
         tensors: Named tensors on the CPU for each of `PARTS`.
         progress: What goes into progress.json; JSON values only.
         best: File of the best weights so far, kept with the checkpoint.
-        keep: Checkpoints that remain, this one included.
+        about: What goes into the manifest beside the checksums; a number under "val_loss" is the validation loss of
+            these very weights.
+        keep: Newest checkpoints that remain, this one included. (One of a later step was passed over as damaged when
+            this run was taken up; it is removed.)
+        keep_best: Older ones that remain as well: those of the lowest "val_loss".
 
     Raises:
         LTCError: If a number among the weights, moments or states is not finite (nothing is written), or the disk
@@ -78,7 +85,7 @@ def write_checkpoint(
         parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _write_files(temporary, tensors, progress, best)
+        _write_files(temporary, tensors, progress, best, about or {})
         _replace_directory(temporary, target)
     except (OSError, LTCError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -88,7 +95,7 @@ def write_checkpoint(
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in list_checkpoints(run)[keep:]:
+    for old in _not_kept(list_checkpoints(run), target, keep, keep_best):
         with suppress(OSError):  # the new one is safe; an old one too many does no harm
             _remove(old)
     return target
@@ -129,7 +136,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, altered or unreadable; the message names it.
     """
-    listed = read_json(path / "manifest.json").get("files")
+    listed = read_json(path / MANIFEST).get("files")
     missing = REQUIRED - set(listed if isinstance(listed, dict) else {})
     if missing:
         raise ArtifactError(f"{path / 'manifest.json'} is damaged: it does not list {min(missing)}")
@@ -173,8 +180,28 @@ def refuse_non_finite(step: int, tensors: Mapping[str, Mapping[str, Tensor]]) ->
                 )
 
 
+def _not_kept(newest_first: list[Path], written: Path, keep: int, keep_best: int) -> list[Path]:
+    now = newest_first.index(written)
+    older = newest_first[now + keep :]
+    losses = {path: loss for path in older if (loss := _validation_loss(path)) is not None}
+    best = sorted(losses, key=losses.__getitem__)[:keep_best]
+    return newest_first[:now] + [path for path in older if path not in best]
+
+
+def _validation_loss(path: Path) -> float | None:
+    try:
+        loss = read_json(path / MANIFEST).get("val_loss")
+    except ArtifactError:
+        return None
+    return float(loss) if isinstance(loss, int | float) else None
+
+
 def _write_files(
-    directory: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any], best: Path | None
+    directory: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    progress: Mapping[str, Any],
+    best: Path | None,
+    about: Mapping[str, Any],
 ) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -191,23 +218,28 @@ def _write_files(
     _sync(record)
     if best is not None:
         link_or_copy(best, directory / BEST)
-    write_manifest(directory, {"format": "1"})
+    write_manifest(directory, {"format": "1", **about})
     sync_directory(directory)
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:
-    if target.exists():  # a damaged one that was passed over on resuming: a directory cannot be renamed onto it
-        _remove(target)
+    doomed = _set_aside(target) if target.exists() else None  # a damaged one that was passed over on resuming
     temporary.replace(target)
     sync_directory(target.parent)
+    if doomed:
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint in two steps, so that a crash in between leaves no half of one under its name."""
+    shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
     doomed = path.with_name(f"{_TEMPORARY}old-{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
 
 
 def _sync(path: Path) -> None:

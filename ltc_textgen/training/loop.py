@@ -6,6 +6,7 @@ A checkpoint is only ever taken between two steps, at the top of this loop, so a
 interrupted one left it, and does the same from there to the last bit.
 """
 
+import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ltc_textgen import artifacts
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokens import TokenData, prepare
 from ltc_textgen.training import checkpoint, signals
+from ltc_textgen.training.identity import identity, refuse_disagreement
 from ltc_textgen.training.lock import RunLock
 from ltc_textgen.training.metrics import check_trackers, log_interval
 from ltc_textgen.training.occupied import refuse_other_run
@@ -25,8 +27,8 @@ from ltc_textgen.training.step import train_step
 from ltc_textgen.training.validation import keep_weights, probe, validate
 from ltc_textgen.training.watch import Watch
 
-UNSAVED_SECONDS = 600.0
-"""A checkpoint is made at least this often, unless `save_every` says otherwise."""
+UNSAVED_MINUTES = 10.0
+"""A checkpoint is made at least this often, unless `save_every` or `save_minutes` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    anyway: bool = False,
     reporter: Reporter | None = None,
     data: TokenData | None = None,
 ) -> TrainResult:
@@ -87,6 +90,8 @@ def train(
         out: Run directory; made if need be.
         resume: Go on from the newest checkpoint in `out`; a run that came to none yet starts from the beginning. The
             result is that of an uninterrupted run, to the last bit with the same number of threads.
+        anyway: Whether to resume even with another corpus, tokenizer, batch or number of processes than the
+            checkpoint's; what that means is reported.
         reporter: Hears about the run; by default a bar on a terminal, lines elsewhere.
         data: The corpus that `run.data` names, if the caller has prepared it.
 
@@ -109,14 +114,15 @@ def train(
         refuse_other_run(out, resume)
         if data is None:
             with runtime.accelerator.local_main_process_first():
-                data = data or prepare(run.data, hears.note)
+                data = data or prepare(run.data, hears.note, progress=hears.tokenizing)
+        _refuse_disagreement(run, data, runtime)
         session = build(run, out, data, runtime, hears)
-        began = _begin(session, resume)
+        ended = _begin(session, resume, anyway)
         with signals.StopRequest(
             lambda name: hears.note(f"{name}: stopping after this step; again to stop at once")
         ) as stop:
             stopped_by = run_loop(session, Watch(stop, session.progress.seconds))
-        return _end(session, stopped_by, began)
+        return _end(session, stopped_by, ended)
 
 
 def run_loop(session: Session, watch: Watch) -> str | None:
@@ -151,17 +157,28 @@ def run_loop(session: Session, watch: Watch) -> str | None:
     return stopped_by
 
 
-def _begin(session: Session, resume: bool) -> int:
-    """Take the run up or start it, and return the step it is at; the directory then holds all but the weights."""
+def _refuse_disagreement(run: RunConfig, data: TokenData, runtime: Runtime) -> None:
+    settings = run.model_config_for(data.tokenizer.vocab_size)
+    mine = run.train.model_dump(mode="json") | identity(settings, run.train, data, runtime.world)
+    refuse_disagreement(runtime.gather_objects(mine))
+
+
+def _begin(session: Session, resume: bool, anyway: bool) -> bool:
+    """Take the run up or start it; the directory then holds all but the weights. Returns whether it had ended."""
     runtime, hears, data = session.runtime, session.reporter, session.data
     if runtime.is_main:
         checkpoint.remove_leftovers(session.out)
-    resumed = resume and restore(session)
+    resumed = resume and restore(session, anyway)
+    progress = session.progress
+    over = resumed and session.budget.is_over(progress)
+    ended = over and progress.validated_step == progress.step
     if runtime.is_main:
         if not resumed:
             session.metrics.truncate(0)
-        if not (resumed and session.budget.is_over(session.progress)):  # a run that has ended stays as it is
+        if not ended:  # such a run stays as it is
             artifacts.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
+            if resumed and progress.best_step is None:
+                keep_weights(session)  # those that may be there belong to other settings, or to steps made again
     count = sum(p.numel() for p in session.model.parameters())
     where = f"{runtime.device}, {runtime.threads} threads" + (
         f", {runtime.world} processes" if runtime.world > 1 else ""
@@ -169,16 +186,20 @@ def _begin(session: Session, resume: bool) -> int:
     hears.note(f"{data.corpus_name}: {len(data.train):,} tokens to train on, {len(data.valid):,} to validate on")
     hears.note(f"{count:,} parameters; {where}; run directory {session.out}")
     if resumed:
-        hears.note(f"resumed at step {session.progress.step}, after {session.progress.seconds:.1f} s")
+        hears.note(f"resumed at step {progress.step}, after {progress.seconds:.1f} s")
+        if over and not ended:
+            hears.note("no steps are left with these settings: more --epochs, --max-steps or --time-budget go on")
     elif resume:
-        hears.note(f"{session.out} holds no checkpoint yet: starting from the beginning")
+        hears.note(f"{session.out} holds no checkpoint: nothing to resume, a new run starts there")
     if unknown := data.train_unknown + data.valid_unknown:
         all_tokens = len(data.train) + len(data.valid)
         hears.note(
             f"{unknown:,} of the {all_tokens:,} tokens are unknown to the tokenizer ({unknown / all_tokens:.2%})"
         )
     runtime.wait()
-    return session.progress.step
+    steps = {"step": session.progress.step, "total_steps": session.budget.steps}
+    hears.start(_facts(session) | steps | {"out": str(session.out)})
+    return ended
 
 
 def _timed_validation(session: Session, watch: Watch) -> None:
@@ -191,12 +212,15 @@ def _timed_validation(session: Session, watch: Watch) -> None:
 
 
 def _save_is_due(session: Session, saved_at: float) -> bool:
-    progress, every = session.progress, session.run.train.save_every
+    progress, train = session.progress, session.run.train
     if progress.step == 0 or session.saved_step == progress.step:
         return False
-    if every is not None:
-        return progress.step % every == 0
-    return progress.validated_step == progress.step or progress.seconds - saved_at >= UNSAVED_SECONDS
+    if progress.validated_step == progress.step and (train.save_every is None or train.keep_best):
+        return True
+    if train.save_every is not None and progress.step % train.save_every == 0:
+        return True
+    minutes = train.save_minutes or (UNSAVED_MINUTES if train.save_every is None else math.inf)
+    return progress.seconds - saved_at >= 60 * minutes
 
 
 def _tell(session: Session) -> None:
@@ -225,7 +249,7 @@ def _tell(session: Session) -> None:
             session.record(values)
 
 
-def _end(session: Session, stopped_by: str | None, began: int) -> TrainResult:
+def _end(session: Session, stopped_by: str | None, ended: bool) -> TrainResult:
     progress = session.progress
     result = TrainResult(
         out=session.out,
@@ -241,11 +265,12 @@ def _end(session: Session, stopped_by: str | None, began: int) -> TrainResult:
         stopped_by=stopped_by,
     )
     if session.runtime.is_main:
-        if progress.step > began:
+        if not ended:
             artifacts.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
         elif not stopped_by:
-            session.reporter.note(f"the run had ended at step {began}: nothing was left to do")
+            session.reporter.note(f"the run had ended at step {progress.step}: nothing was left to do")
         session.trackers.close()
+        session.reporter.end(result.to_dict())
     session.runtime.restore_forward(session.module)
     session.runtime.wait()
     return result

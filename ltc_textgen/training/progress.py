@@ -74,6 +74,11 @@ class Progress:
         self.window_loss, self.window_steps = self.window_loss + loss, self.window_steps + 1
         self.recent_sum, self.recent_weight = FADING * self.recent_sum + loss, FADING * self.recent_weight + 1
 
+    def forget_validations(self) -> None:
+        """Start looking for the best weights anew, as on a text with which earlier losses cannot be compared."""
+        self.validated_step, self.validation_seconds, self.val_loss = -1, None, None
+        self.best_loss = self.best_step = None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)

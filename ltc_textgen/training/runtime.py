@@ -8,6 +8,7 @@ import atexit
 import os
 import warnings
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,9 @@ from ltc_textgen.shapes import Tensor
 PATIENCE = timedelta(days=1)
 """How long processes wait for each other: one validates or tokenises a long text while the others wait. By default
 they would give up after ten minutes. The death of a process is noticed at once, by the launcher."""
+
+
+Shared = TypeVar("Shared")
 
 
 class Runtime:
@@ -52,6 +56,7 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
+        _refuse_lone_process(self.world)
         if config.batch_size % self.world:
             raise UsageError(
                 f"train.batch_size: {config.batch_size} lanes cannot be shared equally by {self.world} processes; "
@@ -102,6 +107,14 @@ class Runtime:
         """One small object of each process, in order of rank. Must be called by all."""
         return gather_object([value]) if self.world > 1 else [value]
 
+    def from_main(self, value: Shared) -> Shared:
+        """The main process's `value`; must be called by all. Pickled on the way, so never for what a stranger wrote."""
+        if self.world == 1:
+            return value
+        held = [value]
+        torch.distributed.broadcast_object_list(held, src=0, device=_collective_device(self.device))
+        return held[0]
+
     def wait(self) -> None:
         """Return when all processes have called this."""
         self.accelerator.wait_for_everyone()
@@ -115,6 +128,24 @@ def check_precision(precision: str, device: torch.device) -> None:
     """
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("train.precision: fp16 needs a GPU; on a CPU use bf16 or no")
+
+
+def _refuse_lone_process(world: int) -> None:
+    """Refuse to train alone what was launched as a part of several, each of which would write the same run.
+
+    Raises:
+        UsageError: In that case.
+    """
+    environment = os.environ
+    launched = int(environment.get("WORLD_SIZE", "1"))
+    # What `accelerate launch --cpu --num_processes 2` leaves: the address of a meeting that nobody else comes to.
+    lost = environment.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in environment
+    if world == 1 and (launched > 1 or (lost and "WORLD_SIZE" not in environment)):
+        raise UsageError(
+            "several processes were asked for, but the launcher started this one alone: use "
+            "`torchrun --nproc_per_node N -m ltc_textgen train ...`, or `accelerate launch --multi_gpu "
+            "--num_processes N -m ltc_textgen train ...`, which serves CPUs too"
+        )
 
 
 def _accelerator(

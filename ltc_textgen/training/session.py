@@ -9,16 +9,19 @@ import torch
 from torch import nn
 
 from ltc_textgen import artifacts
-from ltc_textgen.config import ModelConfig, RunConfig
+from ltc_textgen.config import RunConfig
 from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.data.memory import release_pages
 from ltc_textgen.data.tokens import TokenData
-from ltc_textgen.errors import UsageError
+from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.files import sync_directory
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.state import LiquidState
 from ltc_textgen.training import checkpoint, snapshot
+from ltc_textgen.training.agreement import agreed_checkpoint
 from ltc_textgen.training.budget import Budget
+from ltc_textgen.training.identity import LANES_START_AFRESH, LOSSES_DIFFER, differences, for_manifest, identity
 from ltc_textgen.training.metrics import METRICS, MetricsLog, Trackers
 from ltc_textgen.training.optimizer import make_optimizer
 from ltc_textgen.training.progress import Progress
@@ -116,19 +119,13 @@ def count_tokens(tokens: np.ndarray, vocabulary: int) -> Int[Tensor, " V"]:
     counts = np.zeros(vocabulary, dtype=np.int64)
     for start in range(0, len(tokens), COUNTED_AT_ONCE):
         counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=vocabulary)
+        release_pages(tokens)
     return torch.from_numpy(counts)
 
 
-def identity(session: Session) -> dict[str, Any]:
+def own_identity(session: Session) -> dict[str, Any]:
     """What a resumed run must have in common with the run that it goes on with."""
-    return {
-        "tokenizer": session.data.tokenizer.fingerprint,
-        "corpus": session.data.corpus.fingerprint,
-        "model": session.model.settings.model_dump(mode="json", exclude_defaults=True),
-        "batch_size": session.run.train.batch_size,
-        "sequence_length": session.run.train.sequence_length,
-        "processes": session.runtime.world,
-    }
+    return identity(session.model.settings, session.run.train, session.data, session.runtime.world)
 
 
 def save(session: Session) -> None:
@@ -144,7 +141,7 @@ def save(session: Session) -> None:
     session.progress.metrics_bytes = session.metrics.sync()
     scaler = session.runtime.accelerator.scaler
     record = {
-        "identity": identity(session),
+        "identity": own_identity(session),
         "train": session.run.train.model_dump(mode="json"),
         "threads": session.runtime.threads,
         "progress": session.progress.to_dict(),
@@ -164,30 +161,46 @@ def save(session: Session) -> None:
         tensors,
         record,
         best=weights if session.progress.best_step is not None else None,
+        about=for_manifest(session.model.settings, session.data) | {"val_loss": _own_loss(session.progress)},
         keep=session.run.train.keep_last,
+        keep_best=session.run.train.keep_best,
     )
+    session.reporter.checkpoint(session.progress.step, session.progress.seconds)
 
 
-def restore(session: Session) -> bool:
+def restore(session: Session, anyway: bool = False) -> bool:
     """Go on from the newest usable checkpoint; False if there is none. Must be called by all processes.
 
+    Args:
+        session: A run at its beginning.
+        anyway: Whether to go on with another corpus, tokenizer, batch or number of processes, and with other settings
+            of the model that its weights fit; the user is told what differs.
+
     Raises:
-        UsageError: If the checkpoint belongs to another corpus, tokenizer, model, batch or number of processes.
+        UsageError: If the checkpoint belongs to another run in one of these ways and `anyway` is not given.
         ArtifactError: If there are checkpoints, but none that is undamaged.
     """
-    found = checkpoint.newest_checkpoint(session.out, session.reporter.note)
+    found = agreed_checkpoint(session.out, session.runtime, session.reporter.note)
     if found is None:
         return False
     record = found.progress
-    _refuse_other_settings(session, record["identity"])
+    changed = _changes(session, record["identity"], anyway)
     _tell_changes(session, record)
-    snapshot.load_model_tensors(session.model, found.tensors["model"])
+    try:
+        snapshot.load_model_tensors(session.model, found.tensors["model"])
+    except ArtifactError as error:
+        if "model" not in changed:
+            raise
+        raise UsageError(f"{session.out}: cannot resume, not even with --resume-anyway: {error}") from None
     snapshot.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
     rank, device = session.runtime.rank, session.runtime.device
     mine = slice(rank * session.rows, (rank + 1) * session.rows)
-    lanes = {name: tensor[mine].clone() for name, tensor in found.tensors["lanes"].items()}
-    session.state = LiquidState.from_tensors(lanes).to(device)
+    if not changed & LANES_START_AFRESH:
+        lanes = {name: tensor[mine].clone() for name, tensor in found.tensors["lanes"].items()}
+        session.state = LiquidState.from_tensors(lanes).to(device)
     session.progress = Progress.from_dict(record["progress"])
+    if changed & LOSSES_DIFFER:
+        session.progress.forget_validations()
     session.saved_step = session.progress.step
     if record["scaler"] and session.runtime.accelerator.scaler:
         session.runtime.accelerator.scaler.load_state_dict(record["scaler"])
@@ -195,10 +208,11 @@ def restore(session: Session) -> bool:
         session.metrics.truncate(session.progress.metrics_bytes)
         if session.progress.best_step is not None:
             _restore_best(found.path / checkpoint.BEST, session.out / artifacts.WEIGHTS)
-    snapshot.load_random_states(record["random"][rank])
-    prefix = f"{rank}."
-    mine_torch = {n.removeprefix(prefix): t for n, t in found.tensors["random"].items() if n.startswith(prefix)}
-    snapshot.load_torch_random_states(mine_torch, device)
+    if rank < len(record["random"]):  # a process that was not there before keeps the generators that it began with
+        snapshot.load_random_states(record["random"][rank])
+        prefix = f"{rank}."
+        mine_torch = {n.removeprefix(prefix): t for n, t in found.tensors["random"].items() if n.startswith(prefix)}
+        snapshot.load_torch_random_states(mine_torch, device)
     return True
 
 
@@ -211,31 +225,22 @@ def _restore_best(source: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
-def _refuse_other_settings(session: Session, before: dict[str, Any]) -> None:
-    for name, now in identity(session).items():
-        then: Any = before.get(name)
-        if name == "model":  # compared with the defaults, so that a setting of a later version is no change
-            now, then = session.model.settings.model_dump(mode="json"), _all_settings(then)
-        if then == now:
-            continue
-        change = f"is {now}, the checkpoint's is {then}"
-        if name in ("corpus", "tokenizer"):
-            change = "is not the one that the run was started with"
-        elif name == "model":
-            key = min(key for key in {*now, *then} if now.get(key) != then.get(key))
-            name, change = f"model.{key}", f"is {now.get(key)}, the checkpoint's is {then.get(key)}"
+def _own_loss(progress: Progress) -> float | None:
+    """The validation loss of the weights as they are now, if they were validated."""
+    return progress.val_loss if progress.validated_step == progress.step else None
+
+
+def _changes(session: Session, before: dict[str, Any], anyway: bool) -> set[str]:
+    """Keys of the identity in which this run is not the one of the checkpoint."""
+    found = differences(before, own_identity(session))
+    if found and not anyway:
         raise UsageError(
-            f"{session.out}: cannot resume: {name} {change}; give the settings of the first run, or train anew into "
-            "another --out"
+            f"{session.out}: cannot resume: {'; '.join(each.text for each in found)}; give the settings of the first "
+            "run, train anew into another --out, or go on all the same with --resume-anyway"
         )
-
-
-def _all_settings(given: Any) -> dict[str, Any]:
-    """The model settings of a checkpoint, which holds those that are not the defaults, with the defaults."""
-    try:
-        return ModelConfig.parse(given).model_dump(mode="json")
-    except (UsageError, TypeError):  # of another version
-        return dict(given) if isinstance(given, dict) else {}
+    for each in found:
+        session.reporter.note(f"resumed although {each.text}: {each.meaning}")
+    return {each.key for each in found}
 
 
 def _tell_changes(session: Session, record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from training_runs import Listener, Process, assert_same_run, curve, metrics, se
 
 from ltc_textgen.artifacts import load_run
 from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.training import identity as identity_module
 from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training import session as session_module
 from ltc_textgen.training.checkpoint import list_checkpoints
@@ -218,7 +219,7 @@ def test_a_later_version_may_tokenise_into_another_cache_and_know_more_settings(
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
     monkeypatch.setattr(tokens, "FORMAT", tokens.FORMAT + 1)
-    monkeypatch.setattr(session_module, "ModelConfig", Later)
+    monkeypatch.setattr(identity_module, "ModelConfig", Later)
     original = session_module.build
 
     def build(*args):
@@ -246,7 +247,7 @@ def test_other_settings_may_change_and_are_told(stopped, corpus, tmp_path):
 def test_resuming_what_has_not_begun_begins(corpus, tmp_path):
     heard = Listener()
     assert train(plan(corpus, max_steps=3), tmp_path / "run", resume=True, reporter=heard).step == 3
-    assert any("holds no checkpoint yet" in note for note in heard.notes)
+    assert any("nothing to resume, a new run starts there" in note for note in heard.notes)
 
 
 def test_killed_at_random_moments_and_resumed_it_is_the_same_run(uninterrupted, corpus, tmp_path):
