@@ -122,7 +122,8 @@ class LiquidBlock(nn.Module):
         mixing, drive = (norm.weight, conv.weight, conv.bias), (cell.input.weight, cell.input.bias)
         weights = BlockWeights(*mixing, *drive, *cell.physics(), gate.weight, gate.bias, self.out.weight)
         epsilon = torch.finfo(u.dtype).eps if norm.eps is None else norm.eps
-        method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive)
+        half = torch.is_autocast_enabled("cpu")
+        method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive, half)
         keep = None
         if self.training and self.dropout.p:
             keep = F.dropout(torch.ones_like(u), self.dropout.p)

@@ -58,10 +58,15 @@ def runs_on_cpu(tensor: Tensor) -> bool:
 
 
 def runs_eagerly(tensor: Tensor) -> bool:
-    """Whether a kernel that is no operator may take a call: nobody compiles, traces, exports or casts it."""
+    """Whether a kernel that is no operator may take a call: nobody compiles, traces or exports it.
+
+    Under autocast it may if that is to bfloat16, which the caller must see to.
+    """
     if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return False
-    return type(tensor) is Tensor and not torch.is_autocast_enabled("cpu") and runs_on_cpu(tensor)
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return False
+    return type(tensor) is Tensor and runs_on_cpu(tensor)
 
 
 def _transformed() -> bool:

@@ -77,12 +77,21 @@ class BlockWeights(NamedTuple):
 
 
 class BlockMethod(NamedTuple):
-    """What a block does with its parameters: epsilon of the norm, sub-steps, code of the solver, adaptive or not."""
+    """What a block does with its parameters.
+
+    Args:
+        epsilon: Of the norm.
+        steps: Sub-steps per token.
+        solver: Its code.
+        adaptive: Whether synapses change the time constants.
+        half: Whether matrix products are made in bfloat16, as under autocast; their sums are float32.
+    """
 
     epsilon: float
     steps: int
     solver: int
     adaptive: bool
+    half: bool
 
 
 def fused_block(
@@ -130,14 +139,14 @@ class _FusedBlock(torch.autograd.Function):
         call = _MixingForward(*map(address, (u, columns, w.norm, w.conv, w.conv_bias, extended, scale, mixed)))
         _run("ltc_mixing_forward", ctypes.byref(shape), ctypes.byref(call))
         flat = mixed.view(-1, D)
-        drive = _times(flat, w.drive.t(), w.drive_bias).view(B, T, -1)
+        drive = _times(method.half, flat, w.drive.t(), w.drive_bias).view(B, T, -1)
         scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
         states, last, _ = SCAN._forward(*scan, method.steps, method.solver, method.adaptive, False)
-        z = _times(flat, w.gate.t(), w.gate_bias)
+        z = _times(method.half, flat, w.gate.t(), w.gate_bias)
         gated = torch.empty_like(z)
         gate = _Gate(address(states), address(z), address(gated))
         _run("ltc_gate_forward", z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
-        branch = _times(gated, w.out.t()).view(B, T, D)
+        branch = _times(method.half, gated, w.out.t()).view(B, T, D)
         out = branch.add_(u) if keep is None else torch.addcmul(u, branch, keep)
         ctx.set_materialize_grads(False)
         ctx.method, ctx.shape = method, shape
@@ -149,10 +158,11 @@ class _FusedBlock(torch.autograd.Function):
     def backward(ctx: Any, out_grad: Tensor | None, after_grad: Tensor | None, last_grad: Tensor | None) -> Any:
         u, columns, neurons, dt, keep, extended, scale, mixed, drive, states, z, gated, *given = ctx.saved_tensors
         w, D, N = BlockWeights(*given), u.shape[-1], z.shape[1]
+        half = ctx.method.half
         out_grad = torch.zeros_like(u) if out_grad is None else out_grad.contiguous()
         branch_grad = (out_grad if keep is None else out_grad * keep).view(-1, D)
-        out_weight_grad = _times(branch_grad.t(), gated)
-        gated_grad = _times(branch_grad, w.out)
+        out_weight_grad = _times(half, branch_grad.t(), gated)
+        gated_grad = _times(half, branch_grad, w.out)
         states_grad, z_grad = torch.empty_like(states), torch.empty_like(z)
         gate = _Gate(*map(address, (states, z, gated_grad, states_grad, z_grad)))
         _run("ltc_gate_backward", z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
@@ -163,7 +173,7 @@ class _FusedBlock(torch.autograd.Function):
             states_grad, last_grad, states, room(0), *scan, *method, with_dt
         )
         flat, drive_grad = mixed.view(-1, D), drive_grad.view(-1, 2 * N)
-        mixed_grad, other_grad = _times(drive_grad, w.drive), _times(z_grad, w.gate)
+        mixed_grad, other_grad = _times(half, drive_grad, w.drive), _times(half, z_grad, w.gate)
         u_grad, norm_grad = torch.empty_like(u), torch.empty_like(w.norm)
         conv_grad, conv_bias_grad = torch.empty_like(w.conv), torch.empty_like(w.conv_bias)
         columns_grad = torch.empty_like(columns) if ctx.needs_input_grad[1] else None
@@ -178,8 +188,8 @@ class _FusedBlock(torch.autograd.Function):
         return (
             *(u_grad, columns_grad, neurons_grad, dt_grad if with_dt else None, None, None),
             *(norm_grad, conv_grad, conv_bias_grad),
-            *(_times(drive_grad.t(), flat), drive_grad.sum(0), *cell_grads),
-            *(_times(z_grad.t(), flat), z_grad.sum(0), out_weight_grad),
+            *(_times(half, drive_grad.t(), flat), drive_grad.sum(0), *cell_grads),
+            *(_times(half, z_grad.t(), flat), z_grad.sum(0), out_weight_grad),
         )
 
 
@@ -187,8 +197,11 @@ def _run(name: str, *arguments: Any) -> None:
     raise_for(getattr(LIBRARY, name)(*arguments), {})
 
 
-def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def _times(half: bool, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """A B (+ bias), by whichever product is faster here."""
+    if half:
+        result = (a.bfloat16() @ b.bfloat16()).float()
+        return result if bias is None else result.add_(bias)
     if PAYS:
         return product(a, b, bias)
     return a @ b if bias is None else torch.addmm(bias, a, b)

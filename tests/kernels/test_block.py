@@ -112,7 +112,7 @@ def test_others_who_look_inside_get_the_plain_operations() -> None:
     ours.conv = nn.Sequential(ours.conv)  # type: ignore[assignment]
     assert not ours._fuses(torch.zeros(1, 1, 20))
     ours.conv = CausalConvolution(20, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
         assert not fused(ours)
     with kernels.use("reference"):
         assert not fused(ours)
@@ -134,3 +134,18 @@ def test_same_bits_every_time() -> None:
     pulls = [torch.randn_like(tensor) for tensor in given[:3]]
     first, second = results(ours, given, pulls), results(ours, given, pulls)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_under_autocast_only_products_are_bfloat16() -> None:
+    torch.manual_seed(4)
+    ours = block(64)
+    given = inputs(ours, 3, 8)
+    pulls = [torch.randn_like(tensor) for tensor in given[:3]]
+    exact = results(ours, given, pulls)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fused(ours)
+        found = results(ours, given, pulls)
+    assert not torch.equal(found["out"], exact["out"])
+    for name, tensor in exact.items():
+        assert found[name].dtype == torch.float32
+        assert (found[name] - tensor).norm() / tensor.norm() < 0.03, name
