@@ -110,7 +110,7 @@ def fit(
             best = _validate(model, valid, result, best, times)
             due += 1 / plan.validations
         for group in adam.param_groups:
-            group["lr"] = plan.learning_rate * _rate(done, plan)
+            group["lr"] = plan.learning_rate * rate(done, plan)
         inputs, targets, fresh = _window(model, train, lanes, result.steps, plan, draw)
         elapsed = None if clocks is None else clocks.window(result.steps)[0].float()
         hidden, state = model.train()(inputs, None if fresh else state, elapsed)
@@ -128,7 +128,7 @@ def fit(
     return result
 
 
-def _rate(done: float, plan: Plan) -> float:
+def rate(done: float, plan: Plan) -> float:
     if done < plan.warmup:
         return max(done / plan.warmup, 0.01)
     share = (done - plan.warmup) / (1 - plan.warmup)

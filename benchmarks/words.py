@@ -1,0 +1,32 @@
+"""Words as tokens, as the published results of WikiText count them: what blanks separate, and an <eos> at line ends."""
+
+from collections import Counter
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from ltc_textgen.config import DataConfig
+from ltc_textgen.data.corpora import load_corpus
+from ltc_textgen.files import write_atomic
+
+UNKNOWN = "<unk>"
+END = "<eos>"
+
+
+def word_tokenizer(corpus: str, folder: Path) -> Path:
+    """Write a tokenizer.json whose vocabulary is all words of the training part of a corpus; returns its path.
+
+    A word that the training part does not hold is <unk>, which WikiText spells out where it has replaced one itself.
+    """
+    counts: Counter[str] = Counter()
+    for document in load_corpus(DataConfig(data=corpus)).train():
+        counts.update(document.replace("\n", f" {END} ").split())
+    counts[UNKNOWN], counts[END] = max(counts[UNKNOWN], 1), max(counts[END], 1)
+    vocabulary = {word: index for index, (word, _) in enumerate(counts.most_common())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Replace("\n", f" {END} ")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    path = folder / "words.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, tokenizer.to_str())
+    return path
