@@ -11,8 +11,12 @@ token is the one after it. What does not fill a window in every lane, at the end
 import numpy as np
 import torch
 
+from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.shapes import Bool, Int, Tensor
+
+RELEASE = 1 << 24
+"""Tokens after which the pages they were read from are released."""
 
 
 class Lanes:
@@ -52,7 +56,7 @@ class Lanes:
             )
         self.steps_per_epoch = most // batch_size
         self.batch_size, self.sequence_length = batch_size, sequence_length
-        self._tokens = tokens
+        self._tokens, self._read = tokens, 0
         share = batch_size // world
         length = self.steps_per_epoch * sequence_length
         self._starts = [lane * length for lane in range(rank * share, (rank + 1) * share)]
@@ -70,5 +74,9 @@ class Lanes:
         offset, length = index * self.sequence_length, self.sequence_length
         rows = [self._tokens[start + offset : start + offset + length + 1] for start in self._starts]
         block = torch.from_numpy(np.stack(rows).astype(np.int64))
+        self._read += block.numel()
+        if self._read >= RELEASE:
+            release_pages(self._tokens)
+            self._read = 0
         reset = torch.full((len(rows),), index == 0)
         return block[:, :-1].contiguous(), block[:, 1:].contiguous(), reset

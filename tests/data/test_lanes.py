@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ltc_textgen.data import lanes as module
 from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, UsageError
 
 
@@ -61,3 +63,39 @@ def test_wrong_use() -> None:
         Lanes(tokens, 0, 5)
     with pytest.raises(UsageError, match="step must be >= 0"):
         Lanes(tokens, 2, 5).window(-1)
+
+
+def resident(path: Path) -> int:
+    """Bytes of the mappings of a file that are in this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(
+        int(next(row for row in lines if row.startswith("Rss:")).split()[1]) * 1024
+        for line in lines
+        if line.endswith(str(path))
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_pages_that_were_read_are_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tokens.bin"
+    (np.arange(1 << 25) % 65536).astype(np.uint16).tofile(path)
+    tokens = np.memmap(path, np.uint16, "r")
+    length = 1 << 16
+    lanes = Lanes(tokens, 2, length)
+    monkeypatch.setattr(module, "RELEASE", 1 << 40)
+    for step in range(lanes.steps_per_epoch):
+        lanes.window(step)
+    assert resident(path) > 56 << 20
+    monkeypatch.setattr(module, "RELEASE", 1 << 20)
+    peak = 0
+    for step in range(lanes.steps_per_epoch):
+        inputs, _, _ = lanes.window(step)
+        peak = max(peak, resident(path)) if step > 16 else 0
+        start = (lanes.steps_per_epoch + step) * length
+        assert inputs[1, [0, 1, -1]].tolist() == [token % 65536 for token in (start, start + 1, start + length - 1)]
+    assert peak < 24 << 20
+    private = np.memmap(path, np.uint16, "c")
+    private[5] = 77
+    release_pages(private)
+    assert private[5] == 77
+    release_pages(np.arange(5))
