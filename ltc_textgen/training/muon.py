@@ -16,10 +16,11 @@ from torch import nn
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.shapes import Float, Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""a X + b X X'X + c X (X'X)^2 brings every singular value from (0, 1] to about 0.7 to 1.2 in five iterations."""
+ITERATIONS = ((7.9116, -23.0863, 17.0503), (3.5581, -2.7803, 0.5727), (2.7735, -2.2397, 0.5584))
+"""a, b, c of each iteration X <- a X + b X X'X + c X (X'X)^2. Together they bring every singular value from [0.01, 1]
+to within 0.28 of 1: the largest distance was made as small as it goes, numerically. Smaller values grow 78-fold. Five
+iterations of one polynomial, the usual choice, cost more and gave a higher loss."""
 
-ITERATIONS = 5
 MOMENTUM = 0.95
 
 
@@ -76,10 +77,9 @@ def orthogonalised(matrices: Float[Tensor, "K rows columns"]) -> Float[Tensor, "
     Args:
         matrices: K of them, at least as tall as wide.
     """
-    a, b, c = NEWTON_SCHULZ
     dtype = torch.bfloat16 if _has_bfloat16(matrices.device) else torch.float32
     X = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)).to(dtype)
-    for _ in range(ITERATIONS):
+    for a, b, c in ITERATIONS:
         gram = X.mT @ X
         X = torch.baddbmm(X, X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
     return X.to(matrices.dtype)
