@@ -168,8 +168,8 @@ def test_chunks_and_batches_change_nothing(monkeypatch):
     tokens = np.random.default_rng(0).integers(0, 257, 60)
     whole = {w: score_tokens(model, tokens, window=w, chunk=10_000) for w in (None, 13)}
     assert whole[None][0] != pytest.approx(whole[13][0], rel=1e-5)
-    monkeypatch.setattr("ltc_textgen.evaluation.BATCH_TOKENS", 60)
-    monkeypatch.setattr("ltc_textgen.evaluation.HEAD_LOGITS", 257 * 3)
+    monkeypatch.setattr("ltc_textgen.evaluation.scoring.BATCH_TOKENS", 60)
+    monkeypatch.setattr("ltc_textgen.evaluation.scoring.HEAD_LOGITS", 257 * 3)
     for window, expected in whole.items():
         for chunk in (1, 5, 50):
             nll, count = score_tokens(model, tokens, window=window, chunk=chunk)
@@ -178,7 +178,7 @@ def test_chunks_and_batches_change_nothing(monkeypatch):
 
 def test_a_large_vocabulary_is_scored_in_slices(monkeypatch):
     model, rows = make_model(), []
-    monkeypatch.setattr("ltc_textgen.evaluation.HEAD_LOGITS", 257 * 10)
+    monkeypatch.setattr("ltc_textgen.evaluation.scoring.HEAD_LOGITS", 257 * 10)
     loss = model.head.loss
     monkeypatch.setattr(model.head, "loss", lambda hidden, targets: rows.append(len(hidden)) or loss(hidden, targets))
     score_tokens(model, np.arange(36))
