@@ -2,8 +2,8 @@
 
 Each command lives in a file of `commands/` and imports torch only when it runs, so that `ltc --help` is quick.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 data cannot be had, 4 artifact refused, 130 or 143 stopped by a signal
-after saving. stdout carries the result, stderr everything else.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 data cannot be had, 4 artifact refused, 130, 143 or 129 stopped by a
+signal after saving. stdout carries the result, stderr everything else.
 """
 
 import os
@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ltc_textgen import process
-from ltc_textgen.commands import bench, doctor, evaluate, generate, inspect, train
+from ltc_textgen.commands import bench, doctor, evaluate, export, generate, inspect, train
 from ltc_textgen.errors import LTCError
 
 
@@ -57,6 +57,7 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 

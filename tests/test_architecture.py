@@ -16,6 +16,7 @@ ORDER = [
     {"data", "reading"},
     {"artifacts"},
     {"generation", "evaluation"},
+    {"export"},
     {"training", "recipes", "presets", "benchmarking"},
     {"commands"},
     {"cli", "__main__", "__init__", "registration"},

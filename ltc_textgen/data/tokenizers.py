@@ -119,6 +119,19 @@ class TextTokenizer:
             return WordStream([piece.decode() for piece in self._table], self._prefix)
         return WindowStream(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=False), self._silent)
 
+    def decoding_table(self) -> dict[str, Any]:
+        """What `stream` needs to know, for a program without this package: JSON.
+
+        `style` is bytes (`pieces`: the bytes of every id, in hexadecimal), words (`pieces`: the text of every id;
+        `prefix` marks one that continues a word) or window (`silent`: ids that write nothing).
+        """
+        if self._style == "bytes":
+            return {"style": "bytes", "pieces": [piece.hex() for piece in self._table]}
+        if self._style == "words":
+            pieces = [piece.decode() for piece in self._table]
+            return {"style": "words", "pieces": pieces, "prefix": self._prefix}
+        return {"style": "window", "silent": sorted(self._silent)}
+
     def token(self, index: int) -> str:
         """The token as it stands in the vocabulary."""
         return self._pieces[index]

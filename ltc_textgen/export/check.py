@@ -1,0 +1,121 @@
+"""An exported network held against PyTorch, token by token, and its speed."""
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from ltc_textgen.errors import LTCError
+from ltc_textgen.export.host.generate import Network
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.shapes import Float
+
+CHAINED = 10_000
+"""Tokens through which an export is followed. One step proves little: a recurrent error adds up."""
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, and largest relative difference of a time constant."""
+
+AT_ONCE = 250
+"""Tokens whose logits are kept at a time."""
+
+Progress = Callable[[int, int], None]
+
+
+def compare(
+    network: LiquidTimeConstantNetwork, exported: Network, *, tokens: int = CHAINED, progress: Progress | None = None
+) -> float:
+    """Follow an export and the network over one long chain of tokens, each with its own state, never put right.
+
+    Two texts are read side by side: one that the export writes itself, and one of random tokens that are unevenly
+    spaced in time. The network reads as `ltc generate` does, with whatever kernels it has here.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        exported: What was made of it.
+        tokens: Length of the chain.
+        progress: Told the tokens done and all there are.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        LTCError: If a logit or time constant differs by more than `TOLERANCE`, or is not finite.
+    """
+    chance = np.random.default_rng(0)
+    state, reference, largest = exported.rest(2), None, 0.0
+    own = int(exported.about["separator"])
+    for done in range(0, tokens, AT_ONCE):
+        length = min(AT_ONCE, tokens - done)
+        ids = chance.integers(network.settings.input_size, size=(2, length))
+        elapsed = np.ones((2, length), np.float32)
+        elapsed[1] = chance.uniform(0, 1, length)
+        logits, constants = [], []
+        for t in range(length):
+            ids[0, t] = own
+            given, state, taus = exported.observe(ids[:, t], state, elapsed[:, t])
+            if not np.isfinite(given).all():
+                raise LTCError(f"export: the network's logits are not finite after {done + t + 1} tokens")
+            own = draw(given[0], chance.random())
+            logits.append(given)
+            constants.append(taus)
+        with torch.inference_mode():
+            inputs, times = torch.from_numpy(ids), torch.from_numpy(elapsed)
+            if done == 0:
+                expected = network.time_constants(inputs, reference, times)
+                _check_time_constants([np.stack(layer, 1) for layer in zip(*constants, strict=True)], expected)
+            hidden, reference = network.advance(inputs, reference, times)
+            difference = np.abs(network.head.logits(hidden).float().numpy() - np.stack(logits, 1)).max()
+        if not difference <= TOLERANCE:
+            raise LTCError(
+                f"export: the ONNX model differs from PyTorch by {difference:.1e} within {done + length:,} tokens, "
+                f"more than {TOLERANCE}: nothing was written"
+            )
+        largest = max(largest, float(difference))
+        if progress:
+            progress(done + length, tokens)
+    return largest
+
+
+def _check_time_constants(ours: list[np.ndarray], theirs: list[torch.Tensor]) -> None:
+    for layer, (tau, expected) in enumerate(zip(ours, theirs, strict=True)):
+        if not np.allclose(tau, expected.float().numpy(), rtol=TOLERANCE, atol=0):
+            raise LTCError(f"export: the time constants of layer {layer} differ from PyTorch: nothing was written")
+
+
+def draw(logits: Float[np.ndarray, " V"], uniform: float) -> int:
+    """A token from the softmax of logits."""
+    cumulative = np.cumsum(np.exp(logits.astype(np.float64) - logits.max()))
+    return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+
+
+def perplexity(exported: Network, tokens: np.ndarray, progress: Progress | None = None) -> float:
+    """Perplexity of a text read as one stream, the state carried throughout.
+
+    Args:
+        exported: The network.
+        tokens: Ids, (T,), T >= 2; the first is context alone.
+        progress: Told the tokens done and all there are.
+    """
+    state, nats = exported.rest(), 0.0
+    for t, (token, target) in enumerate(pairwise(tokens)):
+        logits, state = exported.step(np.array([token], np.int64), state)
+        row = logits[0].astype(np.float64)
+        nats += np.log(np.exp(row - row.max()).sum()) + row.max() - row[target]
+        if progress and t % AT_ONCE == 0:
+            progress(t, len(tokens) - 1)
+    return float(np.exp(nats / (len(tokens) - 1)))
+
+
+def tokens_per_second(exported: Network, seconds: float = 1.0) -> float:
+    """Speed of one text, each token the likeliest after the one before: the median of five parts of the time."""
+    state, token, rates = exported.rest(), np.array([exported.about["separator"]]), []
+    for _ in range(5):
+        begin, count = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds / 5:
+            logits, state = exported.step(token, state)
+            token, count = logits.argmax(1), count + 1
+        rates.append(count / passed)
+    return float(np.median(rates))

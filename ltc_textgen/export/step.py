@@ -1,0 +1,72 @@
+"""One token of a network as a module of plain tensors: what every exporter is given.
+
+token (B,), elapsed (B,), state tensors  ->  logits (B, V), state tensors after the token, time constants (B, N) a layer
+"""
+
+from torch import nn
+
+from ltc_textgen.blocks import LayerState, LiquidBlock, PlainLayer
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.state import LiquidState
+
+
+class TokenStep(nn.Module):
+    """The network, one token at a time, its state among the arguments and results.
+
+    Args:
+        network: Whose weights it shares. It is put into evaluation mode.
+    """
+
+    def __init__(self, network: LiquidTimeConstantNetwork) -> None:
+        super().__init__()
+        self.network = network.eval()
+        # A convolution of width 1 keeps no columns: a tensor without elements is no input that a host could give.
+        self._rest = network.initial_state(1).tensors()
+        self.state_names = [name for name, tensor in self._rest.items() if tensor.numel()]
+
+    @property
+    def initial(self) -> dict[str, Float[Tensor, "..."]]:
+        """The state before the first token, without the batch dimension, by name."""
+        return {name: self._rest[name][0].float() for name in self.state_names}
+
+    def forward(
+        self, token: Int[Tensor, " B"], elapsed: Float[Tensor, " B"], *state: Float[Tensor, "B ..."]
+    ) -> tuple[Float[Tensor, "B ..."], ...]:
+        """Logits, the state after the token in the order of `state_names`, and the time constants of every layer.
+
+        Args:
+            token: Token ids, which must lie inside the vocabulary.
+            elapsed: Time from this token to the next, in token time, >= 0; 1 for ordinary text.
+            *state: State before the token, in the order of `state_names`.
+        """
+        missing = {name: rest.expand(token.shape[0], *rest.shape[1:]) for name, rest in self._rest.items()}
+        before = LiquidState.from_tensors(missing | dict(zip(self.state_names, state, strict=True)))
+        columns = before.columns or (None,) * len(before.neurons)
+        network, after, constants = self.network, [], []
+        hidden = network.embedding(token[:, None])
+        for layer, layer_state in zip(network.layers, zip(before.neurons, columns, strict=True), strict=True):
+            hidden, layer_after, tau = _observed(layer, hidden, layer_state, elapsed[:, None])
+            after.append(layer_after)
+            constants.append(tau)
+        logits = network.head.logits(network.norm(hidden)[:, 0]).float()
+        neurons = tuple(n for n, _ in after)
+        named = LiquidState(neurons, tuple(c for _, c in after if c is not None)).tensors()
+        return logits, *(named[name] for name in self.state_names), *constants
+
+
+def _observed(
+    layer: PlainLayer | LiquidBlock, hidden: Float[Tensor, "B 1 D"], state: LayerState, elapsed: Float[Tensor, "B 1"]
+) -> tuple[Float[Tensor, "B 1 D"], LayerState, Float[Tensor, "B N"]]:
+    """A layer's output and state after one token, and its time constants then.
+
+    `layer.observe` would compute the token a second time; here the cell is listened to instead.
+    """
+    heard: list[tuple[Tensor, Tensor]] = []
+    listener = layer.cell.register_forward_hook(lambda _, inputs, outputs: heard.append((inputs[0], outputs[1])))
+    try:
+        out, after = layer(hidden, state, elapsed, None, None)
+    finally:
+        listener.remove()
+    ((entered, neurons),) = heard
+    return out, after, layer.cell.time_constants(entered, neurons[:, None])[:, 0].float()
