@@ -43,11 +43,15 @@ def check_logits(logits: Float[Tensor, "B V"]) -> None:
     """
     finite = logits.amax(dim=1).isfinite()  # the maximum is NaN if any is, +inf if any is, -inf if all are
     if not bool(finite.all()):
-        row = int((~finite).nonzero()[0, 0])
-        raise LogitsError(
-            f"the model's logits of sample {row} are NaN or infinite: its weights are broken; "
-            "load an earlier checkpoint, or train again with a smaller learning rate"
-        )
+        raise broken_logits(int((~finite).nonzero()[0, 0]))
+
+
+def broken_logits(row: int) -> LogitsError:
+    """The error that says that a row's logits are no distribution."""
+    return LogitsError(
+        f"the model's logits of sample {row} are NaN or infinite: its weights are broken; "
+        "load an earlier checkpoint, or train again with a smaller learning rate"
+    )
 
 
 def penalize(logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"], penalty: float) -> Float[Tensor, "B V"]:
@@ -163,17 +167,23 @@ class UniformStreams:
     def __init__(self, seed: int, samples: range) -> None:
         self._generators = [torch.Generator().manual_seed(sample_seed(seed, sample)) for sample in samples]
         self._block = torch.empty(len(samples), 0, dtype=torch.float64)
-        self._column = 0
 
     def next(self) -> Float[Tensor, " B"]:
         """One number in [0, 1), float64, for each sample."""
-        if self._column == self._block.shape[1]:
-            self._block = torch.stack(
-                [torch.rand(DRAW_BLOCK, generator=generator, dtype=torch.float64) for generator in self._generators]
-            )
-            self._column = 0
-        self._column += 1
-        return self._block[:, self._column - 1]
+        number = self.ahead(1)[:, 0]
+        self.skip(1)
+        return number
+
+    def ahead(self, count: int) -> Float[Tensor, "B _"]:
+        """The next `count` numbers of each sample, which stay the next ones until `skip`."""
+        while self._block.shape[1] < count:
+            more = [torch.rand(DRAW_BLOCK, generator=g, dtype=torch.float64) for g in self._generators]
+            self._block = torch.cat([self._block, torch.stack(more)], dim=1)
+        return self._block[:, :count]
+
+    def skip(self, count: int) -> None:
+        """Go on behind the next `count` numbers, which were used."""
+        self._block = self._block[:, count:]
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only; their numbers are not changed by the others leaving."""

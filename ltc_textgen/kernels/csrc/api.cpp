@@ -150,3 +150,10 @@ LTC_EXPORT int ltc_gate_forward(int64_t count, int threads, const ltc::Gate* arr
 LTC_EXPORT int ltc_gate_backward(int64_t count, int threads, const ltc::Gate* arrays) {
   return in_use->gate_backward(count, threads, *arrays);
 }
+
+// A decoder of the instruction set in use, to be freed by `ltc_decoder_free`; null when there is no memory.
+LTC_EXPORT ltc::Decoder* ltc_decoder_new(const ltc::DecoderModel* model) { return in_use->decoder_new(*model); }
+
+LTC_EXPORT int ltc_decoder_run(ltc::Decoder* decoder, ltc::DecoderCall* call) { return decoder->run(decoder, *call); }
+
+LTC_EXPORT void ltc_decoder_free(ltc::Decoder* decoder) { decoder->release(decoder); }

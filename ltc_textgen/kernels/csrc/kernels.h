@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "decoder.h"
+
 namespace ltc {
 
 enum Status { kOk = 0, kNoMemory = 1 };
@@ -145,6 +147,7 @@ struct Table {
   Status (*mixing_backward)(const MixingShape &, const MixingBackward &);
   Status (*gate_forward)(int64_t count, int threads, const Gate &);
   Status (*gate_backward)(int64_t count, int threads, const Gate &);
+  Decoder *(*decoder_new)(const DecoderModel &);
 };
 
 }  // namespace ltc

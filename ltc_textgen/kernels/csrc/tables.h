@@ -19,6 +19,7 @@ ltc::Status mixing_forward(const ltc::MixingShape& shape, const ltc::MixingForwa
 ltc::Status mixing_backward(const ltc::MixingShape& shape, const ltc::MixingBackward& arrays);
 ltc::Status gate_forward(int64_t count, int threads, const ltc::Gate& arrays);
 ltc::Status gate_backward(int64_t count, int threads, const ltc::Gate& arrays);
+ltc::Decoder* decoder_new(const ltc::DecoderModel& model);
 
 extern const ltc::Table table;
 

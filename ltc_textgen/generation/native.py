@@ -1,0 +1,180 @@
+"""A model on the native decoder: which models that is possible for, and their parameters as it takes them.
+
+The decoder (`kernels.decoder`) is a second implementation of blocks, head and sampling. So that it never writes
+something that the model would not, it is compared with the model on a few tokens each time it is made.
+"""
+
+import torch
+from torch import nn
+
+from ltc_textgen.blocks import CausalConvolution, LearnedStart, LiquidBlock, hooked
+from ltc_textgen.cells.diagonal import DiagonalCell
+from ltc_textgen.errors import UsageError
+from ltc_textgen.head import FullHead
+from ltc_textgen.kernels import report, runs_on_cpu
+from ltc_textgen.kernels.decoder import BlockWeights, Choice, Decoder, Drawn, Weights
+from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
+from ltc_textgen.kernels.linear import Linear
+from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.reading import evaluating
+from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.state import LiquidState
+
+KNOWN = {
+    *(LiquidTimeConstantNetwork, LiquidBlock, LearnedStart, CausalConvolution, DiagonalCell, FullHead),
+    *(nn.Embedding, nn.Dropout, nn.ModuleList, nn.RMSNorm, nn.Linear, Linear),
+}
+"""Modules whose mathematics the decoder has."""
+
+PROBE_TOKENS = 6
+AGREEMENT = 1e-3
+"""Largest difference of logits in the comparison, in units of the largest logit (or of 1, if that is smaller)."""
+
+
+def why_not(model: LiquidTimeConstantNetwork) -> str:
+    """Why the native decoder cannot decode this model; empty if it can.
+
+    It takes networks of liquid blocks with the diagonal coupling and one softmax over the vocabulary, in float32 on
+    the CPU.
+    """
+    settings = model.settings
+    if LIBRARY is None:
+        return f"there are no CPU kernels here: {WHY_NOT}"
+    if not all(runs_on_cpu(parameter) for parameter in model.parameters()):
+        weight = model.embedding.weight
+        there = f"{weight.dtype} on {weight.device}, kernels: {report()['override']}"
+        return f"it needs float32 weights on the cpu and kernels switched on; here: {there}"
+    for name, value, needed in (
+        ("block", settings.block, "liquid"),
+        ("coupling", settings.coupling, "diagonal"),
+        ("head", settings.head, "full"),
+    ):
+        if value != needed:
+            return f"it needs {name} = {needed}, the model has {value}"
+    if strange := next((module for module in model.modules() if type(module) not in KNOWN), None):
+        return f"the model has a part that it does not know: {type(strange).__name__}"
+    if any(hooked(module) for module in model.modules()):
+        return "a part of the model has a hook"
+    return ""
+
+
+class NativeDecoder:
+    """A model that is read and written by one call for many tokens.
+
+    Its weights are a copy: after a step of training, make another one.
+
+    Args:
+        model: Network that `why_not` has nothing against.
+        int8: Weights of 8 bits: faster, and not quite the same model.
+
+    Raises:
+        UsageError: If the model cannot be decoded natively; the message says why.
+    """
+
+    def __init__(self, model: LiquidTimeConstantNetwork, *, int8: bool = False) -> None:
+        if reason := why_not(model):
+            raise UsageError(f"the native decoder cannot decode this model: {reason}")
+        self.settings = model.settings
+        weights = weights_of(model)
+        self._start = model.initial_state(1).detach()
+        self.core = self._pack(weights, int8=False)
+        self._prove(model)
+        if int8:
+            self.core = self._pack(weights, int8=True)
+
+    def _pack(self, weights: Weights, *, int8: bool) -> Decoder:
+        s = self.settings
+        return Decoder(weights, steps=s.steps, step_size=s.step_size, solver=s.solver, adaptive=s.adaptive, int8=int8)
+
+    @torch.no_grad()
+    def _prove(self, model: LiquidTimeConstantNetwork) -> None:
+        ids = torch.linspace(0, self.settings.input_size - 1, PROBE_TOKENS).long()[None]
+        with evaluating(model):
+            expected = model.head.logits(model.advance(ids)[0])
+        got, _ = self.logits(ids)
+        scale = max(1.0, float(expected.nan_to_num(posinf=0.0, neginf=0.0).abs().amax()))
+        if not torch.allclose(got, expected, rtol=0.0, atol=AGREEMENT * scale, equal_nan=True):
+            raise UsageError("the native decoder cannot decode this model: it computes something else than the model")
+
+    def initial_state(self, batch_size: int) -> LiquidState:
+        """The state before the first token."""
+        return self._start.select(torch.zeros(batch_size, dtype=torch.int64))
+
+    def logits(
+        self, ids: Int[Tensor, "B T"], state: LiquidState | None = None, *, elapsed: float = 1.0
+    ) -> tuple[Float[Tensor, "B T V"], LiquidState]:
+        """What the model predicts after each token, and the state after the last.
+
+        Args:
+            ids: Token ids.
+            state: State before the first token; that of a fresh text if None.
+            elapsed: Time from each token to the next, in token time.
+
+        Raises:
+            UsageError: If an id lies outside the vocabulary, or the state is of another network or batch.
+        """
+        result, neurons, columns = self.core.read(ids, *self._before(ids, state), logits=True, elapsed=elapsed)
+        assert result is not None
+        return result, LiquidState(neurons.unbind(), columns.unbind())
+
+    def read(self, ids: Int[Tensor, "B T"], state: LiquidState | None = None, *, elapsed: float = 1.0) -> LiquidState:
+        """The state after some tokens. Arguments and errors as in `logits`."""
+        _, neurons, columns = self.core.read(ids, *self._before(ids, state), elapsed=elapsed)
+        return LiquidState(neurons.unbind(), columns.unbind())
+
+    def draw(
+        self,
+        ids: Int[Tensor, "B T"],
+        state: LiquidState | None,
+        choice: Choice,
+        count: int,
+        uniform: Float[Tensor, "B _"] | None = None,
+        seen: Tensor | None = None,
+    ) -> tuple[Drawn, LiquidState]:
+        """Read tokens and draw `count` of each row; see `kernels.decoder.Decoder.draw`.
+
+        Returns:
+            What was drawn, and the state before the last drawn token, which no one has read yet.
+        """
+        drawn = self.core.draw(ids, *self._before(ids, state), choice, count, uniform, seen)
+        return drawn, LiquidState(drawn.neurons.unbind(), drawn.columns.unbind())
+
+    def _before(self, ids: Tensor, state: LiquidState | None) -> tuple[Tensor, Tensor]:
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise UsageError(f"ids: expected (B, T) with B, T >= 1, got {tuple(ids.shape)}")
+        B, c = ids.shape[0], self.core
+        if state is None:
+            state = self.initial_state(B)
+        state.require(c.L, (B, c.N), (B, c.K - 1, c.D))
+        return stacked(state)
+
+
+def stacked(state: LiquidState) -> tuple[Tensor, Tensor]:
+    """Neurons (L, B, N) and columns (L, B, K - 1, D), as the decoder takes them."""
+    return torch.stack(state.neurons).detach(), torch.stack(state.columns).detach()
+
+
+@torch.no_grad()
+def weights_of(model: LiquidTimeConstantNetwork) -> Weights:
+    """The parameters of a network of liquid blocks, as it computes with them."""
+    blocks, epsilons = [], []
+    for layer in model.layers:
+        assert isinstance(layer, LiquidBlock)
+        cell = layer.cell
+        assert isinstance(cell, DiagonalCell)
+        parameters = (
+            *(layer.norm.weight, layer.conv.weight, layer.conv.bias, cell.input.weight, cell.input.bias),
+            *cell.physics(),
+            *(layer.gate.weight, layer.gate.bias, layer.out.weight),
+        )
+        blocks.append(BlockWeights(*(parameter.detach() for parameter in parameters)))
+        epsilons.append(_epsilon(layer.norm))
+    assert isinstance(model.norm, nn.RMSNorm)
+    assert isinstance(model.head, FullHead)
+    head, embedding, norm = model.head.projection, model.embedding.weight.detach(), model.norm.weight.detach()
+    epsilons.append(_epsilon(model.norm))
+    return Weights(blocks, embedding, norm, head.weight.detach(), head.bias.detach(), epsilons)
+
+
+def _epsilon(norm: nn.RMSNorm) -> float:
+    return torch.finfo(torch.float32).eps if norm.eps is None else float(norm.eps)
