@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from rivals import GruCell, Liquid, MinGruCell, WithMlp, exchange_cells
-from trial import Budget, Plan, Results, fit, markdown, plus_minus, score, spread
+from trial import Budget, Plan, Results, fit, markdown, plus_minus, score, spread, strict
 
 from ltc_textgen import process
 from ltc_textgen.config import DataConfig
@@ -64,6 +64,16 @@ def freeze(*names: str) -> Callable[[Liquid], Any]:
     return change
 
 
+def draw_feedback(deviation: float) -> Callable[[Liquid], Any]:
+    """r_e and r_i are drawn at the start; the package starts them at 0."""
+
+    def change(model: Liquid) -> None:
+        for layer in model.network.layers:
+            torch.nn.init.normal_(layer.cell.self_weight, std=deviation)
+
+    return change
+
+
 def add_mlp(model: Liquid) -> None:
     network = model.network
     for i, layer in enumerate(network.layers):
@@ -85,6 +95,8 @@ VARIANTS = [
     Variant("block", "base: liquid, semi-implicit, 1 sub-step", BASE),
     Variant("block", "fixed time constants (adaptive = false)", {**BASE, "adaptive": False}),
     Variant("block", "input-only gates (r frozen at 0)", BASE, freeze("self_weight")),
+    Variant("block", "r drawn at the start, deviation 1", BASE, draw_feedback(1.0)),
+    Variant("block", "r drawn at the start, deviation 3", BASE, draw_feedback(3.0)),
     Variant("block", "C frozen", BASE, freeze("log_capacitance")),
     Variant("block", "g_leak frozen", BASE, freeze("log_leak")),
     Variant("block", "C, g_leak and E frozen", BASE, freeze("log_capacitance", "log_leak", "reversal")),
@@ -167,9 +179,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         if not mine:
             continue
         base = first.setdefault(variant.group, mine)
-        shared = [mine[seed]["carried"] - base[seed]["carried"] for seed in mine if seed in base]
+        pairs = [(mine[seed]["carried"], base[seed]["carried"]) for seed in mine if seed in base]
+        shared = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
         mean, deviation = spread(shared) if shared else (float("nan"), 0.0)
-        against = "" if mine is base else f"{mean:+.3f} ± {deviation:.3f}"
+        against = "" if mine is base or not shared else f"{mean:+.3f} ± {deviation:.3f}"
         carried, windows = ([row[key] for row in mine.values()] for key in ("carried", "windows_64"))
         parameters = f"{next(iter(mine.values()))['trainable']:,}"
         lines.append(
@@ -218,7 +231,7 @@ def main(given: list[str] | None = None) -> None:
             row = run(variant, seed, (data.train, data.valid), data.tokenizer.vocab_size, options)
             results.add(key, row)
             print(f"{key}: {row['carried']:.4f} in {row['seconds']} s", file=sys.stderr, flush=True)
-    rows = list(results.rows.values())
+    rows = strict(list(results.rows.values()))
     print(table(rows))
     print(f"\n{json.dumps({'command': ' '.join(sys.argv[1:]), 'valid_tokens': len(data.valid) - 1, 'results': rows})}")
 

@@ -14,13 +14,13 @@
 | gpt2     | the GPT-2 class of transformers; for characters nanoGPT's CPU configuration             |
 
 Peers are trained by one plain loop (`trial.fit`), recurrent ones with carried state; the settings of all are in
-`contest.py`. `--tune` first tries three learning rates for each peer at a quarter of the budget and takes the best.
+`contest.py`. `--tune` first tries three learning rates for each peer at an eighth of the budget and takes the best.
 Time counts from the first step on, validation included; the weights of the best validation are scored:
 
 * `carried`: nats per token over all validation tokens but the first, state carried; a GPT-2 sees windows of its
   context that overlap by three quarters.
 * `windows_64`, `windows_256`: the same, everything before forgotten every so many tokens.
-* `crops_64`: nanoGPT's estimate, 200 rounds of 12 random crops of 64.
+* `crops_64`: nanoGPT's estimate, 20 rounds of 12 random crops of 64, as in its CPU configuration.
 
 Seeds are the outer loop, so that all models meet the same drift of the machine. Prints a Markdown table; the last line
 of stdout is one JSON document. With --out an interrupted sweep goes on, and runs that are done are not repeated.
@@ -55,6 +55,9 @@ from ltc_textgen.recipes import Recipe, assignments, load_preset, merge
 from ltc_textgen.training.budget import LENGTHS
 
 SCORES = ("carried", "windows_64", "windows_256", "crops_64")
+SHORT = 1 / 8
+"""Share of the budget of each of `--tune`'s runs."""
+
 TRIED = (0.5, 1.0, 2.0)
 """Multiples of a peer's learning rate that `--tune` tries."""
 
@@ -130,7 +133,9 @@ def tuned(
         if key not in results:
             torch.manual_seed(100)
             plan = replace(entry.plan, learning_rate=rate)
-            done = fit(entry.make(data.tokenizer.vocab_size, width), data.train, data.valid, plan, budget(o, 0.25), 100)
+            done = fit(
+                entry.make(data.tokenizer.vocab_size, width), data.train, data.valid, plan, budget(o, SHORT), 100
+            )
             results.add(key, {"tuning": name, "learning_rate": rate, "loss": done.best_loss, "steps": done.steps})
             say(f"{key}: {done.best_loss:.4f}")
         losses[f"{rate:g}"] = results.rows[key]["loss"]
