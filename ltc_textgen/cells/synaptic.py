@@ -249,6 +249,8 @@ def synaptic_sums(x: Float[Tensor, "M P"], synapses: Synapses) -> tuple[Float[Te
     again instead of keeping them.
     """
     *tables, _ = synapses
+    if torch.compiler.is_exporting():  # the number of parts would bind the program to small batches
+        return _sums(x, *tables)
     rows = max(1, CHUNK // synapses.w.numel())
     if x.shape[0] * synapses.w.numel() <= KEPT or not torch.is_grad_enabled():
         sums = [_sums(part, *tables) for part in x.split(rows)]

@@ -5,7 +5,7 @@ OUT/model.int8.onnx    the same with its matrices in int8, if asked for
 OUT/export.json        names, shapes, hashes, and what was measured
 OUT/tokenizer.json     the tokenizer;  OUT/decoding.json: what each id writes;  OUT/decoding.py: how pieces join
 OUT/generate.py        a program that writes text with it (onnxruntime, numpy, tokenizers)
-OUT/index.html, ltc.js a page that does (onnxruntime-web)
+OUT/index.html ...     a page that does (onnxruntime-web)
 OUT/README.md
 """
 
@@ -31,7 +31,7 @@ from ltc_textgen.export.host.generate import FORMAT, Network
 from ltc_textgen.export.step import TokenStep
 
 MODEL, SMALL, MANIFEST = "model.onnx", "model.int8.onnx", "export.json"
-HOST_FILES = ("generate.py", "index.html", "ltc.js")
+HOST_FILES = ("generate.py", "index.html", "page.js", "ltc.js")
 MOST_LOSS = 1.0
 """Percent of perplexity that int8 may cost."""
 
