@@ -1,0 +1,1 @@
+../../ltc_textgen/export/host/page.js
