@@ -203,6 +203,10 @@ class DataConfig(Settings):
         8192, description="Pieces of a wordpiece tokenizer trained on the corpus."
     )
     text_column: str = Field("text", description="Field of JSONL, Parquet and hub datasets that holds the text.")
+    streaming: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether a hub dataset's text alone is kept while it streams by; auto: from 2 GB of files.",
+    )
     valid: str | None = Field(None, description="File or folder to validate on, in place of a part of the corpus.")
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="Last part of the corpus, held out for validation, when it brings no validation split."

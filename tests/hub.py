@@ -13,6 +13,7 @@ dead_endpoint()                     # an address where nobody listens
 import hashlib
 import io
 import json
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -93,6 +94,7 @@ class Hub:
         self.mode = mode
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int, int]] = []
         self.seconds = 3.0
         self._release = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -163,6 +165,11 @@ class Hub:
                     self._send(*hub._find(unquote(urlsplit(self.path).path)), body)
 
             def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+                if status == 200 and (wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+                    first, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
+                    headers = headers | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+                    status, content = 206, content[first : last + 1]
+                    hub.ranges.append((self.path, first, last + 1))
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -203,7 +210,7 @@ class Hub:
         if rest[:1] == ["tree"]:
             answer = _tree(files, "".join(part + "/" for part in rest[2:]))
         else:
-            siblings = [{"rfilename": name} for name in files]
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             answer = {"id": repository, "sha": _commit(files), "siblings": siblings, "private": False, "tags": []}
             answer |= {"downloads": 0, "likes": 0, "gated": False, "disabled": False}
         return 200, json.dumps(answer).encode(), {"Content-Type": "application/json"}

@@ -10,6 +10,7 @@ from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
 from ltc_textgen.data.embedded import embedded_documents, embedded_fingerprint
 from ltc_textgen.data.files import Piece, corpus_files, file_digest, read_pieces
+from ltc_textgen.data.streaming import KeptSplit, chosen_splits
 from ltc_textgen.errors import DataError, UsageError
 
 Source = Callable[[], Iterator[Piece]]
@@ -180,18 +181,10 @@ def _embedded(config: DataConfig) -> Corpus:
 
 
 def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
-    splits = hub.load_dataset(identifier)
     wikitext = identifier.startswith(f"{hub.WIKITEXT}:")
     column = "text" if wikitext else config.text_column
-    train = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
-    if train is None:
-        raise DataError(f"{name}: no 'train' split (it has: {', '.join(splits)})")
-    names = {"train": train}
-    if "test" in splits and train != "test":
-        names["test"] = "test"
-    valid = next((split for split in ("validation", "valid", "dev") if split in splits and split != train), None)
-    if valid is not None:
-        names["valid"] = valid
+    splits = hub.load_dataset(identifier) if wikitext else hub.find_dataset(identifier, column, config.streaming)
+    names = chosen_splits(splits, name)
 
     def source(split: str) -> Source:
         make = hub.articles if wikitext else hub.row_documents
@@ -200,7 +193,12 @@ def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
     digest = hashlib.sha256(f"{wikitext} {column}".encode())
     sizes = dict.fromkeys(names, 0)
     for split in sorted(names):
-        for text in hub.rows(splits[names[split]], column, name):
+        found = splits[names[split]]
+        if isinstance(found, KeptSplit):
+            digest.update(f"{split} {found.digests}".encode())
+            sizes[split] = found.bytes
+            continue
+        for text in hub.rows(found, column, name):
             content = text.encode()
             digest.update(len(text).to_bytes(8, "little") + content)
             sizes[split] += len(content)
@@ -211,7 +209,7 @@ def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
         "bert" if identifier == f"{hub.WIKITEXT}:{hub.WIKITEXT_2}" else None,
         {split: partial(int, size) for split, size in sizes.items()},
     )
-    return corpus if valid is not None else _cut(corpus, config)
+    return corpus if "valid" in names else _cut(corpus, config)
 
 
 def _with_validation(corpus: Corpus, config: DataConfig) -> Corpus:

@@ -3,8 +3,9 @@
 The hub's libraries wait for minutes when a server takes a request and then hangs, and their threads outlive whoever
 stops waiting for them. The process only fills the caches; what is in them is then read without a network.
 
-    python -c "from ltc_textgen.data import hub; hub.fetch(kind, name)"
+    python -c "from ltc_textgen.data import hub; hub.fetch(kind, name, column)"
         -> {"ready": true}      when the libraries are imported
+        -> {"arrived": true}    for each block of a stream
         -> {"reason": "..."}    if it fails, with exit code 1
 """
 
@@ -32,20 +33,22 @@ NO_PAYLOAD = {"refs", ".locks", ".no_exist", "snapshots", "CACHEDIR.TAG", ".giti
 """Folders and files of the hub's cache that are written before anything has arrived."""
 
 
-def download(kind: str, name: str, caches: list[Path]) -> None:
+def download(kind: str, name: str, column: str, caches: list[Path]) -> None:
     """Fill the caches.
 
     Args:
         kind: What is wanted, as `hub.fetch` names it.
         name: Its identifier.
+        column: The column of a text.
         caches: Folders in which a download in progress grows.
 
     Raises:
         DataError: If it fails, or stands still for too long; the message is the reason alone.
     """
-    code = f"from ltc_textgen.data import hub; hub.fetch({kind!r}, {name!r})"
+    code = f"from ltc_textgen.data import hub; hub.fetch({kind!r}, {name!r}, {column!r})"
     # Each retry would be told, and then the failure. Xet writes late: a slow download would seem to stand still.
-    defaults = {"HF_HUB_VERBOSITY": "critical", "HF_HUB_DISABLE_XET": "1"}
+    # PyTorch would be imported for nothing, which takes seconds.
+    defaults = {"HF_HUB_VERBOSITY": "critical", "HF_HUB_DISABLE_XET": "1", "USE_TORCH": "0"}
     environment = {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     lines: list[dict[str, Any]] = []
@@ -70,7 +73,8 @@ def _watch(process: subprocess.Popen[str], lines: list[dict[str, Any]], caches: 
         time.sleep(LOOK)
         now = (_size(caches), len(lines))
         if now != seen:
-            seen, moved, arrived = now, time.monotonic(), arrived or now[0] != start
+            arrived = arrived or now[0] != start or any("arrived" in line for line in lines)
+            seen, moved = now, time.monotonic()
         patience = FIRST if lines and not arrived else STALL
         if time.monotonic() - moved > patience:
             what = "the download stands still" if arrived else "it takes requests, but does not send anything"

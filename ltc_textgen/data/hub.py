@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ltc_textgen.data import streaming as streaming_
+from ltc_textgen.data.cache import cache_directory
 from ltc_textgen.data.download import download
 from ltc_textgen.data.files import Piece
 from ltc_textgen.errors import DataError
@@ -89,6 +91,27 @@ def load_dataset(identifier: str) -> dict[str, Any]:
     return _cached_or_online("data set", identifier, probe, may_be_cached(name))
 
 
+def find_dataset(identifier: str, column: str, streaming: str = "auto") -> dict[str, Any]:
+    """All splits of a data set of the hub, or of a large one those to train and validate on (see `streaming`).
+
+    Args:
+        identifier: `user/set`, or `user/set:configuration`.
+        column: What holds the text.
+        streaming: never: as `load_dataset`. always: the text alone is kept while it streams. auto: what is here in
+            either form is used; else what is large is streamed.
+
+    Raises:
+        DataError: If it is neither cached nor to be had; the message says why and what to do.
+    """
+    if streaming == "never":
+        return load_dataset(identifier)
+    if (found := streaming_.kept_whole(identifier, column)) is not None:
+        return dict(found)
+    name = identifier.partition(":")[0]
+    probe = f"datasets/{name}/resolve/main/README.md"
+    return _cached_or_online("stream" if streaming == "always" else "text", identifier, probe, True, column)
+
+
 def tokenizer_file(name: str) -> Path:
     """The tokenizer.json of a repository of the hub, or its vocab.txt if it has no other.
 
@@ -98,7 +121,7 @@ def tokenizer_file(name: str) -> Path:
     return _cached_or_online("tokenizer", name, f"{name}/resolve/main/tokenizer.json", True)
 
 
-def _load_dataset(identifier: str) -> dict[str, Any]:
+def _load_dataset(identifier: str, column: str) -> dict[str, Any]:
     import datasets
 
     name, _, configuration = identifier.partition(":")
@@ -108,7 +131,25 @@ def _load_dataset(identifier: str) -> dict[str, Any]:
     return dict(datasets.load_dataset(name, configuration or None))
 
 
-def _load_tokenizer(name: str) -> Path:
+def _load_text(identifier: str, column: str) -> dict[str, Any]:
+    """What is small as a data set, what is large as the text that is kept while it streams."""
+    if (found := streaming_.kept_whole(identifier, column)) is not None:
+        return dict(found)
+    if _online() and streaming_.is_large(identifier.partition(":")[0]):
+        return _load_stream(identifier, column)
+    return _load_dataset(identifier, column)
+
+
+def _load_stream(identifier: str, column: str) -> dict[str, Any]:
+    if _online():
+        streaming_.stream(identifier, column, lambda: print(json.dumps({"arrived": True}), flush=True))
+    found = streaming_.kept_whole(identifier, column)
+    if found is None:
+        raise FileNotFoundError("its text is not here")
+    return dict(found)
+
+
+def _load_tokenizer(name: str, column: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -126,17 +167,23 @@ def _load_tokenizer(name: str) -> Path:
         return Path(hf_hub_download(name, "vocab.txt"))
 
 
-_LOADERS: dict[str, Callable[[str], Any]] = {"data set": _load_dataset, "tokenizer": _load_tokenizer}
+_LOADERS: dict[str, Callable[[str, str], Any]] = {
+    "data set": _load_dataset,
+    "text": _load_text,
+    "stream": _load_stream,
+    "tokenizer": _load_tokenizer,
+}
 
 
-def fetch(kind: str, name: str) -> None:
+def fetch(kind: str, name: str, column: str) -> None:
     """Bring something into the caches, for `download`: progress and failure go to stdout as JSON, and an exit code.
 
     Args:
-        kind: "data set" or "tokenizer".
+        kind: data set, text (a data set or its text, by its size), stream (its text) or tokenizer.
         name: Its identifier.
+        column: The column of a text.
     """
-    if kind == "data set":
+    if kind != "tokenizer":
         import datasets  # noqa: F401  what takes time before the first request
     else:
         from huggingface_hub import hf_hub_download  # noqa: F401
@@ -145,7 +192,7 @@ def fetch(kind: str, name: str) -> None:
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK
     print(json.dumps({"ready": True}), flush=True)
     try:
-        _LOADERS[kind](name)
+        _LOADERS[kind](name, column)
     except Exception as error:
         print(json.dumps({"reason": _reason(error)}), flush=True)
         sys.exit(1)
@@ -157,10 +204,13 @@ def rows(split: Any, column: str, name: str) -> Iterator[str]:
     Raises:
         DataError: If the split has no such column of text.
     """
-    if column not in split.column_names:
+    if not isinstance(split, streaming_.KeptSplit) and column not in split.column_names:
         raise DataError(
             f"{name}: no column '{column}' (columns: {', '.join(split.column_names)}); choose one with --text-column"
         )
+    if isinstance(split, streaming_.KeptSplit):
+        yield from split.texts()
+        return
     for batch in split.select_columns([column]).with_format("arrow").iter(batch_size=1024):
         for text in batch.column(column).to_pylist():
             if text is not None and not isinstance(text, str):
@@ -202,13 +252,13 @@ def articles(lines: Iterator[str]) -> Iterator[Piece]:
         yield "".join(article), True
 
 
-def _cached_or_online(kind: str, name: str, probe: str, likely: bool) -> Any:
-    load, what = _LOADERS[kind], f"{kind} '{name}'"
+def _cached_or_online(kind: str, name: str, probe: str, likely: bool, column: str = "") -> Any:
+    load, what = _LOADERS[kind], f"{kind if kind == 'tokenizer' else 'data set'} '{name}'"
     # If the cache is unlikely to help, the hub is asked while the libraries are being imported.
     preflight = None if likely else Preflight(probe)
     try:
         with _offline():
-            return load(name)
+            return load(name, column)
     except Exception:  # not in the cache, whichever way the libraries say it
         problem = (preflight or Preflight(probe)).problem()
     if problem is not None:
@@ -217,9 +267,9 @@ def _cached_or_online(kind: str, name: str, probe: str, likely: bool) -> Any:
             "to a mirror or HF_HOME to a cache that has it; or use what is here: --data FILE or --data embedded"
         )
     try:
-        download(kind, name, _caches())
+        download(kind, name, column, _caches())
         with _offline():
-            return load(name)
+            return load(name, column)
     except Exception as error:
         reason = str(error) if isinstance(error, DataError) else _reason(error)
         raise DataError(f"{what} cannot be had from {endpoint()}: {reason}") from error
@@ -230,6 +280,7 @@ def _caches() -> list[Path]:
 
     home = Path(constants.HF_HOME)
     places = [Path(constants.HF_HUB_CACHE), Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets"), home]
+    places.append(cache_directory() / "texts")
     return [place for place in places if not any(other in place.parents for other in places)]
 
 
@@ -243,6 +294,8 @@ def may_be_cached(name: str) -> bool:
 
 def _reason(error: BaseException) -> str:
     name = type(error).__name__
+    if isinstance(error, DataError):
+        return str(error)
     if name in {"DatasetNotFoundError", "RepositoryNotFoundError", "GatedRepoError", "HFValidationError"}:
         return "there is no such repository, or it is private (then log in: hf auth login)"
     if name in {"EntryNotFoundError", "RemoteEntryNotFoundError"}:

@@ -9,7 +9,6 @@ of a split has a separator before each document, the first included: | the cat |
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -25,6 +24,7 @@ import tokenizers
 
 from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
+from ltc_textgen.data.cache import cache_directory as cache_directory
 from ltc_textgen.data.corpora import Corpus, load_corpus
 from ltc_textgen.data.files import file_digest
 from ltc_textgen.data.shards import Counts, text_parts, token_type
@@ -74,11 +74,6 @@ class TokenData:
     def corpus_name(self) -> str:
         """wikitext-2, embedded, a path or a data set id."""
         return self.corpus.name
-
-
-def cache_directory() -> Path:
-    """Where token files are kept: LTC_CACHE, or ~/.cache/ltc-textgen."""
-    return Path(os.environ.get("LTC_CACHE") or Path.home() / ".cache" / "ltc-textgen").expanduser()
 
 
 def prepare(

@@ -1,0 +1,138 @@
+"""Large data sets of the hub: streamed once, kept as text, taken up again."""
+
+import io
+import json
+import os
+import shutil
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hub import Hub
+
+from ltc_textgen.config import DataConfig
+from ltc_textgen.data import hub as library
+from ltc_textgen.data import streaming
+from ltc_textgen.data.corpora import load_corpus
+from ltc_textgen.errors import DataError
+
+NAME = "someone/large"
+FILES = 3
+ROWS = 70
+
+
+def texts(file: int) -> list[str | None]:
+    rows: list[str | None] = [f"Row {n} of file {file}, é.\r\n" + "words and " * (n % 7) for n in range(ROWS)]
+    rows[5], rows[6] = None, " "
+    return rows
+
+
+def parquet(rows: list[str | None]) -> bytes:
+    sink = io.BytesIO()
+    table = pyarrow.table({"body": pyarrow.array(rows, pyarrow.string()), "noise": [os.urandom(400) for _ in rows]})
+    pyarrow.parquet.write_table(table, sink, row_group_size=25)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def large(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr(streaming, "CHUNK", 1500)
+    monkeypatch.setattr(streaming, "ROWS", 10)
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
+    card += "  - split: validation\n    path: data/valid-*\n  - split: odd\n    path: data/odd-*\n---\n"
+    files = {f"data/train-{n}.parquet": parquet(texts(n)) for n in range(FILES)}
+    files |= {"data/valid-0.parquet": parquet(texts(90)), "data/odd-0.parquet": parquet(texts(91))}
+    hub.add("datasets", NAME, {"README.md": card.encode(), **files})
+    return hub
+
+
+def files_asked_for(hub: Hub) -> set[str]:
+    return {path.rpartition("/")[2] for path, _, _ in hub.ranges}
+
+
+def test_the_text_is_kept_once_and_then_needs_no_hub(large: Hub) -> None:
+    config = DataConfig(data=NAME, text_column="body", streaming="always")
+    corpus = load_corpus(config)
+    expected = [text.replace("\r\n", "\n") for n in range(FILES) for text in texts(n) if text and text.strip()]
+    assert list(corpus.train()) == expected
+    assert len(list(corpus.valid())) == ROWS - 2
+    assert corpus.size("train") == sum(len(text.encode()) for n in range(FILES) for text in texts(n) if text)
+    assert not (streaming.cache_directory().parent / "huggingface" / "datasets" / "someone___large").exists()
+    assert "odd-0.parquet" not in files_asked_for(large)
+    large.mode = "failing"
+    large.requests.clear()
+    for mode in ("always", "auto"):
+        again = load_corpus(config.model_copy(update={"streaming": mode}))
+        assert again.fingerprint == corpus.fingerprint
+    assert large.requests == []
+
+
+def test_an_interrupted_stream_goes_on_and_reads_no_file_twice(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    streaming.stream(NAME, "body")
+    whole = streaming.kept_whole(NAME, "body")
+    assert whole is not None
+    folder = streaming.text_directory(NAME, "body")
+    assert len(whole["train"].digests) > 4
+    rows = list(whole["train"].texts())
+    shutil.rmtree(folder)
+
+    original, done = streaming._keep, []
+
+    def interrupted(*arguments: object) -> None:
+        original(*arguments)
+        done.append(1)
+        if len(done) == len(whole["train"].digests) - 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "_keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        streaming.stream(NAME, "body")
+    assert streaming.kept_whole(NAME, "body") is None
+    there = streaming.kept(NAME, "body")["train"]
+    assert 2 * ROWS < there.rows < 3 * ROWS
+    (folder / "train-00099.tmp").write_bytes(b"half")
+    monkeypatch.setattr(streaming, "_keep", original)
+    large.ranges.clear()
+    streaming.stream(NAME, "body")
+    # The first file tells the columns.
+    assert files_asked_for(large) == {"train-0.parquet", "train-2.parquet", "valid-0.parquet"}
+    assert len([1 for path, _, _ in large.ranges if path.endswith("train-0.parquet")]) == 1
+    again = streaming.kept_whole(NAME, "body")
+    assert again is not None
+    assert list(again["train"].texts()) == rows
+    assert again["train"].rows == whole["train"].rows == 3 * ROWS
+
+
+def test_size_decides(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(map(len, large.files["datasets", NAME].values()))
+    monkeypatch.setattr(streaming, "LARGE", size)
+    assert streaming.is_large(NAME)
+    kept = library._load_text(NAME, "body")
+    assert isinstance(kept["train"], streaming.KeptSplit)
+    shutil.rmtree(streaming.text_directory(NAME, "body"))
+    monkeypatch.setattr(streaming, "LARGE", size + 1)
+    assert not streaming.is_large(NAME)
+    assert not isinstance(library._load_text(NAME, "body")["train"], streaming.KeptSplit)
+    assert not streaming.text_directory(NAME, "body").exists()
+
+
+def test_what_is_wrong_with_a_column(large: Hub) -> None:
+    with pytest.raises(DataError, match=r"no column 'text' \(columns: body, noise\); choose one with --text-column"):
+        load_corpus(DataConfig(data=NAME, streaming="always"))
+    with pytest.raises(DataError, match="column 'noise' holds bytes, not text"):
+        streaming.stream(NAME, "noise")
+
+
+def test_kept_text_that_is_damaged_is_refused(large: Hub) -> None:
+    streaming.stream(NAME, "body")
+    whole = streaming.kept_whole(NAME, "body")
+    assert whole is not None
+    first = whole["train"].path(0)
+    shutil.copy(whole["train"].path(1), first)
+    with pytest.raises(DataError, match="is not as it was written; remove the folder"):
+        list(whole["train"].texts())
+    first.unlink()
+    with pytest.raises(DataError, match=r"train-00000.parquet.*remove the folder"):
+        list(whole["train"].texts())
+    (first.parent / streaming.FACTS).write_text(json.dumps([1]))
+    assert streaming.kept_whole(NAME, "body") is None
