@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "ltc_textgen"
 
 # From the bottom up. A module may import from its own line and from lines above it.
 ORDER = [
-    {"shapes", "errors", "settings", "config"},
+    {"shapes", "errors", "settings", "config", "adaptation"},
     {"solvers", "devices", "process", "files"},
     {"cells", "kernels"},
     {"state", "head", "blocks", "huggingface", "model"},
