@@ -74,6 +74,12 @@ def draw_feedback(deviation: float) -> Callable[[Liquid], Any]:
     return change
 
 
+def unit_leak(model: Liquid) -> None:
+    """g_leak = 1 at the start: a frozen time constant with 1 / g_leak up to 1000 lets states grow as large."""
+    for layer in model.network.layers:
+        torch.nn.init.zeros_(layer.cell.log_leak)
+
+
 def add_mlp(model: Liquid) -> None:
     network = model.network
     for i, layer in enumerate(network.layers):
@@ -94,6 +100,7 @@ def solver_rows() -> list[Variant]:
 VARIANTS = [
     Variant("block", "base: liquid, semi-implicit, 1 sub-step", BASE),
     Variant("block", "fixed time constants (adaptive = false)", {**BASE, "adaptive": False}),
+    Variant("block", "fixed time constants, g_leak = 1 at the start", {**BASE, "adaptive": False}, unit_leak),
     Variant("block", "input-only gates (r frozen at 0)", BASE, freeze("self_weight")),
     Variant("block", "r drawn at the start, deviation 1", BASE, draw_feedback(1.0)),
     Variant("block", "r drawn at the start, deviation 3", BASE, draw_feedback(3.0)),
@@ -113,6 +120,7 @@ VARIANTS = [
     Variant("plain layers", "diagonal, 1 sub-step", PLAIN),
     Variant("plain layers", "diagonal, r frozen at 0", PLAIN, freeze("self_weight")),
     Variant("plain layers", "diagonal, fixed time constants", {**PLAIN, "adaptive": False}),
+    Variant("plain layers", "diagonal, fixed, g_leak = 1 at the start", {**PLAIN, "adaptive": False}, unit_leak),
     Variant("plain layers", "full, 1 sub-step", {**PLAIN, "coupling": "full"}, rate=0.5),
     Variant(
         "plain layers", "full, 6 sub-steps", {**PLAIN, "coupling": "full", "steps": 6, "step_size": 1 / 6}, rate=0.5

@@ -116,9 +116,13 @@ WORDS: dict[str, Any] = {
     "num_layers": 2,
     "expansion": 2.0,
     "tie_embeddings": True,
-    "dropout": 0.4,
+    "dropout": 0.3,
+    "learned_start": True,
     "batch_size": 16,
     "sequence_length": 32,
+    "restart": 0.05,
+    "optimizer": "muon",
+    "muon_learning_rate": 0.02,
     "learning_rate": 4e-3,
 }
 """The recipe for words in two or three million parameters, most of which are the embedding."""

@@ -28,6 +28,7 @@ of stdout is one JSON document. With --out an interrupted sweep goes on, and run
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -51,7 +52,7 @@ from ltc_textgen.commands.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
 from ltc_textgen.data.tokens import TokenData, prepare
 from ltc_textgen.errors import LTCError
-from ltc_textgen.recipes import Recipe, assignments, load_preset, merge
+from ltc_textgen.recipes import Recipe, assignments, load_preset, merge, preset_text
 from ltc_textgen.training.budget import LENGTHS
 
 SCORES = ("carried", "windows_64", "windows_256", "crops_64")
@@ -226,6 +227,22 @@ def duration(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def settings_key(name: str, data: TokenData, o: argparse.Namespace) -> str:
+    """Changes with whatever a run depends on, so that a result is never taken for that of other settings."""
+    vocabulary = data.tokenizer.vocab_size
+    entry = ours(vocabulary).get(name)
+    if entry is None:
+        peer = peers(vocabulary)[name]
+        depends = f"{peer.plan} {peer.width} {o.tune}"
+    elif name == "liquid":
+        preset = o.preset or entry.preset
+        text = preset_text(preset) if preset not in (None, "auto") else preset
+        depends = f"{entry.settings} {text} {o.set}"
+    else:
+        depends = str(entry)
+    return hashlib.sha256(f"{depends} {o.parameters} {torch.get_num_threads()}".encode()).hexdigest()[:12]
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -248,6 +265,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (needs the extra 'plot')")
     parser.add_argument("--out", type=Path, help="JSON file of the results; what it holds already is not run again")
     options = parser.parse_args(given)
+    if options.preset == "auto" and options.parameters:
+        parser.error("--preset auto chooses the width itself: leave out --parameters")
     if not (options.seconds or options.tokens or options.steps):
         options.seconds = 80.0
     options.length_key = f"{options.seconds} s {options.tokens} tokens {options.steps} steps"
@@ -270,8 +289,8 @@ def main(given: list[str] | None = None) -> None:
         keys = []
         for seed in options.seeds:
             for name in chosen:
-                more = f"{options.preset} {options.set}" if name == "liquid" else options.tune
-                key = f"{data.fingerprint[:12]} {options.length_key} {options.parameters} {more} | {name} | {seed}"
+                settings = settings_key(name, data, options)
+                key = f"{data.fingerprint[:12]} {options.length_key} {settings} | {name} | {seed}"
                 keys.append(key)
                 if key not in results:
                     results.add(key, run(name, data, seed, options, results))
