@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import runs_on_cpu
 from ltc_textgen.kernels.library import LIBRARY, raise_for, threads_for
-from ltc_textgen.kernels.operators import address, dense, is_plain, room
+from ltc_textgen.kernels.operators import Direct, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.shapes import Float, Tensor
 
 SMALLEST = 1 << 22
@@ -27,7 +27,7 @@ class _Product(ctypes.Structure):
         ("threads", ctypes.c_int),
         *(("a", ctypes.c_void_p), ("a_row", ctypes.c_int64), ("a_column", ctypes.c_int64)),
         *(("b", ctypes.c_void_p), ("b_row", ctypes.c_int64), ("b_column", ctypes.c_int64)),
-        *(("bias", ctypes.c_void_p), ("c", ctypes.c_void_p)),
+        *(("bias", ctypes.c_void_p), ("c", ctypes.c_void_p), ("row_sums", ctypes.c_void_p)),
     )
 
 
@@ -49,8 +49,9 @@ def linear(
     ours = PAYS and not torch.compiler.is_exporting() and runs_on_cpu(x) and x.numel() * weight.shape[0] >= SMALLEST
     if not ours or torch.is_autocast_enabled("cpu") or any(tensor.dtype != torch.float32 for tensor in inputs):
         return F.linear(x, weight, bias)
-    function = _forward if is_plain(*inputs) else _linear
-    return function(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    if not is_direct(*inputs):
+        return _linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    return Direct.apply(_forward_kept, _pull, x, weight, bias) if wants_gradient(*inputs) else _rows(x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -60,11 +61,16 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def product(a: Float[Tensor, "M K"], b: Float[Tensor, "K N"], bias: Float[Tensor, " N"] | None = None) -> Tensor:
-    """A B (+ bias) for float32 matrices on the CPU, of any strides."""
+def product(
+    a: Float[Tensor, "M K"],
+    b: Float[Tensor, "K N"],
+    bias: Float[Tensor, " N"] | None = None,
+    row_sums: Float[Tensor, " M"] | None = None,
+) -> Tensor:
+    """A B (+ bias) for float32 matrices on the CPU, of any strides. `row_sums` is filled with the sums of A's rows."""
     assert LIBRARY is not None
     result = room(a.shape[0], b.shape[1])
-    arrays = (address(a), *a.stride(), address(b), *b.stride(), address(bias), address(result))
+    arrays = (address(a), *a.stride(), address(b), *b.stride(), address(bias), address(result), address(row_sums))
     call = _Product(a.shape[0], a.shape[1], b.shape[1], threads_for(SMALLEST), *arrays)
     raise_for(LIBRARY.ltc_product(ctypes.byref(call)), {})
     return result
@@ -83,12 +89,36 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product(dense("x", x, (M, D)), dense("weight", weight, (N, D)).t(), bias)
 
 
-def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, with_x: bool, with_weight: bool) -> tuple[Tensor, Tensor]:
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, with_x: bool, with_weight: bool, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     M, D, N = _check(x, weight)
     gradient = dense("gradient", gradient, (M, N))
     x, weight = dense("x", x, (M, D)), dense("weight", weight, (N, D))
     x_gradient = product(gradient, weight) if with_x else room(0)
-    return x_gradient, product(gradient.t(), x) if with_weight else room(0)
+    if not with_weight:
+        return x_gradient, room(0), gradient.sum(0) if with_bias else room(0)
+    bias_gradient = room(N if with_bias else 0)
+    weight_gradient = product(gradient.t(), x, row_sums=bias_gradient if with_bias else None)
+    return x_gradient, weight_gradient, bias_gradient
+
+
+def _rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_forward` for inputs of any number of dimensions."""
+    return _forward(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def _forward_kept(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return _rows(x, weight, bias), (x, weight)
+
+
+def _pull(
+    needed: tuple[bool, bool, bool], gradients: tuple[Tensor], x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, ...]:
+    (gradient,) = gradients
+    backward = _gradients if is_direct(gradient, x, weight) else _linear_backward
+    found = backward(gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1]), weight, *needed)
+    return tuple(g.view(t.shape) if n else None for g, n, t in zip(found, needed, (x, weight, found[2]), strict=True))
 
 
 _linear: Any = torch.library.custom_op(
@@ -103,7 +133,8 @@ _linear_backward: Any = torch.library.custom_op(
     _gradients,
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor gradient, Tensor x, Tensor weight, bool with_x, bool with_weight) -> (Tensor, Tensor)",
+    schema="(Tensor gradient, Tensor x, Tensor weight, bool with_x, bool with_weight, bool with_bias)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -111,17 +142,15 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
     ctx.save_for_backward(inputs[0], inputs[1])
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    with_x, with_weight, with_bias = ctx.needs_input_grad
-    x_gradient, weight_gradient = _linear_backward(gradient, *ctx.saved_tensors, with_x, with_weight)
-    bias_gradient = gradient.sum(0) if with_bias else None
-    return x_gradient if with_x else None, weight_gradient if with_weight else None, bias_gradient
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return _pull(ctx.needs_input_grad, (gradient,), *ctx.saved_tensors)
 
 
 def _gradient_shapes(
-    gradient: Tensor, x: Tensor, weight: Tensor, with_x: bool, with_weight: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if with_x else 0), weight.new_empty(weight.shape if with_weight else 0)
+    gradient: Tensor, x: Tensor, weight: Tensor, with_x: bool, with_weight: bool, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape if with_x else 0, weight.shape if with_weight else 0, weight.shape[0] if with_bias else 0)
+    return tuple(x.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 
 
 _linear.register_fake(lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))

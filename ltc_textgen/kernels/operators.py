@@ -6,9 +6,11 @@ All scans have one form: inputs of known shapes, the first three of them drive, 
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
@@ -21,20 +23,49 @@ BLOCK = 16
 """Neurons to a multiple of which a tape is padded; kBlock in csrc/recurrence.h."""
 
 
-def is_plain(*tensors: Tensor) -> bool:
+def is_direct(*tensors: Tensor) -> bool:
     """Whether a kernel may be called directly, past PyTorch's dispatcher.
 
-    The way through the dispatcher costs tens of microseconds, more than the single token of a decoder. It is needed
-    only where someone looks on (autograd, a compiler or tracer, a function transform, a dispatch mode), and for tensors
-    whose memory does not hold their values (lazily negated, or zeros without memory).
+    The way through the dispatcher costs tens of microseconds, more than the single token of a decoder; with its autograd
+    formula, a tenth of a training pass. It is needed only where someone looks on (a compiler or tracer, a function
+    transform, a dispatch mode), and for tensors whose memory does not hold their values (lazily negated, or zeros
+    without memory).
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     return all(type(t) in (Tensor, torch.nn.Parameter) and not (t.is_neg() or t._is_zerotensor()) for t in tensors)
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd has to know about an operation on these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+class Direct(torch.autograd.Function):
+    """A kernel with its gradient where `is_direct`: autograd sees it, the dispatcher does not.
+
+    Called as `Direct.apply(forward, backward, *inputs)`:
+
+    * forward(*inputs) -> outputs, tensors to keep
+    * backward(needed, gradients of the outputs or None, *kept) -> gradients of the inputs or None
+    """
+
+    @staticmethod
+    def forward(ctx: Any, forward: Any, backward: Any, *inputs: Tensor | None) -> Any:
+        outputs, kept = forward(*inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept)
+        ctx.pull = backward
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        if all(gradient is None for gradient in gradients):
+            return (None,) * len(ctx.needs_input_grad)
+        return (None, None, *ctx.pull(ctx.needs_input_grad[2:], gradients, *ctx.saved_tensors))
 
 
 def dense(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -99,12 +130,24 @@ class ScanOperator:
             UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
         """
         code = SOLVER_CODES[solver]
-        if is_plain(*inputs):
-            states, last, _ = self._forward(*inputs, steps, code, adaptive, False)
+        method, keep = (steps, code, adaptive), wants_gradient(*inputs)
+        if not is_direct(*inputs):
+            states, last, _ = self._operator(*inputs, *method, keep)
+        elif keep:
+            states, last = Direct.apply(partial(self._forward_kept, method), partial(self._pull, method), *inputs)
         else:
-            keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-            states, last, _ = self._operator(*inputs, steps, code, adaptive, keep)
+            states, last, _ = self._forward(*inputs, *method, False)
         return states, last
+
+    def _forward_kept(self, method: tuple[Any, ...], *inputs: Tensor) -> tuple[Any, ...]:
+        states, last, tape = self._forward(*inputs, *method, True)
+        return (states, last), (states, tape, *inputs)
+
+    def _pull(self, method: tuple[Any, ...], needed: Any, gradients: Any, *kept: Tensor) -> tuple[Tensor | None, ...]:
+        direct = is_direct(*kept, *(gradient for gradient in gradients if gradient is not None))
+        backward = self._backward if direct else self._gradient
+        found = backward(*gradients, *kept, *method, needed[2])
+        return tuple(g if n else None for g, n in zip(found, needed, strict=True))
 
     def _register(self) -> None:
         tensors = ", ".join(f"Tensor {name}" for name in self.inputs)
@@ -211,7 +254,6 @@ class ScanOperator:
     def _differentiate(self, ctx: Any, states_grad: Any, last_grad: Any, _: Any) -> tuple[Tensor | None, ...]:
         if states_grad is None and last_grad is None:
             return (None,) * (len(self.inputs) + 4)
-        with_dt = ctx.needs_input_grad[2]
-        gradients = self._gradient(states_grad, last_grad, *ctx.saved_tensors, *ctx.method, with_dt)
         needed = ctx.needs_input_grad[: len(self.inputs)]
-        return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None, None, None)
+        gradients = self._pull(ctx.method, needed, (states_grad, last_grad), *ctx.saved_tensors)
+        return (*gradients, None, None, None, None)

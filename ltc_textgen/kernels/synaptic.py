@@ -11,7 +11,7 @@ import torch
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.library import LIBRARY, pointers, raise_for, threads_for
-from ltc_textgen.kernels.operators import ScanOperator, address, dense, is_plain, room
+from ltc_textgen.kernels.operators import Direct, ScanOperator, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.shapes import Bool, Float, Tensor
 
 _scan = ScanOperator(
@@ -107,7 +107,9 @@ def synaptic_sums(
         UsageError: If a dtype, device or shape cannot be; the message names expected and got.
     """
     inputs = (values, w, sigma, mu, reversal, mask)
-    return _sums(*inputs) if is_plain(*inputs) else _sums_operator(*inputs)
+    if not is_direct(*inputs):
+        return _sums_operator(*inputs)
+    return Direct.apply(_sums_kept, _sums_pull, *inputs) if wants_gradient(*inputs) else _sums(*inputs)
 
 
 def _sizes(values: Tensor, w: Tensor) -> tuple[int, int, int]:
@@ -147,6 +149,16 @@ def _sums_gradients(
     return tuple(gradients)  # type: ignore[return-value]
 
 
+def _sums_kept(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return _sums(*inputs), inputs
+
+
+def _sums_pull(needed: Any, gradients: tuple[Tensor], *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    backward = _sums_gradients if is_direct(*gradients, *inputs) else _sums_backward
+    found = backward(*gradients, *inputs)
+    return (*(g if n else None for g, n in zip(found, needed[:-1], strict=True)), None)
+
+
 def _run(function: Any, sizes: tuple[int, int, int], call: ctypes.Structure) -> None:
     counts = [ctypes.c_int64(size) for size in sizes]
     threads = threads_for(sizes[0] * sizes[1] * sizes[2])
@@ -171,7 +183,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, sums_grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_sums_backward(sums_grad, *ctx.saved_tensors), None)
+    return _sums_pull(ctx.needs_input_grad, (sums_grad,), *ctx.saved_tensors)
 
 
 def _gradient_shapes(sums_grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

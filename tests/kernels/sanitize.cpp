@@ -136,12 +136,13 @@ void sums(int64_t rows, int64_t sources, int64_t targets, int threads) {
 void product(int64_t rows, int64_t depth, int64_t columns, int threads) {
   const Values a = draw(rows * depth, -1, 1), b = draw(depth * columns, -1, 1), bias = draw(columns);
   for (int turned = 0; turned < 4; ++turned) {
-    Values c(rows * columns, NAN);
+    Values c(rows * columns, NAN), sums(rows, NAN);
     const bool left = turned & 1, right = turned & 2;
     const ltc::Product p = {rows, depth, columns, threads, a.data(), left ? 1 : depth, left ? rows : 1, b.data(),
-                            right ? 1 : columns, right ? depth : 1, right ? bias.data() : nullptr, c.data()};
+                            right ? 1 : columns, right ? depth : 1, right ? bias.data() : nullptr, c.data(), sums.data()};
     require(ltc_product(&p) == 0, "product");
     require_finite(c, "a product is finite");
+    require_finite(sums, "sums of rows are finite");
   }
 }
 

@@ -1,6 +1,6 @@
 // The diagonal cell: the recurrence is elementwise, so a tile of neurons of one sequence runs through all its tokens with
 // its state in registers. Tiles are shared out over threads. The backward pass keeps the states of the tokens only and
-// takes the sub-steps of a token again.
+// takes the sub-steps of a token again, unless there is but one.
 #include "kernels.h"
 #include "solver.h"
 #include "tables.h"
@@ -16,58 +16,98 @@ using ltc::Status;
 // Vectors of a tile: independent chains of arithmetic that hide each other's latency.
 constexpr int kUnroll = 4;
 constexpr int kTile = kUnroll * kWidth;
+constexpr int64_t kAhead = 4;  // tokens that are fetched ahead: a tile's rows lie too far apart to be foreseen
 
 #define LTC_EACH _Pragma("GCC unroll 4") for (int u = 0; u < kUnroll; ++u)
 
-// Neurons of a tile: how many of each vector's lanes exist. Lanes beyond read as harmless values.
+struct Tile {
+  vfloat of[kUnroll];
+  LTC_INLINE vfloat& operator[](int u) { return of[u]; }
+  LTC_INLINE const vfloat& operator[](int u) const { return of[u]; }
+};
+
+// Where a tile's neurons are in a row. In a tile that is not `whole`, lanes beyond N read as harmless values.
+template <bool whole>
 struct Lanes {
-  int64_t first;
-  int count[kUnroll];
-  Lanes(int64_t tile, int64_t N) : first(tile * kTile) {
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t left = N - first - u * kWidth;
-      count[u] = left >= kWidth ? kWidth : left > 0 ? static_cast<int>(left) : 0;
-    }
+  int64_t first, N;
+  Lanes(int64_t tile, int64_t N) : first(tile * kTile), N(N) {}
+  LTC_INLINE int count(int u) const {
+    const int64_t left = N - first - u * kWidth;
+    return left >= kWidth ? kWidth : left > 0 ? static_cast<int>(left) : 0;
   }
-  LTC_INLINE vfloat read(const float* row, int u, float rest = 0.0f) const {
-    return load_part(row + first + u * kWidth, count[u], rest);
+  LTC_INLINE Tile read(const float* row, float rest = 0.0f) const {
+    Tile result;
+    LTC_EACH result[u] = whole ? load(row + first + u * kWidth) : load_part(row + first + u * kWidth, count(u), rest);
+    return result;
   }
-  LTC_INLINE void write(float* row, int u, vfloat v) const { store_part(row + first + u * kWidth, v, count[u]); }
-};
-
-// Parameters of a tile. r, like the drive of a token, is in units of -1 / log2(e), as `sigmoid_of_power` wants it.
-struct Neurons {
-  vfloat r_e[kUnroll], r_i[kUnroll], E_e[kUnroll], E_i[kUnroll], C[kUnroll], leak[kUnroll];
-  vfloat open;  // 1: the synapses' conductances count in G; 0: tau is frozen
-  Neurons(const DiagonalForward& a, const Lanes& lanes, const Shape& s) : open(splat(s.adaptive ? 1.0f : 0.0f)) {
-    const int64_t N = s.N;
+  LTC_INLINE void write(float* row, const Tile& v) const {
     LTC_EACH {
-      r_e[u] = -kLog2E * lanes.read(a.self_weight, u);
-      r_i[u] = -kLog2E * lanes.read(a.self_weight + N, u);
-      E_e[u] = lanes.read(a.reversal, u);
-      E_i[u] = lanes.read(a.reversal + N, u);
-      C[u] = lanes.read(a.capacitance, u, 1.0f);
-      leak[u] = lanes.read(a.leak, u, 1.0f);
+      if (whole) store(row + first + u * kWidth, v[u]);
+      else store_part(row + first + u * kWidth, v[u], count(u));
     }
+  }
+  template <int to_write>
+  LTC_INLINE void fetch(const float* row) const {
+    if (whole) LTC_EACH __builtin_prefetch(row + first + u * kWidth, to_write);
   }
 };
 
-struct Conductances {
-  vfloat f_e, f_i, G, I;
+LTC_INLINE Tile scaled(float factor, Tile v) {
+  LTC_EACH v[u] *= factor;
+  return v;
+}
+
+// Parameters of a tile. r, like the drive of a token, is in units of -1 / log2(e), as `sigmoids_of_powers` wants it.
+struct Neurons {
+  Tile r_e, r_i, E_e, E_i, C, leak;
+  vfloat open;  // 1: the synapses' conductances count in G; 0: tau is frozen
+  template <bool whole>
+  Neurons(const DiagonalForward& a, const Lanes<whole>& lanes, const Shape& s)
+      : r_e(scaled(-kLog2E, lanes.read(a.self_weight))), r_i(scaled(-kLog2E, lanes.read(a.self_weight + s.N))),
+        E_e(lanes.read(a.reversal)), E_i(lanes.read(a.reversal + s.N)), C(lanes.read(a.capacitance, 1.0f)),
+        leak(lanes.read(a.leak, 1.0f)), open(splat(s.adaptive ? 1.0f : 0.0f)) {}
 };
 
-LTC_INLINE Conductances membrane(const Neurons& p, int u, vfloat d_e, vfloat d_i, vfloat x) {
-  const vfloat f_e = sigmoid_of_power(d_e + p.r_e[u] * x), f_i = sigmoid_of_power(d_i + p.r_i[u] * x);
-  return {f_e, f_i, p.leak[u] + p.open * (f_e + f_i), f_e * p.E_e[u] - f_i * p.E_i[u]};
+// The drive of a token.
+struct Drive {
+  Tile e, i;
+};
+
+template <bool whole>
+LTC_INLINE Drive read_drive(const Lanes<whole>& lanes, const float* row, int64_t N) {
+  return {scaled(-kLog2E, lanes.read(row)), scaled(-kLog2E, lanes.read(row + N))};
+}
+
+struct Openings {
+  Tile e, i;  // f_e and f_i
+};
+
+LTC_INLINE Openings synapses(const Neurons& p, const Drive& d, const Tile& x) {
+  vfloat f[2 * kUnroll];
+  LTC_EACH f[u] = d.e[u] + p.r_e[u] * x[u];
+  LTC_EACH f[kUnroll + u] = d.i[u] + p.r_i[u] * x[u];
+  sigmoids_of_powers<2 * kUnroll>(f);
+  Openings result;
+  LTC_EACH result.e[u] = f[u];
+  LTC_EACH result.i[u] = f[kUnroll + u];
+  return result;
+}
+
+struct Membrane {
+  vfloat G, I;
+};
+
+LTC_INLINE Membrane membrane(const Neurons& p, int u, vfloat f_e, vfloat f_i) {
+  return {p.leak[u] + p.open * (f_e + f_i), f_e * p.E_e[u] - f_i * p.E_i[u]};
 }
 
 // Gradients of a tile, summed over the tokens of one sequence. C: sum of h times the gradient of h.
 struct Gradients {
-  vfloat r_e[kUnroll] = {}, r_i[kUnroll] = {}, E_e[kUnroll] = {}, E_i[kUnroll] = {}, C[kUnroll] = {}, leak[kUnroll] = {};
-  vfloat d_e[kUnroll], d_i[kUnroll], h[kUnroll];  // of the token at hand
+  Tile r_e, r_i, E_e, E_i, C, leak;
+  Tile d_e, d_i, h;  // of the token at hand
 };
 
-// Gradients of `membrane`, given those of G and I; returns that of x.
+// Gradients of `membrane` and `synapses`, given those of G and I; returns that of x.
 LTC_INLINE vfloat membrane_backward(const Neurons& p, Gradients& out, int u, vfloat x, vfloat f_e, vfloat f_i, vfloat gG,
                                     vfloat gI) {
   const vfloat open = p.open * gG;
@@ -82,163 +122,181 @@ LTC_INLINE vfloat membrane_backward(const Neurons& p, Gradients& out, int u, vfl
   return -kLn2 * (z_e * p.r_e[u] + z_i * p.r_i[u]);
 }
 
-// Four evaluations of the membrane: a function, where the one of the others is worth a copy per vector.
-__attribute__((noinline)) vfloat runge_kutta(const Neurons& p, int u, vfloat d_e, vfloat d_i, vfloat x, vfloat h) {
-  vfloat k = {}, sum = {};
+// A sub-step given the open synapses at x.
+template <int solver>
+LTC_INLINE Tile advance_tile(const Neurons& p, const Openings& f, const Tile& x, vfloat h) {
+  Tile next;
+  LTC_EACH {
+    const Membrane m = membrane(p, u, f.e[u], f.i[u]);
+    next[u] = advance<solver>(x[u], m.G, m.I, p.C[u], h);
+  }
+  return next;
+}
+
+// Start of stage s of Runge-Kutta, given the slopes of the stage before.
+LTC_INLINE Tile stage_start(const Tile& x, vfloat h, int s, const Tile& slopes) {
+  Tile y;
+  LTC_EACH y[u] = x[u] + h * kReach[s] * slopes[u];
+  return y;
+}
+
+// Four evaluations of the membrane: a function, where the one of the others is worth a copy in every place.
+__attribute__((noinline)) void runge_kutta(const Neurons& p, const Drive& d, Tile& x, vfloat h) {
+  Tile slopes = {}, sum = {};
   for (int s = 0; s < 4; ++s) {
-    const Conductances c = membrane(p, u, d_e, d_i, x + h * kReach[s] * k);
-    k = slope(x + h * kReach[s] * k, c.G, c.I, p.C[u]);
-    sum += kWeight[s] * k;
+    const Tile y = stage_start(x, h, s, slopes);
+    const Openings f = synapses(p, d, y);
+    LTC_EACH {
+      const Membrane m = membrane(p, u, f.e[u], f.i[u]);
+      slopes[u] = slope(y[u], m.G, m.I, p.C[u]);
+      sum[u] += kWeight[s] * slopes[u];
+    }
   }
-  return x + h * sum;
+  LTC_EACH x[u] += h * sum[u];
 }
 
 template <int solver>
-LTC_INLINE vfloat substep(const Neurons& p, int u, vfloat d_e, vfloat d_i, vfloat x, vfloat h) {
-  if constexpr (solver == kRungeKutta) {
-    return runge_kutta(p, u, d_e, d_i, x, h);
-  } else {
-    const Conductances c = membrane(p, u, d_e, d_i, x);
-    return advance<solver>(x, c.G, c.I, p.C[u], h);
-  }
+LTC_INLINE void substep(const Neurons& p, const Drive& d, Tile& x, vfloat h) {
+  if constexpr (solver == kRungeKutta) runge_kutta(p, d, x, h);
+  else x = advance_tile<solver>(p, synapses(p, d, x), x, h);
 }
 
-template <int solver>
+template <int solver, bool whole>
 void scan_tile(const Shape& s, const DiagonalForward& a, int64_t b, int64_t tile) {
   const int64_t N = s.N;
-  const Lanes lanes(tile, N);
+  const Lanes<whole> lanes(tile, N);
   const Neurons p(a, lanes, s);
-  vfloat x[kUnroll];
-  LTC_EACH x[u] = lanes.read(a.x0 + b * N, u);
+  Tile x = lanes.read(a.x0 + b * N);
   for (int64_t t = 0; t < s.T; ++t) {
     const int64_t token = b * s.T + t;
     const float* drive = a.drive + token * 2 * N;
-    if (a.dt[token] != 0.0f) {  // no time: the state stays as it is, to the bit
-      const vfloat h = splat(a.dt[token]);
-      vfloat d_e[kUnroll], d_i[kUnroll];
-      LTC_EACH {
-        d_e[u] = -kLog2E * lanes.read(drive, u);
-        d_i[u] = -kLog2E * lanes.read(drive + N, u);
-      }
-      for (int64_t k = 0; k < s.steps; ++k) LTC_EACH x[u] = substep<solver>(p, u, d_e[u], d_i[u], x[u], h);
+    if (t + kAhead < s.T) {
+      lanes.template fetch<0>(drive + kAhead * 2 * N);
+      lanes.template fetch<0>(drive + kAhead * 2 * N + N);
+      lanes.template fetch<1>(a.states + (token + kAhead) * N);
     }
-    LTC_EACH lanes.write(a.states + token * N, u, x[u]);
+    if (a.dt[token] != 0.0f) {  // no time: the state stays as it is, to the bit
+      const Drive d = read_drive(lanes, drive, N);
+      for (int64_t k = 0; k < s.steps; ++k) substep<solver>(p, d, x, splat(a.dt[token]));
+    }
+    lanes.write(a.states + token * N, x);
   }
 }
 
-// Sub-steps of one token of one vector, kept for the way back: x, f_e, f_i of every sub-step, then the last x.
-struct Trace {
-  float* data;
-  LTC_INLINE float* at(int64_t k, int field, int u) const { return data + ((k * 3 + field) * kUnroll + u) * kWidth; }
-  static int64_t size(int64_t steps) { return (steps + 1) * 3 * kTile; }
+// The way back through a sub-step of Runge-Kutta from x; `g` comes in as the gradient of its end.
+__attribute__((noinline)) void runge_kutta_backward(const Neurons& p, Gradients& out, const Drive& d, const Tile& x,
+                                                    vfloat h, Tile& g) {
+  Tile y[4], slopes[4];
+  Openings f[4];
+  for (int s = 0; s < 4; ++s) {
+    y[s] = s == 0 ? x : stage_start(x, h, s, slopes[s - 1]);
+    f[s] = synapses(p, d, y[s]);
+    LTC_EACH {
+      const Membrane m = membrane(p, u, f[s].e[u], f[s].i[u]);
+      slopes[s][u] = slope(y[s][u], m.G, m.I, p.C[u]);
+    }
+  }
+  Tile gx = g, gy = {};  // gy: gradient of the start of the stage after s
+  for (int s = 3; s >= 0; --s) LTC_EACH {
+    const vfloat pulled = kWeight[s] * g[u] + (s < 3 ? kReach[s + 1] : 0.0f) * gy[u];
+    const vfloat G = membrane(p, u, f[s].e[u], f[s].i[u]).G;
+    const StageGradient q = slope_backward(y[s][u], G, p.C[u], h * pulled);
+    out.h[u] += slopes[s][u] * pulled;
+    gy[u] = q.x + membrane_backward(p, out, u, y[s][u], f[s].e[u], f[s].i[u], q.G, q.I);
+    gx[u] += gy[u];
+  }
+  g = gx;
+}
+
+// The way back through a sub-step of another solver, from x, where the synapses were f, to `next`.
+template <int solver>
+LTC_INLINE void substep_backward(const Neurons& p, Gradients& out, const Openings& f, const Tile& x, const Tile& next,
+                                 vfloat h, Tile& g) {
+  LTC_EACH {
+    const Membrane m = membrane(p, u, f.e[u], f.i[u]);
+    const StageGradient q = advance_backward<solver>(x[u], m.G, m.I, p.C[u], h, next[u], g[u]);
+    out.h[u] += q.h;
+    g[u] = q.x + membrane_backward(p, out, u, x[u], f.e[u], f.i[u], q.G, q.I);
+  }
+}
+
+// A sub-step, kept for the way back.
+struct Kept {
+  Tile x;
+  Openings f;
 };
 
+// The way back through one token from x to `next`. `kept`: room for its sub-steps.
 template <int solver>
-LTC_INLINE vfloat substep_traced(const Neurons& p, const Trace& trace, int64_t k, int u, vfloat d_e, vfloat d_i, vfloat x,
-                                 vfloat h) {
-  store(trace.at(k, 0, u), x);
-  if constexpr (solver == kRungeKutta) {
-    return substep<solver>(p, u, d_e, d_i, x, h);
-  } else {
-    const Conductances c = membrane(p, u, d_e, d_i, x);
-    store(trace.at(k, 1, u), c.f_e);
-    store(trace.at(k, 2, u), c.f_i);
-    return advance<solver>(x, c.G, c.I, p.C[u], h);
+LTC_INLINE void token_backward(const Neurons& p, Gradients& out, const Drive& d, Tile x, const Tile& next, vfloat h,
+                               int64_t steps, Kept* kept, Tile& g) {
+  if constexpr (solver != kRungeKutta) {
+    if (steps == 1) return substep_backward<solver>(p, out, synapses(p, d, x), x, next, h, g);
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    kept[k].x = x;
+    if constexpr (solver == kRungeKutta) {
+      if (k + 1 < steps) runge_kutta(p, d, x, h);
+    } else {
+      kept[k].f = synapses(p, d, x);
+      if (k + 1 < steps) x = advance_tile<solver>(p, kept[k].f, x, h);
+    }
+  }
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    if constexpr (solver == kRungeKutta) runge_kutta_backward(p, out, d, kept[k].x, h, g);
+    else substep_backward<solver>(p, out, kept[k].f, kept[k].x, k + 1 < steps ? kept[k + 1].x : next, h, g);
   }
 }
 
-__attribute__((noinline)) vfloat runge_kutta_backward(const Neurons& p, Gradients& out, int u, vfloat d_e, vfloat d_i,
-                                                      vfloat x, vfloat h, vfloat g) {
-  vfloat y[4], slopes[4];
-  Conductances c[4];
-  for (int s = 0; s < 4; ++s) {
-    y[s] = s == 0 ? x : x + h * kReach[s] * slopes[s - 1];
-    c[s] = membrane(p, u, d_e, d_i, y[s]);
-    slopes[s] = slope(y[s], c[s].G, c[s].I, p.C[u]);
-  }
-  vfloat gx = g, gy = {};  // gy: gradient of the start of the stage after s
-  for (int s = 3; s >= 0; --s) {
-    const vfloat pulled = kWeight[s] * g + (s < 3 ? kReach[s + 1] : 0.0f) * gy;
-    const StageGradient q = slope_backward(y[s], c[s].G, p.C[u], h * pulled);
-    out.h[u] += slopes[s] * pulled;
-    gy = q.x + membrane_backward(p, out, u, y[s], c[s].f_e, c[s].f_i, q.G, q.I);
-    gx += gy;
-  }
-  return gx;
-}
-
-// Gradient of x before a sub-step, given `g`, that of the x after it.
-template <int solver>
-LTC_INLINE vfloat substep_backward(const Neurons& p, Gradients& out, const Trace& trace, int64_t k, int u, vfloat d_e,
-                                   vfloat d_i, vfloat h, vfloat g) {
-  const vfloat x = load(trace.at(k, 0, u));
-  if constexpr (solver == kRungeKutta) {
-    return runge_kutta_backward(p, out, u, d_e, d_i, x, h, g);
-  } else {
-    const vfloat f_e = load(trace.at(k, 1, u)), f_i = load(trace.at(k, 2, u));
-    const vfloat next = load(trace.at(k + 1, 0, u));
-    const vfloat G = p.leak[u] + p.open * (f_e + f_i), I = f_e * p.E_e[u] - f_i * p.E_i[u];
-    const StageGradient q = advance_backward<solver>(x, G, I, p.C[u], h, next, g);
-    out.h[u] += q.h;
-    return q.x + membrane_backward(p, out, u, x, f_e, f_i, q.G, q.I);
-  }
-}
-
-// Parameter gradients of one thread: six rows of whole tiles, in the order of `add_row`.
+// Parameter gradients of one thread: six rows of whole tiles: r_e, r_i, E_e, E_i, C, leak.
 constexpr int kRows = 6;
 
-LTC_INLINE void add_row(float* sums, int64_t width, int row, const Lanes& lanes, const vfloat* gradient) {
-  LTC_EACH {
-    float* p = sums + row * width + lanes.first + u * kWidth;
-    store(p, load(p) + gradient[u]);
-  }
-}
-
-template <int solver>
-void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, int64_t tile, Trace trace, float* sums,
+template <int solver, bool whole>
+void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, int64_t tile, Kept* kept, float* sums,
                         float* dt_parts) {
   const int64_t N = s.N, width = (N + kTile - 1) / kTile * kTile;
-  const Lanes lanes(tile, N);
+  const Lanes<whole> lanes(tile, N);
   const Neurons p(a.forward, lanes, s);
-  Gradients out;
-  vfloat g[kUnroll];
-  LTC_EACH g[u] = a.last_grad != nullptr ? lanes.read(a.last_grad + b * N, u) : vfloat{};
+  Gradients out = {};
+  Tile g = a.last_grad != nullptr ? lanes.read(a.last_grad + b * N) : Tile{};
+  Tile next = lanes.read(a.forward.states + (b * s.T + s.T - 1) * N);
   for (int64_t t = s.T - 1; t >= 0; --t) {
     const int64_t token = b * s.T + t;
     const float* drive = a.forward.drive + token * 2 * N;
+    float* drive_grad = a.drive_grad + token * 2 * N;
     const float* before = t > 0 ? a.forward.states + (token - 1) * N : a.forward.x0 + b * N;
     const vfloat h = splat(a.forward.dt[token]);
-    vfloat d_e[kUnroll], d_i[kUnroll], x[kUnroll];
-    LTC_EACH {
-      d_e[u] = -kLog2E * lanes.read(drive, u);
-      d_i[u] = -kLog2E * lanes.read(drive + N, u);
-      x[u] = lanes.read(before, u);
-      if (a.states_grad != nullptr) g[u] += lanes.read(a.states_grad + token * N, u);
-      out.d_e[u] = out.d_i[u] = out.h[u] = vfloat{};
+    if (t > kAhead) {
+      lanes.template fetch<0>(drive - kAhead * 2 * N);
+      lanes.template fetch<0>(drive - kAhead * 2 * N + N);
+      lanes.template fetch<0>(before - kAhead * N);
+      if (a.states_grad != nullptr) lanes.template fetch<0>(a.states_grad + (token - kAhead) * N);
+      lanes.template fetch<1>(drive_grad - kAhead * 2 * N);
+      lanes.template fetch<1>(drive_grad - kAhead * 2 * N + N);
     }
-    for (int64_t k = 0; k < s.steps; ++k)
-      LTC_EACH x[u] = substep_traced<solver>(p, trace, k, u, d_e[u], d_i[u], x[u], h);
-    LTC_EACH store(trace.at(s.steps, 0, u), x[u]);
-    for (int64_t k = s.steps - 1; k >= 0; --k)
-      LTC_EACH g[u] = substep_backward<solver>(p, out, trace, k, u, d_e[u], d_i[u], h, g[u]);
+    const Tile x = lanes.read(before);
+    if (a.states_grad != nullptr) {
+      const Tile from_outside = lanes.read(a.states_grad + token * N);
+      LTC_EACH g[u] += from_outside[u];
+    }
+    out.d_e = out.d_i = out.h = Tile{};
+    token_backward<solver>(p, out, read_drive(lanes, drive, N), x, next, h, s.steps, kept, g);
+    next = x;
+    lanes.write(drive_grad, out.d_e);
+    lanes.write(drive_grad + N, out.d_i);
+    vfloat sum = {};
     LTC_EACH {
-      lanes.write(a.drive_grad + token * 2 * N, u, out.d_e[u]);
-      lanes.write(a.drive_grad + token * 2 * N + N, u, out.d_i[u]);
       out.C[u] += h * out.h[u];
+      sum += out.h[u];  // lanes beyond N have gradients of zero
     }
-    if (dt_parts != nullptr) {
-      vfloat sum = {};
-      LTC_EACH sum += out.h[u];  // lanes beyond N have gradients of zero
-      dt_parts[tile * s.B * s.T + token] = lane_sum(sum);
-    }
+    if (dt_parts != nullptr) dt_parts[tile * s.B * s.T + token] = lane_sum(sum);
   }
-  LTC_EACH lanes.write(a.x0_grad + b * N, u, g[u]);
-  add_row(sums, width, 0, lanes, out.r_e);
-  add_row(sums, width, 1, lanes, out.r_i);
-  add_row(sums, width, 2, lanes, out.E_e);
-  add_row(sums, width, 3, lanes, out.E_i);
-  add_row(sums, width, 4, lanes, out.C);
-  add_row(sums, width, 5, lanes, out.leak);
+  lanes.write(a.x0_grad + b * N, g);
+  const Tile* rows[kRows] = {&out.r_e, &out.r_i, &out.E_e, &out.E_i, &out.C, &out.leak};
+  for (int row = 0; row < kRows; ++row) LTC_EACH {
+    float* total = sums + row * width + lanes.first + u * kWidth;
+    store(total, load(total) + (*rows[row])[u]);
+  }
 }
 
 template <int solver>
@@ -247,8 +305,10 @@ Status forward(const Shape& s, const DiagonalForward& a) {
   const int parts = static_cast<int>(smaller<int64_t>(s.threads, items));
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
   for (int part = 0; part < parts; ++part)
-    for (int64_t i = share(items, part, parts); i < share(items, part + 1, parts); ++i)
-      scan_tile<solver>(s, a, i / tiles, i % tiles);
+    for (int64_t i = share(items, part, parts); i < share(items, part + 1, parts); ++i) {
+      if ((i % tiles + 1) * kTile <= s.N) scan_tile<solver, true>(s, a, i / tiles, i % tiles);
+      else scan_tile<solver, false>(s, a, i / tiles, i % tiles);
+    }
   return ltc::kOk;
 }
 
@@ -256,15 +316,22 @@ template <int solver>
 Status backward(const Shape& s, const DiagonalBackward& a) {
   const int64_t tiles = (s.N + kTile - 1) / kTile, items = s.B * tiles, width = tiles * kTile;
   const int parts = static_cast<int>(smaller<int64_t>(s.threads, items));
-  Buffer sums(parts * kRows * width, true), traces(parts * Trace::size(s.steps));
+  Buffer sums(parts * kRows * width, true);
+  Array<Kept> kept(parts * s.steps);
   Buffer dt_parts(a.dt_grad != nullptr ? tiles * s.B * s.T : 1);
-  if (sums.data == nullptr || traces.data == nullptr || dt_parts.data == nullptr) return ltc::kNoMemory;
+  if (sums.data == nullptr || kept.data == nullptr || dt_parts.data == nullptr) return ltc::kNoMemory;
+  float* dt_sums = a.dt_grad != nullptr ? dt_parts.data : nullptr;
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
-  for (int part = 0; part < parts; ++part)
-    for (int64_t i = share(items, part, parts); i < share(items, part + 1, parts); ++i)
-      scan_tile_backward<solver>(s, a, i / tiles, i % tiles, {traces.data + part * Trace::size(s.steps)},
-                                           sums.data + part * kRows * width,
-                                           a.dt_grad != nullptr ? dt_parts.data : nullptr);
+  for (int part = 0; part < parts; ++part) {
+    Kept* mine = kept.data + part * s.steps;
+    float* total = sums.data + part * kRows * width;
+    for (int64_t i = share(items, part, parts); i < share(items, part + 1, parts); ++i) {
+      if ((i % tiles + 1) * kTile <= s.N)
+        scan_tile_backward<solver, true>(s, a, i / tiles, i % tiles, mine, total, dt_sums);
+      else
+        scan_tile_backward<solver, false>(s, a, i / tiles, i % tiles, mine, total, dt_sums);
+    }
+  }
   float* rows[kRows] = {a.self_weight_grad,     a.self_weight_grad + s.N, a.reversal_grad,
                         a.reversal_grad + s.N, a.capacitance_grad,       a.leak_grad};
   for (int row = 0; row < kRows; ++row) {

@@ -27,7 +27,8 @@ struct FullMembrane {
 
   LTC_INLINE void prepare(const float* y) const {
     for (int64_t panel = 0; panel < panels_of(s.N); ++panel)
-      tiles<false>(block.rows, y, stride, 1, by_source + panel * s.N * kPanel, kPanel, s.N, z + panel * kPanel, stride);
+      tiles<false>(block.rows, y, stride, 1, by_source + panel * s.N * kPanel, kPanel, s.N, z + panel * kPanel, stride,
+                   nullptr, 0);
   }
   LTC_INLINE Pair conductances(vfloat f, int64_t v) const {
     const Row row{s.N};
@@ -51,13 +52,15 @@ struct FullMembrane {
   LTC_INLINE void pull(int64_t stage, const float*, float* gy) const {
     const float* gz = pushed + stage * block.rows * stride;
     for (int64_t panel = 0; panel < panels_of(s.N); ++panel)
-      tiles<true>(block.rows, gz, stride, 1, by_target + panel * s.N * kPanel, kPanel, s.N, gy + panel * kPanel, stride);
+      tiles<false>(block.rows, gz, stride, 1, by_target + panel * s.N * kPanel, kPanel, s.N, gy + panel * kPanel, stride,
+                   gy + panel * kPanel, stride);
   }
   void begin_token(int64_t) const { std::memset(drive_sum, 0, sizeof(float) * block.rows * stride); }
   void end_token(int64_t t, const float* starts) const {
     const int64_t depth = s.steps * stages_of(s.solver) * block.rows;
     for (int64_t panel = 0; panel < panels_of(s.N); ++panel)
-      tiles<true>(s.N, pushed, 1, stride, starts + panel * kPanel, stride, depth, weight_sum + panel * kPanel, columns);
+      tiles<false>(s.N, pushed, 1, stride, starts + panel * kPanel, stride, depth, weight_sum + panel * kPanel, columns,
+                   weight_sum + panel * kPanel, columns);
     for (int r = 0; r < block.rows; ++r)
       std::memcpy(back->drive_grad + ((block.first + r) * s.T + t) * s.N, drive_sum + r * stride, sizeof(float) * s.N);
   }

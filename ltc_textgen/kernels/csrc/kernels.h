@@ -98,6 +98,7 @@ struct Product {
   int64_t b_row, b_column;
   const float *bias;                                  // (columns) or null
   float *c;                                           // dense
+  float *row_sums;                                    // (rows), sums of A over its columns, or null
 };
 
 // A block's RMSNorm and causal depthwise convolution over K tokens; see blocks.py for the mathematics.
