@@ -31,7 +31,7 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.cell = build_cell(settings, settings.hidden_size, settings.hidden_size)
         self.start = LearnedStart(self.cell.hidden_size) if settings.learned_start else None
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = LockedDropout(settings.dropout)
         # A wiring may let fewer motor neurons out than the next layer expects.
         narrow = self.cell.output_size != settings.hidden_size
         self.widen = Linear(self.cell.output_size, settings.hidden_size) if narrow else nn.Identity()
@@ -74,7 +74,7 @@ class LiquidBlock(nn.Module):
         self.start = None
         if settings.learned_start:
             self.start = LearnedStart(self.cell.hidden_size, (settings.conv_width - 1, width))
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = LockedDropout(settings.dropout)
 
     def initial_state(self, batch_size: int) -> LayerState:
         """Rest, and a convolution that has seen zeros; or what was learned."""
@@ -110,7 +110,7 @@ class LiquidBlock(nn.Module):
     def _fuses(self, u: Tensor) -> bool:
         """Whether the kernel of the whole block may run: nobody looks at, or has changed, what is inside."""
         parts = (self.norm, self.conv, self.cell, self.gate, self.out, self.dropout)
-        kinds = (nn.RMSNorm, CausalConvolution, DiagonalCell, Linear, Linear, nn.Dropout)
+        kinds = (nn.RMSNorm, CausalConvolution, DiagonalCell, Linear, Linear, LockedDropout)
         untouched = all(type(part) is kind and not hooked(part) for part, kind in zip(parts, kinds, strict=True))
         return untouched and type(self.cell.input) is nn.Linear and not hooked(self.cell.input) and runs_eagerly(u)
 
@@ -124,14 +124,35 @@ class LiquidBlock(nn.Module):
         epsilon = torch.finfo(u.dtype).eps if norm.eps is None else norm.eps
         half = torch.is_autocast_enabled("cpu")
         method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive, half)
-        keep = None
-        if self.training and self.dropout.p:
-            keep = F.dropout(torch.ones_like(u), self.dropout.p)
+        keep = self.dropout.mask(u) if self.training and self.dropout.p else None
         out, after, last = fused_block(u, columns, neurons, elapsed * cell.step_size, keep, weights, method)
         return out, (last, after)
 
     def _leave(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
+
+
+class LockedDropout(nn.Module):
+    """Dropout of whole features: what is left out of a sequence is left out at all of its tokens (of one window).
+
+    A recurrent net would otherwise see through it by averaging over time. Source: Gal and Ghahramani 2016,
+    arXiv:1512.05287.
+
+    Args:
+        p: Share of the features that is left out in training; the others are scaled up by 1 / (1 - p).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The features that stay."""
+        return x * self.mask(x) if self.training and self.p else x
+
+    def mask(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
+        """What to multiply features with: 0 or 1 / (1 - p)."""
+        return F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.p)
 
 
 class LearnedStart(nn.Module):

@@ -137,7 +137,9 @@ class ModelConfig(Settings):
     learned_start: bool = Field(
         False, description="Learn the state before the first token; False starts every text at rest."
     )
-    dropout: Probability = Field(0.0, description="Share of activations dropped in training.")
+    dropout: Probability = Field(
+        0.0, description="Share of features dropped in training, for whole windows, in the embedding and every layer."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 
-from ltc_textgen.blocks import LayerState, build_layer
+from ltc_textgen.blocks import LayerState, LockedDropout, build_layer
 from ltc_textgen.cells.base import broadcast_elapsed
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
@@ -83,7 +83,7 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
         settings = config.settings
         self.settings = settings
         self.embedding = nn.Embedding(settings.input_size, settings.hidden_size)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = LockedDropout(settings.dropout)
         self.layers = nn.ModuleList(build_layer(settings) for _ in range(settings.num_layers))
         deep = settings.block == "liquid"
         self.norm = nn.RMSNorm(settings.hidden_size) if deep else nn.Identity()

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ltc_textgen
+from ltc_textgen.blocks import LockedDropout
 from ltc_textgen.config import Coupling, ModelConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.huggingface import LTCConfig
@@ -61,7 +62,7 @@ def test_the_seven_arguments_work_by_position_and_by_name(solver: str, adaptive:
     logits = by_position(text()).logits
     assert logits.shape == (3, 11, VOCABULARY)
     torch.testing.assert_close(logits, by_name(text()).logits, rtol=0, atol=0)
-    assert [type(child) for child in by_position.children() if not isinstance(child, nn.Dropout | nn.Identity)] == [
+    assert [type(child) for child in by_position.children() if not isinstance(child, LockedDropout | nn.Identity)] == [
         nn.Embedding,
         nn.ModuleList,
         type(by_position.head),

@@ -149,3 +149,21 @@ def test_under_autocast_only_products_are_bfloat16() -> None:
     for name, tensor in exact.items():
         assert found[name].dtype == torch.float32
         assert (found[name] - tensor).norm() / tensor.norm() < 0.03, name
+
+
+def test_dropout_leaves_out_whole_features_and_is_the_same_fused_or_not() -> None:
+    ours = block(32, dropout=0.5).train()
+    u, neurons, columns, elapsed = inputs(ours, 3, 6)
+    outs = []
+    for choice in ("auto", "reference"):
+        torch.manual_seed(5)
+        with kernels.use(choice):  # type: ignore[arg-type]
+            out, _ = ours(u, (neurons, columns), elapsed, None, None)
+        outs.append(out)
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+    kept = (outs[0] != u).any(1)
+    assert torch.equal(kept, (outs[0] != u).all(1))
+    assert 0.3 < kept.float().mean() < 0.7
+    whole, _ = ours.eval()(u, (neurons, columns), elapsed, None, None)
+    scaled = u + 2 * (whole - u)
+    torch.testing.assert_close(outs[0], torch.where(kept[:, None], scaled, u), rtol=1e-4, atol=1e-4)
