@@ -143,19 +143,31 @@ def _of_run(path: Path) -> Recipe:
 
 def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, anyway: bool, as_json: bool) -> None:
     # What is wrong with the settings is said before the corpus is read.
-    device = RunConfig.parse(recipe).train.device
+    settings = RunConfig.parse(recipe).train
     from ltc_textgen.devices import choose_device
     from ltc_textgen.training import Reporter, make_reporter
     from ltc_textgen.training import train as run_training
+    from ltc_textgen.training.checkpoint import list_checkpoints
+    from ltc_textgen.training.metrics import check_trackers
+    from ltc_textgen.training.unheard import SurvivingReporter
 
-    choose_device(device)
-    reporter = make_reporter(as_json=as_json) if is_main_process() else Reporter()
+    choose_device(settings.device)
+    check_trackers(settings.track)
+    reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
+    if resume and not list_checkpoints(out):
+        reporter.note(f"{out} holds no checkpoint: nothing to resume, a new run starts there{_runs_beside(out)}")
     run, data = _prepared(recipe, auto, reporter)
     result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
     if is_main_process():
         _report(result, data, run, as_json, reporter.note)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _runs_beside(out: Path) -> str:
+    """Where else there is something to resume, for those who mistyped --out."""
+    others = sorted(str(path.parent) for path in out.parent.glob("*/checkpoints") if path.parent != out)
+    return f" (runs beside it: {', '.join(others[:5])})" if others else ""
 
 
 def _prepared(recipe: Recipe, auto: bool, reporter: "Reporter") -> tuple[RunConfig, "TokenData"]:

@@ -13,6 +13,7 @@ Written into a temporary directory beside its place, synced, renamed, and only t
 pickled: a checkpoint of a stranger can be wrong, but it cannot run code.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.artifacts import read_json, read_tensors, verify_manifest, write_manifest
+from ltc_textgen.artifacts import read_json, read_tensors, sha256_file, verify_manifest, write_json
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.files import sync_directory
 from ltc_textgen.shapes import Tensor
@@ -136,7 +137,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, altered or unreadable; the message names it.
     """
-    listed = read_json(path / MANIFEST).get("files")
+    manifest = read_json(path / MANIFEST)
+    seal = manifest.pop("sha256", None)
+    # The first format had no checksum of its own.
+    if manifest.get("format") not in ("1", "2") or (manifest["format"] == "2" and seal != _digest(manifest)):
+        raise ArtifactError(f"{path / MANIFEST} is damaged: its checksum does not match, or it is of a later version")
+    listed = manifest.get("files")
     missing = REQUIRED - set(listed if isinstance(listed, dict) else {})
     if missing:
         raise ArtifactError(f"{path / 'manifest.json'} is damaged: it does not list {min(missing)}")
@@ -218,8 +224,14 @@ def _write_files(
     _sync(record)
     if best is not None:
         link_or_copy(best, directory / BEST)
-    write_manifest(directory, {"format": "1", **about})
+    files = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
+    manifest = {**about, "format": "2", "files": files}
+    write_json(directory / MANIFEST, manifest | {"sha256": _digest(manifest)})
     sync_directory(directory)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:

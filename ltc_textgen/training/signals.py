@@ -1,4 +1,4 @@
-"""Stopping by signal: SIGINT and SIGTERM ask the loop to stop after its step; a second one ends the process at once."""
+"""Stopping by signal: SIGINT, SIGTERM and SIGHUP ask the loop to stop after its step; a second one ends the process."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 ECHO_SECONDS = 2.0
 """Under a launcher (torchrun), Ctrl-C reaches a process twice: from the terminal and from the launcher. A signal that
@@ -16,9 +16,10 @@ follows the first one this closely is the same request there."""
 
 
 class StopRequest:
-    """While entered, catches SIGINT and SIGTERM and remembers the first.
+    """While entered, catches SIGINT, SIGTERM and SIGHUP (a terminal that is closed) and remembers the first.
 
-    Only the main thread may set handlers; entered in another thread, it catches nothing and never asks to stop.
+    Under `nohup`, SIGHUP stays ignored. Only the main thread may set handlers; entered in another thread, it catches
+    nothing and never asks to stop.
 
     Args:
         on_signal: Called with the name of the first signal, to tell the user that the run is about to stop.
@@ -34,12 +35,15 @@ class StopRequest:
 
     @property
     def name(self) -> str | None:
-        """Name of the first signal received, SIGINT or SIGTERM; None before."""
+        """Name of the first signal received, such as SIGTERM; None before."""
         return None if self.number is None else signal.Signals(self.number).name
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            hears = [
+                n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN
+            ]
+            self._previous = {number: signal.signal(number, self._receive) for number in hears}
         return self
 
     def __exit__(
@@ -65,5 +69,5 @@ class StopRequest:
 
 
 def exit_code(name: str) -> int:
-    """Exit code of a process that a signal stopped: 128 + its number, 130 for SIGINT and 143 for SIGTERM."""
+    """Exit code of a process that a signal stopped: 128 + its number (SIGINT 130, SIGTERM 143, SIGHUP 129)."""
     return 128 + signal.Signals[name].value

@@ -13,7 +13,7 @@ from ltc_textgen.errors import LTCError
 from ltc_textgen.training import loop
 from ltc_textgen.training.loop import train
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", "0"))
 
 
 def break_steps(broken: set[int]):

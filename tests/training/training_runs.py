@@ -114,8 +114,18 @@ class _Telling(PlainReporter):
 
 
 def _train(recipe: str, out: Path, resume: bool, lines: Connection) -> None:
+    from ltc_textgen.training import checkpoint
     from ltc_textgen.training.loop import train
 
+    write = checkpoint.write_checkpoint
+
+    def telling(run, step, *given, **more):
+        lines.send(f"saving {step}")
+        path = write(run, step, *given, **more)
+        lines.send(f"saved {step}")
+        return path
+
+    checkpoint.write_checkpoint = telling
     try:
         code = train(RunConfig.model_validate_json(recipe), out, resume=resume, reporter=_Telling(lines)).exit_code
     except LTCError as error:
@@ -126,7 +136,10 @@ def _train(recipe: str, out: Path, resume: bool, lines: Connection) -> None:
 
 
 class Process:
-    """A training process of its own, forked from one that has the imports behind it."""
+    """A training process of its own, forked from one that has the imports behind it.
+
+    Its lines are the notes of the run, "made N" after each step, and "saving N" and "saved N" around a checkpoint.
+    """
 
     def __init__(self, run: RunConfig, out: Path, resume: bool = False) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -141,6 +154,13 @@ class Process:
         """Read lines until one starts so."""
         while not self._next().startswith(start):
             pass
+
+    def wait_for_any(self, start: str) -> bool:
+        """Read lines until one starts so; False if the process ended without."""
+        with suppress(EOFError):
+            self.wait_for(start)
+            return True
+        return False
 
     def send(self, number: int) -> None:
         """Send a signal."""

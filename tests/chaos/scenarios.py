@@ -1,0 +1,74 @@
+"""What each of several processes does; started by a launcher with the name of a scenario, a corpus and a folder."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+from distributed_runs import break_steps
+from training_runs import Listener, settings
+
+from ltc_textgen.config import RunConfig
+from ltc_textgen.errors import LTCError
+from ltc_textgen.training import loop
+
+STEPS = 30
+
+
+def plan(corpus: Path, *, dropout: float = 0.2, **given: object) -> RunConfig:
+    values = {"max_steps": STEPS, "eval_every": 20, "save_every": 3, "learning_rate": 0.02, "batch_size": 16}
+    return settings(corpus, {"dropout": dropout}, **{**values, **given})
+
+
+def kill(deaths: dict[int, tuple[int, int]]) -> None:
+    """Die by SIGKILL after a step, by the number of restarts: {restarts: (rank, step)}."""
+    rank, step = deaths.get(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), (-1, -1))
+    original = loop._tell
+
+    def tell(session):  # type: ignore[no-untyped-def]
+        original(session)
+        if (session.runtime.rank, session.progress.step) == (rank, step):
+            print(f"killed at {time.monotonic()}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop._tell = tell
+
+
+def attempt(run: RunConfig, out: Path, **how: bool) -> dict:
+    try:
+        return loop.train(run, out, reporter=Listener(), **how).to_dict()
+    except LTCError as error:
+        return {"error": str(error)}
+
+
+def main(scenario: str, corpus: Path, out: Path) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    results = {}
+    if scenario == "whole":
+        loop.train(plan(corpus), out / "run", reporter=Listener())
+    elif scenario == "killed":
+        kill({0: (1, 10)})
+        loop.train(plan(corpus), out / "run", reporter=Listener())
+    elif scenario == "elastic":
+        kill({0: (1, 10), 1: (0, 20)})
+        loop.train(plan(corpus), out / "run", resume=True, reporter=Listener())
+    elif scenario == "nan":
+        intact = break_steps({3, 4, 9}) if rank == 1 else loop.build
+        results["skipping"] = attempt(plan(corpus), out / "skipping")
+        loop.build = intact
+        if rank == 1:
+            break_steps(set(range(12, 100)))
+        results["broken"] = attempt(plan(corpus), out / "broken")
+    elif scenario == "world":
+        results["refused"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True)
+        results["grown"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True, anyway=True)
+    if rank == 0 and results:
+        (out / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
