@@ -188,13 +188,21 @@ class _FusedBlock(torch.autograd.Function):
         return (
             *(u_grad, columns_grad, neurons_grad, dt_grad if with_dt else None, None, None),
             *(norm_grad, conv_grad, conv_bias_grad),
-            *(_times(half, drive_grad.t(), flat), drive_grad.sum(0), *cell_grads),
-            *(_times(half, z_grad.t(), flat), z_grad.sum(0), out_weight_grad),
+            *(*_weight_gradients(half, drive_grad, flat), *cell_grads),
+            *(*_weight_gradients(half, z_grad, flat), out_weight_grad),
         )
 
 
 def _run(name: str, *arguments: Any) -> None:
     raise_for(getattr(LIBRARY, name)(*arguments), {})
+
+
+def _weight_gradients(half: bool, pulled: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a linear map's weights and bias."""
+    if half or not PAYS:
+        return _times(half, pulled.t(), inputs), pulled.sum(0)
+    sums = room(pulled.shape[1])
+    return product(pulled.t(), inputs, row_sums=sums), sums
 
 
 def _times(half: bool, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
