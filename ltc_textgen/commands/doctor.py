@@ -67,7 +67,10 @@ def _machine() -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     from ltc_textgen.kernels import report
 
-    return dict(report())
+    found = dict(report())
+    native = found["cpu"].startswith("none") or found["override"] not in ("auto", "cpu")
+    decoder = "none: PyTorch decodes" if native else "native, for liquid blocks with the diagonal coupling"
+    return {"decoder": decoder, **found}
 
 
 def _data() -> dict[str, Any]:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,8 @@ from ltc_textgen.errors import UsageError
 
 if TYPE_CHECKING:
     from ltc_textgen.generation import Piece
+
+Engine = Literal["auto", "torch", "native", "int8"]
 
 EXAMPLES = """Examples:
 
@@ -54,6 +56,9 @@ def generate(
     stop: Annotated[list[str] | None, describe(SamplingConfig, "stop")] = None,
     ignore_separator: Annotated[bool, describe(SamplingConfig, "ignore_separator", "--ignore-separator")] = False,
     num_samples: Annotated[int | None, describe(SamplingConfig, "num_samples")] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What computes: native (fused, CPU), int8 (native, 8-bit weights), torch, or auto.")
+    ] = "auto",
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -79,11 +84,11 @@ def generate(
 
     run = load_run(run_dir, prepare_torch(device, threads))
     if as_json:
-        completions = complete(run.model, run.tokenizer, text, sampling, notify=notify)
+        completions = complete(run.model, run.tokenizer, text, sampling, engine=engine, notify=notify)
         samples = [completion.to_dict() for completion in completions]
         print_json({"prompt": text, "samples": samples, "sampling": sampling.model_dump(mode="json")})
         return
-    pieces = generate_stream(run.model, run.tokenizer, text, sampling, notify=notify)
+    pieces = generate_stream(run.model, run.tokenizer, text, sampling, engine=engine, notify=notify)
     ends = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
     tokens, passed = sum(end.tokens for end in ends), max(end.seconds for end in ends)
     notify(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")

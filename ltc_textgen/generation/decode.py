@@ -22,6 +22,7 @@ from ltc_textgen.generation.stops import StopScanner
 from ltc_textgen.generation.writers import Engine, open_writer
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.reading import evaluating
+from ltc_textgen.state import LiquidState
 
 FinishReason = Literal["stop", "length"]
 
@@ -77,13 +78,14 @@ def generate(
     prompt: str = "",
     sampling: SamplingConfig | None = None,
     *,
+    state: LiquidState | None = None,
     engine: Engine = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> list[Completion]:
     """Write `sampling.num_samples` continuations of a prompt. Arguments and errors as in `generate_stream`."""
     parts: dict[int, list[str]] = {}
     last: dict[int, Piece] = {}
-    for piece in generate_stream(model, tokenizer, prompt, sampling, engine=engine, notify=notify):
+    for piece in generate_stream(model, tokenizer, prompt, sampling, state=state, engine=engine, notify=notify):
         parts.setdefault(piece.sample, []).append(piece.text)
         last[piece.sample] = piece
     return [Completion(**(vars(last[sample]) | {"text": "".join(parts[sample])})) for sample in sorted(last)]
@@ -95,6 +97,7 @@ def generate_stream(
     prompt: str = "",
     sampling: SamplingConfig | None = None,
     *,
+    state: LiquidState | None = None,
     engine: Engine = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Piece]:
@@ -109,13 +112,14 @@ def generate_stream(
         tokenizer: The tokenizer it was trained with.
         prompt: Text to continue. If empty, the model starts where a document does: after a separator.
         sampling: How to draw, how much, and where to stop; the defaults of `SamplingConfig` if None.
+        state: What was read before the prompt, of one sequence; nothing if None.
         engine: What computes: torch (any model, any device), native (see `native`, faster on the CPU), int8 (native
             with weights of 8 bits, which changes the text), or auto: native where it can, torch elsewhere.
         notify: Called with a sentence when a part of the prompt is unknown to the tokenizer.
 
     Raises:
         UsageError: At once, if the prompt holds no token, or the tokenizer is not the model's; when it runs, if the
-            native decoder is asked for and cannot decode this model.
+            state is not one sequence of this model, or the native decoder is asked for and cannot decode this model.
         LogitsError: While running, if the model's weights are broken.
     """
     sampling = sampling or SamplingConfig()
@@ -125,7 +129,7 @@ def generate_stream(
             f"the tokenizer knows {tokenizer.vocab_size} tokens, the model reads {model.settings.input_size} and "
             f"writes {model.settings.vocabulary}: use the tokenizer that the model was trained with"
         )
-    return _stream(model, tokenizer, encode_prompt(tokenizer, prompt, notify), sampling, engine)
+    return _stream(model, tokenizer, encode_prompt(tokenizer, prompt, notify), sampling, state, engine)
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str], None]) -> list[int]:
@@ -191,12 +195,13 @@ def _stream(
     tokenizer: TextTokenizer,
     prompt: list[int],
     sampling: SamplingConfig,
+    state: LiquidState | None,
     engine: Engine,
 ) -> Iterator[Piece]:
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
     samples = [_Sample(i, tokenizer, prompt, sampling) for i in range(sampling.num_samples)]
     with evaluating(model):
-        writer = open_writer(model, tokenizer.separator_id, prompt, sampling, seed, engine)
+        writer = open_writer(model, tokenizer.separator_id, prompt, sampling, seed, state, engine)
         start = time.perf_counter()
         while samples:
             tokens = writer.draw()

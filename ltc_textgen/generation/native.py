@@ -22,9 +22,9 @@ from ltc_textgen.state import LiquidState
 
 KNOWN = {
     *(LiquidTimeConstantNetwork, LiquidBlock, LearnedStart, CausalConvolution, DiagonalCell, FullHead),
-    *(nn.Embedding, nn.Dropout, nn.ModuleList, nn.RMSNorm, nn.Linear, Linear),
+    *(nn.Embedding, nn.ModuleList, nn.RMSNorm, nn.Linear, Linear),
 }
-"""Modules whose mathematics the decoder has."""
+"""Modules whose mathematics the decoder has, beside dropout, which does nothing when a text is written."""
 
 PROBE_TOKENS = 6
 AGREEMENT = 1e-3
@@ -51,8 +51,9 @@ def why_not(model: LiquidTimeConstantNetwork) -> str:
     ):
         if value != needed:
             return f"it needs {name} = {needed}, the model has {value}"
-    if strange := next((module for module in model.modules() if type(module) not in KNOWN), None):
-        return f"the model has a part that it does not know: {type(strange).__name__}"
+    for name, module in model.named_modules():
+        if type(module) not in KNOWN and name.split(".")[-1] != "dropout":
+            return f"the model has a part that it does not know: {type(module).__name__}"
     if any(hooked(module) for module in model.modules()):
         return "a part of the model has a hook"
     return ""
@@ -142,11 +143,19 @@ class NativeDecoder:
     def _before(self, ids: Tensor, state: LiquidState | None) -> tuple[Tensor, Tensor]:
         if ids.ndim != 2 or 0 in ids.shape:
             raise UsageError(f"ids: expected (B, T) with B, T >= 1, got {tuple(ids.shape)}")
-        B, c = ids.shape[0], self.core
         if state is None:
-            state = self.initial_state(B)
-        state.require(c.L, (B, c.N), (B, c.K - 1, c.D))
+            state = self.initial_state(ids.shape[0])
+        self.require(state, ids.shape[0])
         return stacked(state)
+
+    def require(self, state: LiquidState, batch_size: int) -> None:
+        """Refuse the state of another network, or of another number of sequences.
+
+        Raises:
+            UsageError: The message names expected and got.
+        """
+        B, c = batch_size, self.core
+        state.require(c.L, (B, c.N), (B, c.K - 1, c.D))
 
 
 def stacked(state: LiquidState) -> tuple[Tensor, Tensor]:

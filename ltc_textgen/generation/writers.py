@@ -10,12 +10,14 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from ltc_textgen.config import SamplingConfig
-from ltc_textgen.generation.native import NativeDecoder, stacked, why_not
+from ltc_textgen.errors import UsageError
+from ltc_textgen.generation.native import NativeDecoder, stacked
 from ltc_textgen.generation.sampling import UniformStreams, broken_logits, draw, shape_logits
 from ltc_textgen.kernels.decoder import Choice
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.reading import read
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
+from ltc_textgen.state import LiquidState
 
 Engine = Literal["auto", "torch", "native", "int8"]
 
@@ -46,6 +48,7 @@ def open_writer(
     prompt: list[int],
     sampling: SamplingConfig,
     seed: int,
+    state: LiquidState | None = None,
     engine: Engine = "auto",
 ) -> Writer:
     """A writer of `sampling.num_samples` samples.
@@ -56,24 +59,38 @@ def open_writer(
         prompt: Token ids, at least one.
         sampling: How to draw.
         seed: Seed of the draws.
+        state: State before the prompt, of one sequence; that of a fresh text if None.
         engine: See `decode.generate_stream`.
 
     Raises:
         UsageError: If the native decoder is asked for and cannot decode this model.
     """
-    if engine == "torch" or (engine == "auto" and why_not(model)):
-        return TorchWriter(model, separator, prompt, sampling, seed)
-    return NativeWriter(model, separator, prompt, sampling, seed, int8=engine == "int8")
+    decoder = None
+    if engine != "torch":
+        try:
+            decoder = NativeDecoder(model, int8=engine == "int8")
+        except UsageError:
+            if engine != "auto":
+                raise
+    if decoder is None:
+        return TorchWriter(model, separator, prompt, sampling, seed, state)
+    return NativeWriter(decoder, model, separator, prompt, sampling, seed, state)
 
 
 class TorchWriter:
     """The readable reference, for every model and device."""
 
     def __init__(
-        self, model: LiquidTimeConstantNetwork, separator: int, prompt: list[int], sampling: SamplingConfig, seed: int
+        self,
+        model: LiquidTimeConstantNetwork,
+        separator: int,
+        prompt: list[int],
+        sampling: SamplingConfig,
+        seed: int,
+        state: LiquidState | None = None,
     ) -> None:
         self._model, self._sampling, self._separator = model, sampling, separator
-        hidden, state = read(model, torch.tensor([prompt]))
+        hidden, state = read(model, torch.tensor([prompt]), state)
         fork = torch.zeros(sampling.num_samples, dtype=torch.int64)
         self._hidden: Float[Tensor, "B D"] | None = hidden.expand(len(fork), -1)
         self._state, self._last = state.select(fork), fork
@@ -110,24 +127,24 @@ class NativeWriter:
 
     def __init__(
         self,
+        native: NativeDecoder,
         model: LiquidTimeConstantNetwork,
         separator: int,
         prompt: list[int],
         sampling: SamplingConfig,
         seed: int,
-        *,
-        int8: bool = False,
+        state: LiquidState | None = None,
     ) -> None:
-        native = NativeDecoder(model, int8=int8)
         self._decoder, self._samples, self._left, self._count = (
             native.core,
             sampling.num_samples,
             sampling.max_tokens,
             1,
         )
-        state, before = native.initial_state(1), torch.tensor([prompt[:-1]])
+        state, before = native.initial_state(1) if state is None else state, torch.tensor([prompt[:-1]])
+        native.require(state, 1)
         if len(prompt) > SHORT:
-            _, state = read(model, before)
+            _, state = read(model, before, state)
         elif len(prompt) > 1:
             state = native.read(before, state)
         self._ids = torch.full((self._samples, 1), prompt[-1])
