@@ -13,7 +13,7 @@ from outcomes import STORY, TINY, Outcome
 from rich.console import Console
 
 from ltc_textgen.artifacts import load_run
-from ltc_textgen.commands import common, evaluate, plots
+from ltc_textgen.commands import common, evaluate, inspect, plots
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data import corpora
 from ltc_textgen.generation import generate
@@ -78,8 +78,44 @@ def test_the_curve_is_drawn(
     original = plots._figure
     monkeypatch.setattr(plots, "_figure", lambda *size: (figures.append(original(*size)), figures[-1])[1])
     assert ltc("inspect", run, "--plot", tmp_path / "curve.svg").code == 0
-    ((_, (axes,)),) = figures
-    assert [line.get_label() for line in axes.lines] == ["training", "validation"]
+    ((_, (losses, rate, speed)),) = figures
+    report = json.loads(ltc("inspect", run, "--json").out)
+    assert [line.get_label() for line in losses.lines] == ["training loss", "validation loss"]
+    training, validation = losses.lines
+    assert list(training.get_xdata()) == [record["step"] for record in report["steps"]]
+    assert list(training.get_ydata()) == [record["loss"] for record in report["steps"]]
+    assert list(validation.get_ydata()) == [record["val_loss"] for record in report["curve"]]
+    assert [axes.get_ylabel() for axes in (losses, rate, speed)] == ["nats per token", "learning rate", "tokens/s"]
+    assert list(rate.lines[0].get_ydata()) == [record["learning_rate"] for record in report["steps"]]
+    assert list(speed.lines[0].get_ydata()) == [record["tokens_per_second"] for record in report["steps"]]
+    (run / "metrics.jsonl").rename(run / "kept")
+    try:
+        assert ltc("inspect", run, "--plot", tmp_path / "none.svg").code == 2
+    finally:
+        (run / "kept").rename(run / "metrics.jsonl")
+
+
+def test_curves_on_a_terminal(run: Path, ltc: Callable[..., Outcome]) -> None:
+    shown = ltc("inspect", run).out.splitlines()
+    report = json.loads(ltc("inspect", run, "--json").out)
+    lines = {name: next(line for line in shown if line.startswith(name)) for name in inspect.CURVES}
+    first, last = report["steps"][0], report["steps"][-1]
+    assert f"{first['loss']:.3f}" in lines["training loss"]
+    assert f"{last['learning_rate']:.2g}" in lines["learning rate"]
+    assert f"{last['tokens_per_second']:,.0f}" in lines["tokens/s"]
+    assert f"{report['curve'][-1]['val_loss']:.3f}" in lines["validation loss"]
+    for line in lines.values():
+        assert sum(character in inspect.SPARKS for character in line) > 2
+        assert len(line) < 120
+
+
+def test_long_curves_are_drawn_in_few_columns() -> None:
+    curve = [(step, float(step)) for step in range(0, 1000, 10)]
+    assert inspect.resampled(curve, 10) == [45.0 + 100 * n for n in range(10)]
+    assert inspect.resampled(curve[:7], 10) == [float(step) for step, _ in curve[:7]]
+    gap = [*curve[:20], (990, 5.0)]
+    assert inspect.resampled(gap, 10) == [45.0, 145.0, *[145.0] * 7, 5.0]
+    assert inspect.spark([1.0, 1.0]) == inspect.SPARKS[0] * 2
 
 
 def test_a_corpus_with_a_name_is_measured_whole(

@@ -28,13 +28,24 @@ EXAMPLES = """Examples:
 
 SPARKS = "▁▂▃▄▅▆▇█"
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+COLUMNS = 40
+"""Characters of a curve on the terminal."""
+
+CURVES: dict[str, tuple[str, ...]] = {
+    "training loss": ("loss", "{:.3f}"),
+    "validation loss": ("val_loss", "{:.3f}"),
+    "learning rate": ("learning_rate", "loss", "{:.2g}"),
+    "tokens/s": ("tokens_per_second", "loss", "{:,.0f}"),
+}
+"""What is drawn: the key of its values in metrics.jsonl, a key that marks its lines, and how a value is written."""
+
 DEFAULT_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 def inspect(
     run_dir: RunDirectory = DEFAULT_RUN,
     text: Annotated[str, typer.Option("--text", help="Text on which the time constants are measured.")] = DEFAULT_TEXT,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the loss curve into this image file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curves into this image file.")] = None,
     plot_tau: Annotated[
         Path | None,
         typer.Option(
@@ -43,11 +54,15 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a run: settings, size, result, time constants of every layer, and the loss curve."""
+    """Show a run: settings, size, result, time constants of every layer, and its curves.
+
+    The curves are the loss in training and validation, the learning rate and the speed, over the steps.
+    """
     from ltc_textgen.artifacts import load_run
 
     run = load_run(run_dir)
-    curve = read_metrics(run_dir / "metrics.jsonl")
+    records = read_metrics(run_dir / "metrics.jsonl")
+    curve = [record for record in records if is_number(record.get("val_loss"))]
     ids = run.tokenizer.encode(text)
     if not ids:
         raise UsageError(f"--text {text!r} has no tokens")
@@ -59,9 +74,10 @@ def inspect(
         "facts": run.facts,
         "time_constants": [quantiles(tau) for tau in layers],
         "curve": curve,
+        "steps": [record for record in records if is_number(record.get("loss"))],
     }
     if plot is not None:
-        plots.draw_curve(curve, plot)
+        plots.draw_curves({name: points(records, *keys) for name, (*keys, _) in CURVES.items()}, plot)
     if plot_tau is not None:
         plots.draw_time_constants(layers, [run.tokenizer.token(index) for index in ids], plot_tau)
     if as_json:
@@ -71,7 +87,7 @@ def inspect(
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl that hold a validation; a line that a crash cut off, or that is none, is left out."""
+    """Lines of metrics.jsonl that belong to a step; a line that a crash cut off, or that is none, is left out."""
     if not path.exists():
         return []
     lines = []
@@ -80,9 +96,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict) and record.get("val_loss") is not None:
+        if isinstance(record, dict) and is_number(record.get("step")):
             lines.append(record)
     return lines
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a line is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def points(records: list[dict[str, Any]], key: str, *marks: str) -> list[tuple[int, float]]:
+    """The steps and values of a curve: of `key`, in lines that have a number under the keys in `marks` too."""
+    return [(line["step"], line[key]) for line in records if all(is_number(line.get(k)) for k in (key, *marks))]
 
 
 def time_constants(run: "Run", ids: list[int]) -> "list[Tensor]":
@@ -105,6 +131,20 @@ def quantiles(tau: "Tensor") -> dict[str, float | None]:
         f"q{round(100 * q)}": value if math.isfinite(value) else None
         for q, value in zip(QUANTILES, values, strict=True)
     }
+
+
+def resampled(curve: list[tuple[int, float]], columns: int = COLUMNS) -> list[float]:
+    """Means of a curve over at most `columns` equal spans of steps; a span without a point repeats the one before."""
+    if len(curve) <= columns:
+        return [value for _, value in curve]
+    first, last = curve[0][0], curve[-1][0]
+    spans: list[list[float]] = [[] for _ in range(columns)]
+    for step, value in curve:
+        spans[min((step - first) * columns // max(last - first, 1), columns - 1)].append(value)
+    means: list[float] = []
+    for span in spans:
+        means.append(sum(span) / len(span) if span else means[-1])
+    return means
 
 
 def spark(values: list[float]) -> str:
@@ -131,6 +171,16 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
                 f"  layer {number:<18}"
                 + "".join(f"{math.inf if value is None else value:>9.2f}" for value in row.values())
             )
-    losses = [record["val_loss"] for record in report["curve"]]
-    if losses:
-        print(f"validation loss  {losses[0]:.3f} {spark(losses)} {losses[-1]:.3f} nats/token")
+    _show_curves(report["steps"] + report["curve"])
+
+
+def _show_curves(records: list[dict[str, Any]]) -> None:
+    for name, (*keys, form) in CURVES.items():
+        curve = sorted(points(records, *keys))
+        if not curve:
+            continue
+        values = [value for _, value in curve]
+        text = (
+            f"{name:<15} {form.format(values[0]):>9} {spark(resampled(curve)):<{COLUMNS}} {form.format(values[-1]):>9}"
+        )
+        print(f"{text}  (lowest {form.format(min(values))}, highest {form.format(max(values))})")

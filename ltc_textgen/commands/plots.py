@@ -11,24 +11,42 @@ if TYPE_CHECKING:
 NEURONS = 6
 """Neurons of a layer whose time constants are drawn."""
 
+MARKED = 60
+"""Points up to which each is marked."""
+
 TOKENS = 160
 """Tokens up to which each is written below the axis."""
 
 
-def draw_curve(curve: list[dict[str, Any]], path: Path) -> None:
-    """Draw losses over steps into an image file.
+def draw_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Draw curves over steps into an image file: the losses together, below them the learning rate and the speed.
+
+    Args:
+        curves: Steps and values of training loss, validation loss, learning rate and tokens/s; any may be empty.
+        path: Image file; its suffix is the format (svg, png, pdf).
 
     Raises:
         UsageError: If there is no curve, matplotlib is missing, or the file's type is unknown.
     """
-    if not curve:
-        raise UsageError("--plot: the run has no validation in metrics.jsonl to draw")
-    figure, (axes,) = _figure(1, (7, 4))
-    for name, label in (("train_loss", "training"), ("val_loss", "validation")):
-        points = [(record["step"], record[name]) for record in curve if record.get(name) is not None]
-        axes.plot(*zip(*points, strict=True), label=label) if points else None
-    axes.set(xlabel="step", ylabel="loss, nats per token")
-    axes.legend()
+    losses = {name: curve for name, curve in curves.items() if name.endswith(" loss")}
+    others = {name: curve for name, curve in curves.items() if name not in losses and curve}
+    if not any(losses.values()):
+        raise UsageError("--plot: the run has no loss in metrics.jsonl to draw")
+    figure, (top, *below) = _figure(1 + len(others), (7, 3.5 + 1.4 * len(others)), [3.0] + [1.0] * len(others))
+    for name, curve in losses.items():
+        if curve:
+            marker = "." if len(curve) < MARKED else ""
+            validates = name.startswith("validation")
+            top.plot(*zip(*curve, strict=True), label=name, marker=marker, linewidth=1.8 if validates else 1.0)
+    top.set(ylabel="nats per token")
+    top.legend()
+    for axes, (name, curve) in zip(below, others.items(), strict=True):
+        axes.plot(*zip(*curve, strict=True), color="tab:gray", linewidth=1.2)
+        axes.set(ylabel=name, ylim=(0, None))
+    for axes in (top, *below):
+        axes.grid(alpha=0.3)
+    (below or [top])[-1].set_xlabel("step")
+    figure.align_ylabels()
     _save(figure, path)
 
 
@@ -70,7 +88,7 @@ def _visible(token: str) -> str:
     )
 
 
-def _figure(rows: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+def _figure(rows: int, size: tuple[float, float], heights: list[float] | None = None) -> tuple[Any, list[Any]]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -78,7 +96,7 @@ def _figure(rows: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
         raise UsageError("a plot needs matplotlib: pip install 'ltc-textgen[plot]'") from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
+    return figure, list(figure.subplots(rows, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -109,8 +109,8 @@ def load_corpus(config: DataConfig, notify: Callable[[str], None] = lambda _: No
         case "embedded":
             corpus = _embedded(config)
         case _:
-            corpus = _named(config)
-    return corpus if config.valid is None else _with_validation(corpus, config)
+            corpus = _named(config, notify)
+    return corpus if config.valid is None else _with_validation(corpus, config, notify)
 
 
 def documents_of(path: Path, config: DataConfig) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _automatic(config: DataConfig, notify: Callable[[str], None]) -> Corpus:
         return _embedded(config)
 
 
-def _named(config: DataConfig) -> Corpus:
+def _named(config: DataConfig, notify: Callable[[str], None]) -> Corpus:
     """A path if there is one, else an id of the hub if it looks like one."""
     path = Path(config.data).expanduser()
     repository = config.data.partition(":")[0]
@@ -143,7 +143,7 @@ def _named(config: DataConfig) -> Corpus:
         if not _exists(path) and path.name == config.data and not path.suffix:
             known = did_you_mean(config.data, list(NAMES))
             raise DataError(f"{config.data!r}: no such file or folder, and no corpus of that name{known}")
-        source, fingerprint, size = _files(path, config)
+        source, fingerprint, size = _files(path, config, notify)
         return _cut(Corpus(config.data, fingerprint, {"train": source}, sizes={"train": size}), config)
     try:
         return _from_hub(config.data, config, config.data)
@@ -151,8 +151,10 @@ def _named(config: DataConfig) -> Corpus:
         raise DataError(f"'{config.data}' is no file or folder here, and as a data set of the hub: {error}") from error
 
 
-def _files(path: Path, config: DataConfig) -> tuple[Source, str, Callable[[], int]]:
-    files = corpus_files(path)
+def _files(
+    path: Path, config: DataConfig, notify: Callable[[str], None] = lambda _: None
+) -> tuple[Source, str, Callable[[], int]]:
+    files = corpus_files(path, notify)
 
     def read() -> Iterator[Piece]:
         for file in files:
@@ -212,10 +214,10 @@ def _from_hub(identifier: str, config: DataConfig, name: str) -> Corpus:
     return corpus if "valid" in names else _cut(corpus, config)
 
 
-def _with_validation(corpus: Corpus, config: DataConfig) -> Corpus:
+def _with_validation(corpus: Corpus, config: DataConfig, notify: Callable[[str], None]) -> Corpus:
     """The whole corpus to train on, another file or folder to validate on."""
     assert config.valid is not None
-    valid, fingerprint, size = _files(Path(config.valid).expanduser(), config)
+    valid, fingerprint, size = _files(Path(config.valid).expanduser(), config, notify)
     whole = corpus.sources.get("whole", corpus.sources["train"])
     sizes = {"valid": size}
     if known := corpus.sizes.get("whole", corpus.sizes.get("train")):

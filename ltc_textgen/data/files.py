@@ -4,8 +4,8 @@ A document comes as one or more pieces `(text, ends)`; `ends` is True on the las
 come in pieces of about a mebibyte, so that neither a large file nor one endless line is held in memory.
 
 What is made of odd input: a byte order mark is dropped, CRLF becomes LF, blank documents are skipped, folders are read
-in the order of their paths and hidden files left out. A NUL byte counts as an encoding error. Everything else that is
-not text is refused in one line that names the file and the byte, line or row.
+in the order of their paths, hidden files left out, and files of other kinds too, which is told. A NUL byte counts as an
+encoding error. Everything else that is not text is refused in one line that names the file and the byte, line or row.
 """
 
 import codecs
@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from ltc_textgen.errors import DataError
 Piece = tuple[str, bool]
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+EXAMPLES = 5
+"""Names of files that are told when many are left out."""
+
 _CHUNK = 1 << 20
 _SNIFF = 1 << 13
 _SIGNATURES = {
@@ -41,8 +44,13 @@ _SIGNATURES = {
 }
 
 
-def corpus_files(path: Path) -> list[Path]:
+def corpus_files(path: Path, notify: Callable[[str], None] = lambda _: None) -> list[Path]:
     """The files of a corpus in reading order: the file itself, or those of a folder and the folders in it.
+
+    Args:
+        path: File or folder.
+        notify: Is told in one line how many files of a folder are left out because they are of no known kind, and
+            some of their names.
 
     Raises:
         DataError: If the path is missing or unreadable, or the folder holds none of the known kinds.
@@ -57,17 +65,24 @@ def corpus_files(path: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
-    found = [
+    visible = [
         Path(folder) / name
         for folder, folders, names in os.walk(path, onerror=refuse)
         if not _prune(folders)
         for name in names
-        if not name.startswith(".") and name.removesuffix(".gz").endswith(SUFFIXES)
+        if not name.startswith(".")
     ]
+    visible.sort(key=lambda file: file.relative_to(path).as_posix())
+    found = [file for file in visible if file.name.removesuffix(".gz").endswith(SUFFIXES)]
+    known, kinds = set(found), ", ".join(SUFFIXES)
     if not found:
-        kinds = ", ".join(SUFFIXES)
         raise DataError(f"{path}: no text in this folder; looked for {kinds} and the same with .gz")
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+    others = [file.relative_to(path).as_posix() for file in visible if file not in known]
+    if others:
+        count = f"{len(others)} files" if len(others) > 1 else "1 file"
+        examples = ", ".join(others[:EXAMPLES]) + (", …" if len(others) > EXAMPLES else "")
+        notify(f"{path}: skipped {count} of other kinds than {kinds} and the same with .gz: {examples}")
+    return found
 
 
 def file_digest(path: Path) -> str:

@@ -155,6 +155,17 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     put(tmp_path / "blank.txt", b" \n")
     documents = documents_of(tmp_path, DataConfig())
     assert [*documents] == ["2", "1", "3", "4"]
+    said: list[str] = []
+    load_corpus(DataConfig(data=str(tmp_path)), said.append)
+    kinds = ".txt, .jsonl, .parquet and the same with .gz"
+    assert said == [f"{tmp_path}: skipped 2 files of other kinds than {kinds}: image.png, readme.md"]
+    for n in range(6):
+        put(tmp_path / f"scan{n}.pdf", b"%PDF")
+    load_corpus(DataConfig(data=str(tmp_path / "b.txt"), valid=str(tmp_path)), said.append)
+    assert said[1].endswith(
+        "skipped 8 files of other kinds than " + kinds + ": image.png, readme.md, scan0.pdf, scan1.pdf, scan2.pdf, …"
+    )
+    assert len(said) == 2
     assert [file.name for file in corpus_files(tmp_path)] == ["a.txt", "z.txt", "b.txt", "blank.txt", "c.jsonl.gz"]
 
 
