@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 def compare(
-    network: LiquidTimeConstantNetwork, exported: Network, *, tokens: int = CHAINED, progress: Progress | None = None
+    network: LiquidTimeConstantNetwork, exported: Network, *, tokens: int, progress: Progress | None = None
 ) -> float:
     """Follow an export and the network over one long chain of tokens, each with its own state, never put right.
 

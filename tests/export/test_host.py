@@ -13,6 +13,7 @@ import pytest
 import torch
 from hub import bert_tokenizer_json
 from outcomes import Outcome
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
@@ -39,8 +40,18 @@ needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 MODULES = os.environ.get("LTC_NODE_MODULES")
 
 
+def sentencepiece_like() -> TextTokenizer:
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<unk>", "</s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator([PROSE], trainer)
+    return TextTokenizer(made.to_str(), "custom", "</s>")
+
+
 def tokenizer(kind: str) -> TextTokenizer:
     return {
+        "custom": sentencepiece_like,
         "char": lambda: character_tokenizer(PROSE),
         "byte": byte_tokenizer,
         "wordpiece": lambda: train_wordpiece([PROSE], 700),
@@ -73,7 +84,7 @@ def streamed(stream: Any, ids: list[int]) -> str:
     return "".join([stream.push(token) for token in ids]) + stream.flush()
 
 
-@pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert"])
+@pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert", "custom"])
 def test_the_program_reads_and_writes_as_the_package(kind: str, tmp_path: Path) -> None:
     made = tokenizer(kind)
     text = generate.Text(tmp_path, write_text_files(tmp_path, made))

@@ -31,11 +31,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export by the command, with int8."""
+    """An export by the command, with int8; chains of 2,000 tokens in place of 10,000, to be quick."""
     from ltc_textgen import cli
 
     out = tmp_path_factory.mktemp("exports") / "story é"
-    assert cli.run(["export", str(run), "--int8", "--out", str(out)]) == 0
+    assert check.CHAINED == 10_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "CHAINED", 2000)
+        assert cli.run(["export", str(run), "--int8", "--out", str(out)]) == 0
     return out
 
 
@@ -43,7 +46,6 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains of 50 tokens, for tests of something else."""
     monkeypatch.setattr(check, "CHAINED", 50)
-    monkeypatch.setattr(check.compare, "__kwdefaults__", {"tokens": 50, "progress": None})
     monkeypatch.setattr(check, "tokens_per_second", lambda network: 1.0)
 
 
@@ -73,7 +75,7 @@ def test_the_directory_holds_what_it_says(exported: Path, run: Path) -> None:
     with safe_open(run / "model.safetensors", framework="pt") as file:
         assert about["weights_sha256"] == file.metadata()["sha256"]
     measured = about["measured"]
-    assert measured["tokens"] == measured["int8"]["tokens"] == 10_000
+    assert measured["tokens"] == measured["int8"]["tokens"] == 2000
     assert 0 < measured["max_difference"] <= 1e-4
     assert 0 != measured["int8"]["loss_percent"] < 1
     assert measured["int8"]["bytes"] < measured["bytes"]
@@ -135,6 +137,17 @@ def test_the_program_starts_a_document_and_reads_int8(exported: Path) -> None:
     result = alone(exported, "--int8", "--max-tokens", 5, "--seed", 1, "--ignore-separator")
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.rstrip("\n")) >= 1
+
+
+def test_a_reader_may_have_enough(exported: Path) -> None:
+    command = [sys.executable, str(exported / "generate.py"), "On", "--max-tokens", "100000", "--ignore-separator"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"On"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
 
 
 def test_the_program_says_in_a_line_what_is_wrong(exported: Path, tmp_path: Path) -> None:

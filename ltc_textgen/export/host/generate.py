@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import os
 import secrets
 import sys
 import time
@@ -17,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+BEGIN = time.perf_counter()  # before the first import that takes long
+
+import numpy as np  # noqa: E402
 
 FORMAT = 1
 """Version of what `ltc export` writes that this program reads."""
@@ -212,7 +215,6 @@ def write(network: Network, text: Text, prompt: str, arguments: argparse.Namespa
 
 def main() -> int:
     """Read the command line, write text to stdout and a line on speed to stderr; returns the exit code."""
-    begin = time.perf_counter()
     parser = argparse.ArgumentParser(description="Write text with a network that ltc export wrote.")
     add = parser.add_argument
     add("prompt", nargs="?", default="", help="text to continue")
@@ -243,14 +245,17 @@ def main() -> int:
             first, tokens = first or time.perf_counter(), count
             print(piece, end="", flush=True)
         print()
+    except BrokenPipeError:  # the reader has had enough, as in `generate.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"generate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()
         return 130
-    rate = tokens / max(time.perf_counter() - first, 1e-9)
-    print(f"first token after {first - begin:.2f} s, {rate:,.0f} tokens/s, seed {arguments.seed}", file=sys.stderr)
+    rate = f", then {(tokens - 1) / (time.perf_counter() - first):,.0f} tokens/s" if tokens > 1 else ""
+    print(f"first token after {first - BEGIN:.2f} s{rate}, seed {arguments.seed}", file=sys.stderr)
     return 0
 
 
