@@ -84,7 +84,8 @@ class Trackers:
     def log(self, record: dict[str, Any]) -> None:
         """Tell them the numbers of a record."""
         if self._active:
-            numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+            # The step has its own place; trackio keeps its name for itself.
+            numbers = {key: v for key, v in record.items() if isinstance(v, int | float) and key != "step"}
             self._accelerator.log(numbers, step=record["step"])
 
     def close(self) -> None:

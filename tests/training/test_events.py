@@ -1,0 +1,60 @@
+"""What programs read of a run: JSON events on stderr, and the files of a tracker."""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from outcomes import TINY, Outcome
+
+from ltc_textgen.training import metrics
+
+
+def test_events_and_tensorboard_tell_of_a_whole_run(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome], fresh_cache: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text('[train]\ntrack = ["tensorboard"]\n')
+    done = ltc("train", "--data", story, "--config", recipe, "--max-steps", 20, "--out", out, "--json", *TINY)
+    assert done.code == 0, done.err
+    events = [json.loads(line) for line in done.err.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert set(kinds) == {"note", "start", "step", "validation", "checkpoint", "end"}
+    assert kinds.count("start") == kinds.count("end") == 1
+    assert kinds.index("start") < kinds.index("step") < kinds.index("end")
+    (start,) = (event for event in events if event["event"] == "start")
+    assert (start["step"], start["total_steps"], start["out"]) == (0, 20, str(out))
+    assert start["train_tokens"] > 0
+    checkpoints = [event["step"] for event in events if event["event"] == "checkpoint"]
+    assert checkpoints[-1] == 20
+    (end,) = (event for event in events if event["event"] == "end")
+    result = json.loads(done.out)
+    assert {key: value for key, value in end.items() if key != "event"}.items() <= result.items()
+    assert end["step"] == 20
+
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (folder,) = {
+        path.parent for path in (out / "tracking").rglob("events.out.tfevents.*") if "hparams" not in str(path)
+    }
+    told = EventAccumulator(str(folder))
+    told.Reload()
+    for key in ("loss", "val_loss", "learning_rate"):
+        expected = [(line["step"], pytest.approx(line[key])) for line in lines if line.get(key) is not None]
+        assert [(scalar.step, scalar.value) for scalar in told.Scalars(key)] == expected
+
+
+def test_a_tracker_that_is_missing_is_told_before_anything_is_done(
+    tmp_path: Path, story: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[train]\ntrack = ["wandb"]\n')
+    refused = ltc("train", "--data", tmp_path / "missing.txt", "--config", recipe, "--out", tmp_path / "run")
+    assert refused.code == 2
+    assert refused.err.strip().endswith("train.track: wandb is not installed here; pip install wandb")
+    assert refused.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
