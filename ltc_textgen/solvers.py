@@ -99,6 +99,9 @@ def runge_kutta(
     return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
+LONGEST_STEP = 1e25
+"""In token time. After it nothing moves any more, and h G stays far from the end of float32."""
+
 SOLVERS: Mapping[Solver, SolverStep] = {
     Solver.semi_implicit: semi_implicit,
     Solver.explicit: explicit,
@@ -115,8 +118,11 @@ def integrate(
     h: Float[Tensor, "..."],
     steps: int,
 ) -> Float[Tensor, "B N"]:
-    """Advance x over one token: `steps` sub-steps of length h (= step_size * elapsed), with any solver."""
-    advance = SOLVERS[solver]
+    """Advance x over one token: `steps` sub-steps of length h (= step_size * elapsed), with any solver.
+
+    A longer sub-step than `LONGEST_STEP` is taken as that.
+    """
+    advance, h = SOLVERS[solver], h.clamp_max(LONGEST_STEP)
     for _ in range(steps):
         x = advance(membrane, x, capacitance, h)
     return x

@@ -26,8 +26,8 @@ BLOCK = 16
 def is_direct(*tensors: Tensor) -> bool:
     """Whether a kernel may be called directly, past PyTorch's dispatcher.
 
-    The way through the dispatcher costs tens of microseconds, more than the single token of a decoder; with its autograd
-    formula, a tenth of a training pass. It is needed only where someone looks on (a compiler or tracer, a function
+    The way through the dispatcher costs tens of microseconds, more than the single token of a decoder; through an
+    autograd formula more than a hundred. It is needed only where someone looks on (a compiler or tracer, a function
     transform, a dispatch mode), and for tensors whose memory does not hold their values (lazily negated, or zeros
     without memory).
     """

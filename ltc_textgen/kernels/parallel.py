@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 from ltc_textgen.config import Solver
 from ltc_textgen.kernels.arguments import Neurons, check_arguments
 from ltc_textgen.shapes import Float, Tensor
-from ltc_textgen.solvers import integrate
+from ltc_textgen.solvers import LONGEST_STEP, integrate
 
 MAX_ITERATIONS = 24
 """Newton iterations before the sequential loop takes over. Contracting recurrences need 2 to 8."""
@@ -100,6 +100,7 @@ def parallel_scan(
     """
     check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
     neurons, method = Neurons(self_weight, reversal, capacitance, leak), Method(steps, Solver(solver), adaptive)
+    dt = dt.clamp_max(LONGEST_STEP)
     with torch.no_grad():
         solution = solve(drive, x0, dt, neurons, method)
     if solution is None:

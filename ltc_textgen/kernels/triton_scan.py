@@ -21,6 +21,7 @@ from torch import Tensor
 from ltc_textgen.config import Solver
 from ltc_textgen.kernels.arguments import PRECISIONS, check_arguments
 from ltc_textgen.shapes import Float
+from ltc_textgen.solvers import LONGEST_STEP
 
 BLOCK = 32
 """Neurons of a program: one warp, so that small batches still spread over the device."""
@@ -68,6 +69,7 @@ def triton_scan(
         UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
     check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
+    dt = dt.clamp_max(LONGEST_STEP)
     states = _scan(drive, x0, dt, self_weight, reversal, capacitance, leak, steps, CODES[Solver(solver)], adaptive)
     return states, states[:, -1]
 

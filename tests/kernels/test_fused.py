@@ -35,6 +35,24 @@ def test_equals_the_float64_reference(kind, solver, adaptive, steps):
         assert disagreements(case.run(cell), reference) == {}, (batch, tokens, neurons)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", [Solver.semi_implicit, Solver.exponential])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_longest_times_there_are_end_at_equilibrium(kind, solver, adaptive):
+    """h G and h / C are beyond float32 there; the states stay inside their bounds, and gradients are numbers."""
+    torch.manual_seed(4)
+    for longest, steps in itertools.product((1e20, 1e30, 3.4e38), (1, 2)):
+        cell = build(kind, 18, solver=solver, adaptive=adaptive, steps=steps)
+        case = Case.draw(kind, 3, 4, 18)
+        case.elapsed[:, 1:3] = longest
+        reference = case.run(cell, "reference", torch.float64)
+        assert disagreements(case.run(cell), reference) == {}, (longest, steps)
+        single = case.run(cell, "reference")
+        assert all(bool(tensor.isfinite().all()) for tensor in single.values()), (longest, steps)
+        if kind == "diagonal":
+            assert disagreements(case.run(cell, "parallel"), single) == {}, (longest, steps)
+
+
 @pytest.mark.parametrize("instruction_set", SETS, indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_instruction_set_equals_the_reference(instruction_set, kind):

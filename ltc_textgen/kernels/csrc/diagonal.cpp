@@ -177,7 +177,7 @@ void scan_tile(const Shape& s, const DiagonalForward& a, int64_t b, int64_t tile
     }
     if (a.dt[token] != 0.0f) {  // no time: the state stays as it is, to the bit
       const Drive d = read_drive(lanes, drive, N);
-      for (int64_t k = 0; k < s.steps; ++k) substep<solver>(p, d, x, splat(a.dt[token]));
+      for (int64_t k = 0; k < s.steps; ++k) substep<solver>(p, d, x, step_of(a.dt[token]));
     }
     lanes.write(a.states + token * N, x);
   }
@@ -265,7 +265,7 @@ void scan_tile_backward(const Shape& s, const DiagonalBackward& a, int64_t b, in
     const float* drive = a.forward.drive + token * 2 * N;
     float* drive_grad = a.drive_grad + token * 2 * N;
     const float* before = t > 0 ? a.forward.states + (token - 1) * N : a.forward.x0 + b * N;
-    const vfloat h = splat(a.forward.dt[token]);
+    const vfloat h = step_of(a.forward.dt[token]);
     if (t > kAhead) {
       lanes.template fetch<0>(drive - kAhead * 2 * N);
       lanes.template fetch<0>(drive - kAhead * 2 * N + N);

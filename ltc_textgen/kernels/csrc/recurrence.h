@@ -116,7 +116,7 @@ struct Scan {
       for (int r = 0; r < block.rows; ++r) {
         const float dt = a.dt[token(r, t)];
         const bool still = dt == 0.0f;  // no time: the state stays as it is, to the bit
-        const vfloat h = splat(dt);
+        const vfloat h = step_of(dt);
         float* saved = a.tape != nullptr ? tape(r, t, k * kStages + stage) : nullptr;
         for (int64_t v = 0; v < P; v += kWidth) {
           const int64_t i = r * stride + v;
@@ -144,7 +144,7 @@ struct Scan {
     each([&](int r, int64_t v, int64_t i) { store(start(0) + i, row.read(before + (block.first + r) * between, v)); });
     for (int64_t k = 0; k < s.steps; ++k) {
       each([&](int r, int64_t v, int64_t i) {
-        const vfloat C = row.read(a.capacitance, v, 1.0f), h = splat(a.dt[token(r, t)]);
+        const vfloat C = row.read(a.capacitance, v, 1.0f), h = step_of(a.dt[token(r, t)]);
         const vfloat x = load(start(k * kStages) + i);
         vfloat y = x, sum = {}, next = {};
         for (int stage = 0; stage < kStages; ++stage) {
@@ -191,7 +191,7 @@ struct Scan {
       const int64_t index = k * kStages + stage;
       const float *y = start(index), *next = start((k + 1) * kStages);
       for (int r = 0; r < block.rows; ++r) {
-        const vfloat h = splat(a.dt[token(r, t)]);
+        const vfloat h = step_of(a.dt[token(r, t)]);
         const float* saved = tape(r, t, index);
         vfloat elapsed = {};
         for (int64_t v = 0; v < P; v += kWidth) {

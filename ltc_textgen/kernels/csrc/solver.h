@@ -24,6 +24,11 @@ auto with_solver(int solver, Run run) {
   }
 }
 
+// Longest sub-step, in token time; LONGEST_STEP in solvers.py. After it nothing moves, and h G stays far from overflow.
+constexpr float kLongestStep = 1e25f;
+
+LTC_INLINE vfloat step_of(float dt) { return splat(smaller(dt, kLongestStep)); }
+
 constexpr int stages_of(int solver) { return solver == kRungeKutta ? 4 : 1; }
 
 // Gradients of one stage. That of C is -(h / C) times that of h, for a step depends on their quotient alone.
@@ -90,8 +95,9 @@ LTC_INLINE StageGradient advance_backward<kExponential>(vfloat x, vfloat G, vflo
   const vfloat phi = rate < 1e-6f ? splat(1.0f) : lost * per_rate;
   const vfloat series = ((((rate * (1.0f / 840.0f) - 1.0f / 144.0f) * rate + 1.0f / 30.0f) * rate - 0.125f) * rate +
                          1.0f / 3.0f) * rate - 0.5f;
-  const vfloat slope = rate < 0.25f ? series : (kept - phi) * per_rate;
-  return {g * kept, g * s * (I * s * slope - x * kept), g * s * phi, g * kept * (I - G * x) * inverse};
+  // s times the derivative; through G, for a rate of 1e25 has no square.
+  const vfloat slope = rate < 0.25f ? s * series : (kept - phi) * reciprocal(at_least(G, kTiny));
+  return {g * kept, g * s * (I * slope - x * kept), g * s * phi, g * kept * (I - G * x) * inverse};
 }
 
 // Slope k = (I - G y) / C of a stage of Runge-Kutta, and its gradients given `g`, the gradient of k; h is the caller's.
