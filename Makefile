@@ -6,7 +6,7 @@ RUN    ?= runs/default
 PROMPT ?=
 ARGS   ?=
 
-.PHONY: help install run test lint bench sanitize clean
+.PHONY: help install run test lint bench sanitize chaos clean
 
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\): *[^#]*## /  make \1	/p' Makefile
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+chaos: $(VENV)/.dev  ## cause every fault that training must survive: kills, full disks, flipped bits, lost processes
+	$(BIN)/python tests/chaos/run.py $(ARGS)
 
 bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
 	$(BIN)/python benchmarks/speed.py

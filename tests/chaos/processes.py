@@ -79,14 +79,17 @@ def nan_on_one_rank(place: Place) -> str:
 
 @fault(17, "resumed with another number of processes", "refused; with the flag the lanes are shared out anew")
 def other_world(place: Place) -> str:
+    from scenarios import plan
+
     results, out = _two(place, "world")
     expect("processes is 2, the checkpoint's is 1" in results["refused"]["error"], results["refused"])
     expect(results["grown"]["step"] == 30, results["grown"])
     heard = Listener()
-    small = place.plan(max_steps=40)
+    small = place.plan(max_steps=40, save_every=3, eval_every=20)
     run = small.model_copy(update={"model": {**small.model, "dropout": 0.0}})
     result = train(run, out / "grown", resume=True, anyway=True, reporter=heard)
     expect(heard.paces[0].step == 31 and result.step == 40, heard.notes)
+    train(plan(place.corpus, dropout=0.0), out / "alone", resume=True, reporter=Listener())
     alone = train(run, out / "alone", resume=True, reporter=Listener())
     apart = abs(result.val_loss - alone.val_loss)
     expect(apart < 2e-3, f"loss {result.val_loss:.4f}, in one process all along {alone.val_loss:.4f}")
