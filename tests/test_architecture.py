@@ -10,14 +10,14 @@ PACKAGE = Path(__file__).parent.parent / "ltc_textgen"
 # From the bottom up. A module may import from its own line and from lines above it.
 ORDER = [
     {"shapes", "errors", "settings", "config", "adaptation"},
-    {"solvers", "devices", "process", "files"},
+    {"solvers", "devices", "process", "files", "modes"},
     {"cells", "kernels"},
-    {"state", "head", "blocks", "huggingface", "model"},
+    {"fingerprints", "state", "states", "head", "blocks", "huggingface", "writer", "model"},
     {"data", "reading"},
     {"artifacts"},
     {"generation", "evaluation"},
     {"export"},
-    {"training", "recipes", "presets", "benchmarking"},
+    {"training", "recipes", "sizing", "presets", "benchmarking"},
     {"commands"},
     {"cli", "__main__", "__init__", "registration"},
 ]

@@ -14,6 +14,7 @@ from outcomes import STORY, TINY, Outcome
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data import corpora, tokens
 from ltc_textgen.data.corpora import Corpus
+from ltc_textgen.recipes import load_preset
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +52,7 @@ def test_an_automatic_preset_lies_below_a_config_file(story: Path, tmp_path: Pat
     recipe.write_text("[model]\nhidden_size = 24\nnum_layers = 1\n[train]\nbatch_size = 4\nsequence_length = 16\n")
     options = ("--data", story, "--config", recipe, "--max-steps", 1)
     auto = ltc("train", "--preset", "auto", *options, "--out", tmp_path / "auto")
-    assert "recipe: char-fast" in auto.err
+    assert "auto: yours stay: hidden_size = 24, num_layers = 1" in auto.err
     model = settings_of(tmp_path / "auto")["model"]
     assert (model["hidden_size"], model["coupling"], model["block"]) == (24, "diagonal", "liquid")
     alone = ltc("train", *options, "--out", tmp_path / "alone")
@@ -64,11 +65,13 @@ def test_a_short_text_needs_no_settings(tmp_path: Path, ltc: Callable[..., Outco
     text.write_text(STORY[:320])
     result = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "run")
     assert result.code == 0, result.err
-    assert "little text: sequence_length 24, to fit it" in result.err
-    assert settings_of(tmp_path / "run")["train"]["sequence_length"] == 24
+    lanes = load_preset("char-fast")["train"]["batch_size"]
+    length = 287 // lanes  # 288 characters are to train on; the last is a target only
+    assert f"little text: sequence_length {length}, to fit it" in result.err
+    assert settings_of(tmp_path / "run")["train"]["sequence_length"] == length
     wished = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "2", "--preset", "char-fast")
     assert wished.code == 2
-    assert "not 12" in wished.error
+    assert "use --preset auto, or set sequence_length=" in wished.error
 
 
 def test_paths_are_kept_from_the_root(

@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,23 +19,22 @@ from ltc_textgen.commands.common import (
     print_json,
     seconds,
 )
+from ltc_textgen.commands.recipes import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.recipes import (
     Recipe,
     assignments,
-    choose_preset,
     load_file,
-    load_preset,
     merge,
     preset_names,
+    preset_text,
     settings_table,
-    shrunk,
 )
 
 if TYPE_CHECKING:
     from ltc_textgen.data.tokens import TokenData
-    from ltc_textgen.training import Reporter, TrainResult
+    from ltc_textgen.training import TrainResult
 
 EXAMPLES = """Examples:
 
@@ -62,7 +61,10 @@ def train(
     tokenizer: Annotated[str | None, describe(DataConfig, "tokenizer")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help=f"Recipe to start from: {', '.join(preset_names())}, or auto, which chooses by the corpus."),
+        typer.Option(
+            help=f"Recipe to start from: {', '.join(preset_names())}; or auto, which sizes one by the text, the time "
+            "and this machine. Chosen by the corpus if neither this nor --config is given."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe file (TOML), or the training.json of a run.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
@@ -121,12 +123,13 @@ def train(
         if (preset or config) and not _restarted():
             raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
         recipe = merge(_of_run(started), changes)
-        _train(recipe, auto=False, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
+        _train(recipe, preset=None, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
         return
-    below = [load_preset(preset)] if preset not in (None, "auto") else []
-    below += [load_file(config)] if config is not None else []
-    auto = preset == "auto" or not below
-    _train(merge(*below, changes), auto=auto, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
+    if preset not in (None, "auto"):
+        preset_text(preset)  # which refuses an unknown one at once
+    own = merge(*([load_file(config)] if config is not None else []), changes)
+    preset = preset or (None if config is not None else CHOSEN)
+    _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
 
 
 def _restarted() -> bool:
@@ -141,7 +144,7 @@ def _of_run(path: Path) -> Recipe:
         raise ArtifactError(f"cannot resume: {error}") from None
 
 
-def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, anyway: bool, as_json: bool) -> None:
+def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anyway: bool, as_json: bool) -> None:
     # What is wrong with the settings is said before the corpus is read.
     settings = RunConfig.parse(recipe).train
     from ltc_textgen.devices import choose_device
@@ -156,7 +159,7 @@ def _train(recipe: Recipe, *, auto: bool, out: Path, resume: bool, anyway: bool,
     reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
     if resume and not list_checkpoints(out):
         reporter.note(f"{out} holds no checkpoint: nothing to resume, a new run starts there{_runs_beside(out)}")
-    run, data = _prepared(recipe, auto, reporter)
+    run, data = prepared(recipe, preset, reporter)
     result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
     if is_main_process():
         _report(result, data, run, as_json, reporter.note)
@@ -170,56 +173,12 @@ def _runs_beside(out: Path) -> str:
     return f" (runs beside it: {', '.join(others[:5])})" if others else ""
 
 
-def _prepared(recipe: Recipe, auto: bool, reporter: "Reporter") -> tuple[RunConfig, "TokenData"]:
-    """The settings and the tokens of a run; an automatic preset lies below what the user set."""
-    from ltc_textgen.data.corpora import load_corpus
-    from ltc_textgen.data.tokenizers import KINDS
-    from ltc_textgen.data.tokens import find_tokenizer, prepare
-
-    settings, note = DataConfig.parse(recipe.get("data", {})), reporter.note
-    if not auto:
-        data = prepare(settings, note, progress=reporter.tokenizing)
-        return RunConfig.parse({**recipe, "data": _resolved(settings, data)}), data
-    corpus = load_corpus(settings, note)
-    kind = corpus.default_tokenizer() if settings.tokenizer == "auto" else settings.tokenizer
-    kind = kind if kind in KINDS else find_tokenizer(kind).kind
-    name = choose_preset(corpus.name, kind)
-    note(f"recipe: {name}, for {corpus.name} with {kind} tokens")
-    own = recipe.get("train", {})
-    preset = load_preset(name)
-    # Corpus and tokenizer are chosen: what the preset says on them is for those who ask for it by its name.
-    preset["data"] = {k: v for k, v in preset["data"].items() if k not in ("data", "tokenizer")}
-    recipe = merge(preset, recipe)
-    settings = DataConfig.parse(recipe["data"])
-    data = prepare(settings, note, corpus=corpus, progress=reporter.tokenizing)
-    fitting = shrunk(recipe["train"], len(data.train), fixed=own)
-    if fitting:
-        note(f"little text: {', '.join(f'{key} {value}' for key, value in fitting.items())}, to fit it")
-        recipe = merge(recipe, {"train": fitting})
-    return RunConfig.parse({**recipe, "data": _resolved(settings, data)}), data
-
-
-def _resolved(settings: DataConfig, data: "TokenData") -> Mapping[str, Any]:
-    """The data settings so that the run can be resumed and repeated: "auto" as what it came to, paths from the root."""
-    from ltc_textgen.data.corpora import NAMES
-    from ltc_textgen.data.tokenizers import KINDS
-
-    values = settings.model_dump()
-    for key, names in (("data", NAMES), ("valid", ()), ("tokenizer", ("auto", *KINDS))):
-        value = values[key]
-        if value is not None and value not in names and Path(value).expanduser().exists():
-            values[key] = str(Path(value).expanduser().absolute())
-    if settings.data == "auto":
-        values["data"] = data.corpus_name
-    if settings.tokenizer == "auto":
-        values["tokenizer"] = data.tokenizer.kind
-    return values
-
-
 def _report(
     result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool, note: Callable[[str], None]
 ) -> None:
     """The result, on stdout: the loss in the units that people know, and a text."""
+    from ltc_textgen.training.memorisation import memorisation
+
     if result.best_val_loss is None:
         summary: dict[str, Any] = {}
     else:
@@ -230,8 +189,9 @@ def _report(
             "word_perplexity": math.exp(min(nats / data.valid_words, 700.0)),
         }
         summary["sample"] = _sample(result.out, run, note)
+    found = memorisation(result.val_loss, result.train_loss, result.best_val_loss, result.best_step)
     if as_json:
-        print_json(result.to_dict() | summary)
+        print_json(result.to_dict() | summary | {"memorisation": found.to_dict() if found else None})
         return
     if summary:
         print(f"validation loss  {result.best_val_loss:.4f} nats/token, over {len(data.valid) - 1:,} tokens")
@@ -241,6 +201,8 @@ def _report(
             f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
         )
         print(f"sample           {run.train.sample_prompt}{summary['sample']}")
+        if found and found.advice:
+            print(found.advice)
     out = shlex.quote(str(result.out))
     if result.stopped_by:
         print(f"stopped          by {result.stopped_by} at step {result.step:,}, saved: ltc train --resume --out {out}")

@@ -193,7 +193,7 @@ class ContinuousCache:
         return mixture
 
     def _log_chance(self, now: Tensor, targets: Tensor, places: Tensor, known: Tensor, first: int) -> Tensor:
-        """The logarithm of p_cache of each target; -inf where it is not in the cache. `first` is the number of the first place."""
+        """The logarithm of p_cache of each target, -inf where there is no such token; row 0 is place `first`."""
         first_row = max(0, first - self._config.size)
         places, known = places[first_row : first + len(now)], known[first_row : first + len(now)]
         at = torch.arange(first_row, first + len(now), device=now.device)[None, :]

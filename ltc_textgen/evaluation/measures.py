@@ -112,6 +112,56 @@ def evaluate(
         UsageError: If `window` is below 1, or the tokenizer is not the model's.
         LTCError: If a loss is not finite.
     """
+    text = read_text(model, tokenizer, documents)
+    return text.scores(score_tokens(model, text.tokens, window=window, progress=progress)[0], window)
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """A text to score a model on, as tokens, and what its loss is divided by.
+
+    Args:
+        tokens: The stream, (T,) uint32, T >= 2.
+        words: Runs of non-blank characters, plus line ends.
+        bytes: Bytes of the documents in UTF-8.
+        unknown: Scored tokens that are the tokenizer's unknown token.
+        lossless: Whether the tokenizer keeps every character.
+    """
+
+    tokens: np.ndarray
+    words: int
+    bytes: int
+    unknown: int
+    lossless: bool
+
+    def scores(self, nll: float, window: int | None = None) -> Scores:
+        """The measures that a sum of -ln p over the scored tokens comes to.
+
+        Raises:
+            LTCError: If it is not finite.
+        """
+        if not math.isfinite(nll):
+            raise LTCError(
+                f"the loss on this text is {nll}: the model's weights are broken; load an earlier checkpoint, "
+                "or train again with a smaller learning rate"
+            )
+        count = len(self.tokens) - 1
+        return Scores(
+            nll_per_token=nll / count,
+            perplexity=_exp(nll / count),
+            word_perplexity=_exp(nll / self.words),
+            bits_per_byte=nll / math.log(2) / self.bytes,
+            tokens=count,
+            words=self.words,
+            bytes=self.bytes,
+            unknown_tokens=self.unknown,
+            lossless=self.lossless,
+            window=window,
+        )
+
+
+def read_text(model: LiquidTimeConstantNetwork, tokenizer: TextTokenizer, documents: Iterable[str]) -> EvaluationText:
+    """Documents as a model of this tokenizer is scored on them. Arguments and errors as in `evaluate`."""
     if tokenizer.vocab_size != model.settings.input_size:
         raise UsageError(
             f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.settings.input_size}: "
@@ -120,25 +170,8 @@ def evaluate(
     stream, words, size = tokenize(tokenizer, documents)
     if words == 0 or len(stream) < 2:
         raise DataError("the text to evaluate on is blank: give a file with words in it")
-    nll, count = score_tokens(model, stream, window=window, progress=progress)
-    if not math.isfinite(nll):
-        raise LTCError(
-            f"the loss on this text is {nll}: the model's weights are broken; load an earlier checkpoint, "
-            "or train again with a smaller learning rate"
-        )
     unknown = 0 if tokenizer.unknown_id is None else int((stream[1:] == tokenizer.unknown_id).sum())
-    return Scores(
-        nll_per_token=nll / count,
-        perplexity=_exp(nll / count),
-        word_perplexity=_exp(nll / words),
-        bits_per_byte=nll / math.log(2) / size,
-        tokens=count,
-        words=words,
-        bytes=size,
-        unknown_tokens=unknown,
-        lossless=tokenizer.lossless,
-        window=window,
-    )
+    return EvaluationText(stream, words, size, unknown, tokenizer.lossless)
 
 
 def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.ndarray, int, int]:

@@ -56,10 +56,10 @@ class TextQuality:
 def measure_text(text: str) -> TextQuality:
     """The measures of a text."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())
-    grams = {n: list(zip(*(words[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4)}
-    distinct = {n: len(set(found)) / len(found) if found else None for n, found in grams.items()}
-    again = None if distinct[4] is None else 1.0 - distinct[4]
-    return TextQuality(*distinct.values(), again, longest_repeat(text), looping(text), zipf_exponent(words))
+    grams = [list(zip(*(words[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4)]
+    one, two, three, four = (len(set(found)) / len(found) if found else None for found in grams)
+    again = None if four is None else 1.0 - four
+    return TextQuality(one, two, three, four, again, longest_repeat(text), looping(text), zipf_exponent(words))
 
 
 def longest_repeat(text: str) -> int:
@@ -123,5 +123,8 @@ def like_corpus(documents: Iterable[str], length: int) -> TextQuality | None:
     if not pieces or not length:
         return None
     every = [measure_text(piece).to_dict() for piece in pieces]
-    known = {name: [values[name] for values in every if values[name] is not None] for name in every[0]}
-    return TextQuality(**{name: float(np.mean(values)) if values else None for name, values in known.items()})
+    means: dict[str, Any] = {}
+    for name in every[0]:
+        values = [found[name] for found in every if found[name] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return TextQuality(**means)

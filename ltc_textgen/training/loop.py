@@ -15,7 +15,7 @@ from typing import Any
 from ltc_textgen import artifacts
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokens import TokenData, prepare
-from ltc_textgen.training import checkpoint, signals
+from ltc_textgen.training import checkpoint, divergence, memorisation, signals
 from ltc_textgen.training.identity import identity, refuse_disagreement
 from ltc_textgen.training.lock import RunLock
 from ltc_textgen.training.metrics import check_trackers, log_interval
@@ -24,6 +24,7 @@ from ltc_textgen.training.report import Pace, Reporter, make_reporter
 from ltc_textgen.training.runtime import Runtime
 from ltc_textgen.training.session import Session, build, restore, save
 from ltc_textgen.training.step import train_step
+from ltc_textgen.training.unheard import SurvivingReporter
 from ltc_textgen.training.validation import keep_weights, probe, validate
 from ltc_textgen.training.watch import Watch
 
@@ -64,7 +65,7 @@ class TrainResult:
 
     @property
     def exit_code(self) -> int:
-        """0, or 130 (SIGINT) or 143 (SIGTERM) after a stop by signal."""
+        """0, or after a stop by signal 130 (SIGINT), 143 (SIGTERM) or 129 (SIGHUP)."""
         return signals.exit_code(self.stopped_by) if self.stopped_by else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def train(
         DataError: If the corpus or the tokenizer cannot be had.
         ArtifactError: If no checkpoint in `out` is undamaged.
         DirectoryLockedError: If another process trains into `out`.
+        DivergedError: If the loss rose again after the learning rate was halved.
         NonFiniteError: If too many steps in a row gave numbers that are not finite.
         LTCError: If the disk refuses.
     """
@@ -109,7 +111,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
         runtime.wait()
-        hears = (reporter or make_reporter()) if runtime.is_main else Reporter()
+        hears = (reporter or SurvivingReporter(make_reporter())) if runtime.is_main else Reporter()
         stack.callback(hears.close)
         refuse_other_run(out, resume)
         if data is None:
@@ -147,6 +149,7 @@ def run_loop(session: Session, watch: Watch) -> str | None:
             saved_at = progress.seconds
         else:
             stopped_by = train_step(session, watch)
+            divergence.check(session)
             _tell(session)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
@@ -190,7 +193,7 @@ def _begin(session: Session, resume: bool, anyway: bool) -> bool:
         if over and not ended:
             hears.note("no steps are left with these settings: more --epochs, --max-steps or --time-budget go on")
     elif resume:
-        hears.note(f"{session.out} holds no checkpoint: nothing to resume, a new run starts there")
+        hears.note(f"{session.out}: a new run, since there was no checkpoint to go on from")
     if unknown := data.train_unknown + data.valid_unknown:
         all_tokens = len(data.train) + len(data.valid)
         hears.note(
@@ -206,6 +209,7 @@ def _timed_validation(session: Session, watch: Watch) -> None:
     """Validate, and remember what it took: that much time is kept back for the last one."""
     before = session.progress.seconds
     validate(session, watch)
+    memorisation.watch(session.progress, session.reporter)
     watch.lap(session)
     session.progress.validation_seconds = session.progress.seconds - before
     session.progress.validated_at = session.progress.seconds

@@ -30,6 +30,10 @@ class Progress:
         recent_weight: Sum of those weights.
         train_loss: Recent training loss at the last validation, nats per token.
         learning_rate: Of the last step.
+        lowest_loss: Lowest recent training loss (see `divergence`).
+        halved_from: Peak learning rate that diverged and is halved; None if none is.
+        halved_at: Step of that.
+        rising: Validations in a row that were worse than the best (see `memorisation`).
         metrics_bytes: Length of metrics.jsonl.
     """
 
@@ -52,6 +56,10 @@ class Progress:
     recent_weight: float = 0.0
     train_loss: float | None = None
     learning_rate: float = 0.0
+    lowest_loss: float | None = None
+    halved_from: float | None = None
+    halved_at: int | None = None
+    rising: int = 0
     metrics_bytes: int = 0
 
     @property
@@ -77,7 +85,9 @@ class Progress:
     def forget_validations(self) -> None:
         """Start looking for the best weights anew, as on a text with which earlier losses cannot be compared."""
         self.validated_step, self.validation_seconds, self.val_loss = -1, None, None
-        self.best_loss = self.best_step = None
+        self.best_loss = self.best_step = self.lowest_loss = None
+        self.recent_sum = self.recent_weight = 0.0
+        self.rising = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

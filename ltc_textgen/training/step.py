@@ -8,6 +8,7 @@ import torch
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.state import LiquidState
 from ltc_textgen.training import nonfinite
+from ltc_textgen.training.divergence import rate_scale
 from ltc_textgen.training.schedule import rate_factor
 from ltc_textgen.training.session import Session
 from ltc_textgen.training.watch import Watch
@@ -75,6 +76,7 @@ def start_state(session: Session, reset: Bool[Tensor, " B"]) -> LiquidState:
 def _set_learning_rate(session: Session) -> None:
     config = session.run.train
     factor = rate_factor(session.budget.done(session.progress), config.warmup, config.min_learning_rate_ratio)
+    factor *= rate_scale(session.progress, config.learning_rate)
     session.progress.learning_rate = config.learning_rate * factor
     for group in session.adam.param_groups:
         group["lr"] = group["peak"] * factor
