@@ -172,7 +172,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-CHANCE: Mapping[str, str] = {"parity": "50 %", "mod5": "20 %", "dyck2": "45 %"}
+CHANCE: Mapping[str, str] = {"parity": "50 %", "mod5": "20 %", "dyck2": "46 %"}
 
 
 def best_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
