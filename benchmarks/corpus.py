@@ -41,8 +41,19 @@ def write_words(path: Path, size: int, seed: int = 0) -> None:
 
 def watch(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """Run a command and return the peak of the resident memory of it and all its children, in bytes, and its times."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:  # a pipe would fill up
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=log)
+        found = _follow(process)
+        for name, file in (("result", output), ("log", log)):
+            file.seek(0)
+            found[name] = file.read()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{found['log']}")
+    return found
+
+
+def _follow(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
     start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     root = psutil.Process(process.pid)
     peak, anonymous, most = 0, 0, 0
     while process.poll() is None:
@@ -55,11 +66,7 @@ def watch(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
             total, private, count = total + memory.rss, private + memory.rss - memory.shared, count + 1
         peak, anonymous, most = max(peak, total), max(anonymous, private), max(most, count)
         time.sleep(0.05)
-    output, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors}")
-    seconds = time.perf_counter() - start
-    return {"peak": peak, "private": anonymous, "processes": most, "seconds": seconds, "log": errors, "result": output}
+    return {"peak": peak, "private": anonymous, "processes": most, "seconds": time.perf_counter() - start}
 
 
 def train(text: Path, cache: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -166,11 +166,12 @@ def _stream_split(splits: dict[str, KeptSplit], name: str, rows: Any, identifier
     if rows.column_names is not None:
         _require(column, rows.column_names, identifier)
         rows = rows.select_columns([column])
+    rows = rows.with_format("arrow")  # before the state: that of this object is the one that moves
     if split.state is not None:
         rows.load_state_dict(split.state)
     held: list[str] = []
     size = 0
-    for batch in rows.with_format("arrow").iter(batch_size=ROWS):
+    for batch in rows.iter(batch_size=ROWS):
         _require(column, batch.column_names, identifier)
         for text in batch.column(column).to_pylist():
             if text is not None and not isinstance(text, str):

@@ -37,10 +37,8 @@ def test_events_and_tensorboard_tell_of_a_whole_run(
     assert end["step"] == 20
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    (folder,) = {
-        path.parent for path in (out / "tracking").rglob("events.out.tfevents.*") if "hparams" not in str(path)
-    }
-    told = EventAccumulator(str(folder))
+    # The settings have a file of their own, in a folder below.
+    told = EventAccumulator(str(out / "tracking" / "run"))
     told.Reload()
     for key in ("loss", "val_loss", "learning_rate"):
         expected = [(line["step"], pytest.approx(line[key])) for line in lines if line.get(key) is not None]
