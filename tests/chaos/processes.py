@@ -133,6 +133,19 @@ def accelerate_launch(place: Place) -> str:
     return "same weights as under torchrun; one silent process refused"
 
 
+@fault(18, "two processes with a disk each, and with different settings", "sent the checkpoint; same weights; refused")
+def separate_disks(place: Place) -> str:
+    whole, out = _whole_of_two(place), place.fresh()
+    shutil.copytree(whole, out / "run")
+    shutil.rmtree(list_checkpoints(out / "run")[0])
+    output, code = _launch(TORCHRUN, place, "apart", out)
+    expect(code == 0, output[-2000:])
+    same_tensors(*(list_checkpoints(run)[0] / "model.safetensors" for run in (out / "run", whole)))
+    error = json.loads((out / "results.json").read_text())["disagreeing"]["error"]
+    expect("process 1 sees another max_steps than process 0 (31, not 30)" in error, error)
+    return "same weights to the bit; other settings refused by name"
+
+
 def _launch(command: list[str], place: Place, scenario: str, out: Path) -> tuple[str, int]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
     arguments = [str(HERE / "scenarios.py"), scenario, str(place.corpus), str(out)]

@@ -66,6 +66,10 @@ def main(scenario: str, corpus: Path, out: Path) -> None:
     elif scenario == "world":
         results["refused"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True)
         results["grown"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True, anyway=True)
+    elif scenario == "apart":
+        mine = out / ("run" if rank == 0 else "another disk")
+        loop.train(plan(corpus), mine, resume=True, reporter=Listener())
+        results["disagreeing"] = attempt(plan(corpus, max_steps=STEPS + rank), out / "disagreeing")
     if rank == 0 and results:
         (out / "results.json").write_text(json.dumps(results))
 
