@@ -12,7 +12,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         LTCError: If there is no space or no permission; a temporary file is not left behind.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A path that is not UTF-8 holds lone surrogates; as \udcXX they are JSON escapes, from which they come back.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

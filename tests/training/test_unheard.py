@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 from training_runs import settings
 
+from ltc_textgen.artifacts import read_json, write_json
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.report import PlainReporter, Reporter
@@ -67,3 +68,10 @@ with StopRequest() as stop:
         ["nohup", sys.executable, "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True
     )
     assert shown.stdout == "None\n"
+
+
+def test_a_path_that_is_not_utf8_comes_back_from_the_files_of_a_run(tmp_path):
+    """Under LANG=C such is every path with an accent."""
+    path = os.fsdecode(b"text \xff.txt")
+    write_json(tmp_path / "a.json", {"data": path, "plain": "\u00e9"})
+    assert read_json(tmp_path / "a.json") == {"data": path, "plain": "\u00e9"}
