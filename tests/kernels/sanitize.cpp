@@ -19,6 +19,9 @@ int ltc_synaptic_backward(const ltc::Shape*, const ltc::SynapticBackward*);
 int ltc_sums_forward(int64_t, int64_t, int64_t, int, const ltc::SumsForward*);
 int ltc_sums_backward(int64_t, int64_t, int64_t, int, const ltc::SumsBackward*);
 int ltc_product(const ltc::Product*);
+ltc::Decoder* ltc_decoder_new(const ltc::DecoderModel*);
+int ltc_decoder_run(ltc::Decoder*, ltc::DecoderCall*);
+void ltc_decoder_free(ltc::Decoder*);
 }
 
 namespace {
@@ -146,6 +149,42 @@ void product(int64_t rows, int64_t depth, int64_t columns, int threads) {
   }
 }
 
+// A network of L blocks reads three tokens of each of B texts and draws four, with every filter and a penalty.
+void decoder(int64_t B, int64_t D, int64_t N, int64_t K, int64_t L, int64_t V, int solver, int threads, bool bytes) {
+  const Values norm = draw(D), taps = draw(D * K, -1, 1), taps_bias = draw(D, -1, 1), input = draw(2 * N * D, -1, 1);
+  const Values input_bias = draw(2 * N, -1, 1), r = draw(2 * N, -1, 1), E = draw(2 * N, -1, 1), C = draw(N, 4, 5);
+  const Values leak = draw(N), gate = draw(N * D, -1, 1), gate_bias = draw(N, -1, 1), out = draw(D * N, -1, 1);
+  const Values embedding = draw(V * D, -1, 1), head = draw(V * D, -1, 1), head_bias = draw(V, -1, 1);
+  const ltc::DecoderBlock block = {norm.data(), taps.data(), taps_bias.data(), input.data(), input_bias.data(), r.data(),
+                                   E.data(), C.data(), leak.data(), gate.data(), gate_bias.data(), out.data(), 1e-6f};
+  const std::vector<ltc::DecoderBlock> blocks(L, block);
+  const ltc::DecoderModel model = {D, N, K, L, V, V, 2, solver, solver % 2 == 0, bytes, blocks.data(), embedding.data(),
+                                   norm.data(), head.data(), head_bias.data(), 1e-6f};
+  ltc::Decoder* made = ltc_decoder_new(&model);
+  require(made != nullptr, "a decoder");
+  const int64_t given = 3, count = 4;
+  std::vector<int64_t> ids(B * given), tokens(B * count, -1);
+  for (int64_t& id : ids) id = std::rand() % V;
+  Values neurons(L * B * N), columns(L * B * (K - 1) * D), logits(B * given * V, NAN);
+  std::vector<uint8_t> seen(B * V);
+  const std::vector<double> uniform(B * count, 0.7);
+  const int64_t stop = V;  // is never drawn
+  for (int filters = 0; filters < 2; ++filters)
+    for (int64_t alone : {0, 2}) {
+      ltc::DecoderCall call = {B, given, count, threads, 0.5f, ids.data(), neurons.data(), columns.data(), logits.data(),
+                               uniform.data(), filters ? seen.data() : nullptr, 0.8f, filters ? 0.9f : 1.0f,
+                               filters ? 0.01f : 0.0f, 1.2f, filters ? 3 : 0, V > 1 ? 0 : -1, &stop, 1, tokens.data(),
+                               0, 0, alone, 0};
+      require(ltc_decoder_run(made, &call) == 0, "a decoder runs");
+      require(call.done == count && call.broken < 0, "all tokens are drawn");
+      for (int64_t token : tokens) require(token >= 0 && token < V, "tokens are of the vocabulary");
+      require_finite(logits, "logits are finite");
+      require_finite(neurons, "states are finite");
+      require_finite(columns, "columns are finite");
+    }
+  ltc_decoder_free(made);
+}
+
 }  // namespace
 
 int main() {
@@ -163,6 +202,8 @@ int main() {
           synaptic(shape);
           sums(size[0] * size[1], size[1] + 2, size[2], threads);
           product(size[0] * 5, size[2] * 3, size[1] * 7, threads);
+          for (bool bytes : {false, true})
+            decoder(size[0], size[2] + 3, size[2], size[1], size[3], size[2] + 1, solver, threads, bytes);
         }
     std::printf("%s: clean\n", name.c_str());
   }
