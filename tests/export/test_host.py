@@ -113,7 +113,7 @@ def test_a_seed_gives_the_numbers_of_ltc_generate() -> None:
         assert [ours.next() for _ in range(600)] == [float(theirs.next()) for _ in range(600)]
 
 
-SETTINGS = [{"temperature": 0}, {"temperature": 0.7}, {"top_k": 4}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.9}]
+SETTINGS = [{"temperature": 0.0}, {"temperature": 0.7}, {"top_k": 4}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.9}]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

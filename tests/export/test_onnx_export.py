@@ -178,7 +178,7 @@ def test_texts_side_by_side_are_the_same_as_alone(exported: Path) -> None:
         for row in range(3):
             one, alone_states[row] = network.step(tokens[row : row + 1], alone_states[row], times[row : row + 1])
             np.testing.assert_allclose(logits[row], one[0], rtol=0, atol=1e-5)
-    assert taus[0].shape == (3, 32)
+    assert taus[0].shape == (3, *network.about["states"][0]["shape"])
     assert len({float(x) for x in taus[0][:, 0]}) == 3, "time constants are of their text"
 
 
