@@ -15,6 +15,8 @@ _HOME = {
     "LiquidTimeConstantNetwork": "model",
     "LTCConfig": "huggingface",
     "LiquidState": "state",
+    "TextState": "states",
+    "mix": "states",
     "ModelConfig": "config",
     "DataConfig": "config",
     "TrainConfig": "config",

@@ -25,6 +25,9 @@ from pydantic import ValidationError
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.files import write_atomic
+from ltc_textgen.fingerprints import digest as digest
+from ltc_textgen.fingerprints import fingerprint as fingerprint
+from ltc_textgen.fingerprints import own_tensors as own_tensors
 from ltc_textgen.shapes import Tensor
 
 if TYPE_CHECKING:
@@ -123,12 +126,6 @@ def save_facts(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> Non
     )
 
 
-def own_tensors(model: "LiquidTimeConstantNetwork") -> dict[str, Tensor]:
-    """The model's tensors on the CPU, those that are tied to another left out."""
-    tied = model._tied_weights_keys if model.settings.tie_embeddings else {}
-    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied}
-
-
 def save_weights(
     path: Path,
     model: "LiquidTimeConstantNetwork",
@@ -196,24 +193,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors."""
-    import torch
-
-    hasher = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
-
-
-def fingerprint(settings: ModelConfig) -> str:
-    """SHA-256 of the settings that are not at their defaults, so that a setting added later changes no fingerprint."""
-    content = settings.model_dump(mode="json", exclude_defaults=True)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def load_settings(directory: Path) -> ModelConfig:
     """The model's settings from config.json.
 
@@ -269,4 +248,5 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
             config = RunConfig(**settings_of_run)
         except (ValidationError, LTCError) as error:
             raise ArtifactError(f"{directory / 'training.json'}: {error}") from None
+    model.tokenizer = tokenizer
     return Run(directory, model.to(device).eval(), tokenizer, config, facts)

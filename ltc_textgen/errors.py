@@ -23,3 +23,7 @@ class ArtifactError(LTCError):
     """A run directory, weights file or state that is refused: corrupt, foreign or unsafe. Exit code 4."""
 
     exit_code = 4
+
+
+class LogitsError(LTCError):
+    """The model's output is no distribution: NaN, +inf, or nothing but -inf. Exit code 1."""

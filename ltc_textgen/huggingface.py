@@ -30,6 +30,7 @@ class LTCConfig(PreTrainedConfig):
     """
 
     model_type = "ltc"
+    keys_to_ignore_at_inference = ["state", "past_key_values"]
     attribute_map = {
         "vocab_size": "input_size",
         "num_hidden_layers": "num_layers",

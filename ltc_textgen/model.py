@@ -21,12 +21,14 @@ from ltc_textgen.head import IGNORED, FullHead, build_head
 from ltc_textgen.huggingface import LiquidCache, LiquidOutput, LTCConfig
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.state import LiquidState
+from ltc_textgen.states import Reader
+from ltc_textgen.writer import Writer
 
 FIRST_STD = 0.02
 """Spread of the embedding at the start when the output layer shares it, so that the first logits are small."""
 
 
-class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
+class LiquidTimeConstantNetwork(Writer, Reader, PreTrainedModel, GenerationMixin):
     """A liquid time-constant network that models text.
 
     Args:
@@ -301,40 +303,6 @@ class LiquidTimeConstantNetwork(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=FIRST_STD if self.settings.tie_embeddings else 1.0)
         elif isinstance(module, nn.Module) and callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-
-    def _prepare_cache_for_generation(
-        self,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
-        mode: Any,
-        batch_size: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        if model_kwargs.get("past_key_values") is not None:
-            model_kwargs.pop("state", None)
-            return
-        cache = LiquidCache(model_kwargs.pop("state", None))
-        if cache.state is not None:  # one state may start many sequences
-            rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-            cache.batch_repeat_interleave(rows // cache.state.batch_size)
-        if generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = cache
-        elif cache.state is not None:  # every token reads the whole text again, from the same state
-            model_kwargs["state"] = cache.state
-
-    def _reorder_cache(self, cache: LiquidCache | LiquidState, beam_idx: Tensor) -> LiquidCache | LiquidState:
-        if isinstance(cache, LiquidState):  # where every token reads the whole text again
-            return cache.select(beam_idx)
-        cache.reorder_cache(beam_idx)
-        return cache
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: LiquidOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        # transformers takes an output named "state" for a cache of its own; ours travels in past_key_values.
-        outputs = LiquidOutput(logits=outputs.logits, past_key_values=outputs.past_key_values)
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
 
 def _split(state: LiquidState) -> list[LayerState]:

@@ -1,29 +1,14 @@
 """Reading text without learning from it: what generation and evaluation share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import nn
 
 from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.modes import evaluating as evaluating
 from ltc_textgen.shapes import Float, Int, Tensor
 from ltc_textgen.state import LiquidState
 
 CHUNK = 512
 """Tokens of a sequence that go through the network at once: the memory of reading does not grow with the text."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and at the end on again in just those modules where it was on."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.inference_mode()

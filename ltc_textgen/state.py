@@ -37,6 +37,9 @@ class LiquidState:
         Raises:
             UsageError: If the state has other tensors; the message names expected and got.
         """
+        types = {tensor.dtype for tensor in self.neurons} - {torch.float32, torch.float64}
+        if types:
+            raise UsageError(f"state: expected neurons of torch.float32, got {types.pop()}")
         for name, tensors, shape in (("neurons", self.neurons, neurons), ("columns", self.columns, columns)):
             expected = [shape] * layers if shape else []
             got = [tuple(tensor.shape) for tensor in tensors]

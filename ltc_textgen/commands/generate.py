@@ -24,7 +24,9 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
 
 if TYPE_CHECKING:
+    from ltc_textgen.artifacts import Run
     from ltc_textgen.generation import Piece
+    from ltc_textgen.states import TextState
 
 Engine = Literal["auto", "torch", "native", "int8"]
 
@@ -37,6 +39,9 @@ EXAMPLES = """Examples:
 `ltc generate runs/book --prompt - < letter.txt` (the prompt from stdin)
 
 `ltc generate runs/book --prompt "It was" --num-samples 4 --json`
+
+`ltc generate runs/book --prompt-file book.txt --save-state book.state -n 1` (read once), then
+`ltc generate runs/book --state book.state --prompt " And then"`
 """
 
 
@@ -59,6 +64,13 @@ def generate(
     engine: Annotated[
         Engine, typer.Option(help="What computes: native (fused, CPU), int8 (native, 8-bit weights), torch, or auto.")
     ] = "auto",
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="Go on from a text that --save-state has kept; the prompt follows it."),
+    ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option("--save-state", help="Keep what was read, the prompt included, in this file.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -83,15 +95,46 @@ def generate(
     from ltc_textgen.generation import generate_stream
 
     run = load_run(run_dir, prepare_torch(device, threads))
+    before, rest = read_before(run, text, state, save_state)
     if as_json:
-        completions = complete(run.model, run.tokenizer, text, sampling, engine=engine, notify=notify)
+        completions = complete(run.model, run.tokenizer, rest, sampling, state=before, engine=engine, notify=notify)
         samples = [completion.to_dict() for completion in completions]
         print_json({"prompt": text, "samples": samples, "sampling": sampling.model_dump(mode="json")})
         return
-    pieces = generate_stream(run.model, run.tokenizer, text, sampling, engine=engine, notify=notify)
+    pieces = generate_stream(run.model, run.tokenizer, rest, sampling, state=before, engine=engine, notify=notify)
     ends = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
+    tell_speed(ends)
+
+
+def tell_speed(ends: list["Piece"]) -> None:
+    """Say on stderr how fast the texts were written."""
     tokens, passed = sum(end.tokens for end in ends), max(end.seconds for end in ends)
     notify(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
+
+
+def read_before(run: "Run", prompt: str, state: Path | None, save_state: Path | None) -> "tuple[TextState | None, str]":
+    """What is read before the first token is drawn: the state to go on from, and the part of the prompt after it.
+
+    Raises:
+        ArtifactError: If the state's file is damaged, or of another model.
+        UsageError: If it holds several texts.
+    """
+    import torch
+
+    from ltc_textgen.generation.decode import encode_prompt
+    from ltc_textgen.states import TextState
+
+    before = None if state is None else TextState.load(state, run.model)
+    if before is not None and before.batch_size != 1:
+        raise UsageError(f"{state} holds {before.batch_size} texts, --state takes one")
+    if save_state is None:
+        return before, prompt
+    if before is None or prompt:
+        ids = encode_prompt(run.tokenizer, prompt, notify)
+        before = run.model.read(torch.tensor([ids]), state=before)
+    before.save(save_state)
+    notify(f"{before.tokens[0]:,} tokens read, kept in {save_state}")
+    return before, ""
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:

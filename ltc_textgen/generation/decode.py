@@ -23,6 +23,7 @@ from ltc_textgen.generation.writers import Engine, open_writer
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.reading import evaluating
 from ltc_textgen.state import LiquidState
+from ltc_textgen.states import TextState
 
 FinishReason = Literal["stop", "length"]
 
@@ -78,7 +79,7 @@ def generate(
     prompt: str = "",
     sampling: SamplingConfig | None = None,
     *,
-    state: LiquidState | None = None,
+    state: TextState | LiquidState | None = None,
     engine: Engine = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> list[Completion]:
@@ -97,7 +98,7 @@ def generate_stream(
     prompt: str = "",
     sampling: SamplingConfig | None = None,
     *,
-    state: LiquidState | None = None,
+    state: TextState | LiquidState | None = None,
     engine: Engine = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Piece]:
@@ -112,7 +113,8 @@ def generate_stream(
         tokenizer: The tokenizer it was trained with.
         prompt: Text to continue. If empty, the model starts where a document does: after a separator.
         sampling: How to draw, how much, and where to stop; the defaults of `SamplingConfig` if None.
-        state: What was read before the prompt, of one sequence; nothing if None.
+        state: What was read before the prompt, of one sequence; nothing if None. With a `TextState` (see `states`) an
+            empty prompt goes on where that text ends.
         engine: What computes: torch (any model, any device), native (see `native`, faster on the CPU), int8 (native
             with weights of 8 bits, which changes the text), or auto: native where it can, torch elsewhere.
         notify: Called with a sentence when a part of the prompt is unknown to the tokenizer.
@@ -129,7 +131,13 @@ def generate_stream(
             f"the tokenizer knows {tokenizer.vocab_size} tokens, the model reads {model.settings.input_size} and "
             f"writes {model.settings.vocabulary}: use the tokenizer that the model was trained with"
         )
-    return _stream(model, tokenizer, encode_prompt(tokenizer, prompt, notify), sampling, state, engine)
+    if not isinstance(state, TextState):
+        return _stream(model, tokenizer, encode_prompt(tokenizer, prompt, notify), sampling, state, engine)
+    state.require_model(model)
+    if state.batch_size != 1:
+        raise UsageError(f"state: expected one text, got {state.batch_size}: choose one with select")
+    ids = [int(state.last), *(encode_prompt(tokenizer, prompt, notify) if prompt else [])]
+    return _stream(model, tokenizer, ids, sampling, state.liquid, engine)
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str], None]) -> list[int]:

@@ -14,14 +14,10 @@ import numpy as np
 import torch
 
 from ltc_textgen.config import SamplingConfig
-from ltc_textgen.errors import LTCError
+from ltc_textgen.errors import LogitsError as LogitsError
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 DRAW_BLOCK = 256
-
-
-class LogitsError(LTCError):
-    """The model's output is no distribution: NaN, +inf, or nothing but -inf. Exit code 1."""
 
 
 def forbid(logits: Float[Tensor, "B V"], token: int) -> Float[Tensor, "B V"]:

@@ -1,0 +1,33 @@
+"""What tells one model from another: checksums of its settings and of its tensors."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from ltc_textgen.config import ModelConfig
+from ltc_textgen.shapes import Tensor
+
+
+def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's tensors on the CPU, those that are tied to another left out."""
+    tied = model._tied_weights_keys if model.settings.tie_embeddings else {}
+    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors."""
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def fingerprint(settings: ModelConfig) -> str:
+    """SHA-256 of the settings that are not at their defaults, so that a setting added later changes no fingerprint."""
+    content = settings.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
