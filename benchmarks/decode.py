@@ -212,7 +212,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "kernels": report()["cpu"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_per_second": speeds,
-        "ratios": {name: speeds["native, batch 1"] / speeds[name] for name in calls if "native" not in name},
+        "ratios": {name: speeds["native, batch 1"] / speeds[name] for name in calls if "batch" not in name},
     }
     if not quick:
         for name in engines:

@@ -392,12 +392,16 @@ def test_a_state_goes_before_the_prompt() -> None:
     long = "abcdefgh" * 6
     for prompt in ("ha", long):
         [whole] = generate(model, chars, "bad" + prompt, sampling)
-        state = NativeDecoder(model).read(torch.tensor([chars.encode("bad")]))
+        state = model.read("bad", chars)
         for engine in ("native", "torch"):
             [continued] = generate(model, chars, prompt, sampling, state=state, engine=engine)
             assert continued.text == whole.text
-    with pytest.raises(UsageError, match="state: expected"):
-        generate(model, chars, "a", sampling, state=NativeDecoder(model).initial_state(2), engine="native")
+    with pytest.raises(UsageError, match="state: expected one text, got 2"):
+        generate(model, chars, "a", sampling, state=state.select([0, 0]))
+    with pytest.raises(UsageError, match="state: another model"):
+        generate(make_model(seed=1, vocabulary=chars.vocab_size), chars, "a", sampling, state=state)
+    with pytest.raises(UsageError, match="state: expected neurons"):
+        open_writer(model, 0, [1], sampling, 0, NativeDecoder(model).initial_state(2), engine="native")
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
