@@ -222,3 +222,20 @@ def test_the_command_reads_once_and_goes_on(run: Path, ltc: object, tmp_path: Pa
     assert "book.state is damaged" in broken.error
     loaded = load_run(run)
     assert loaded.model.read("On day").tokens == (6,)
+
+
+def test_the_examples_of_the_guide_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = Path(__file__).parent.parent / "docs" / "states.md"
+    examples = [part.split("```")[0] for part in guide.read_text().split("```python\n")[1:]]
+    assert len(examples) == 2
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "book").symlink_to(run)
+    (tmp_path / "book.txt").write_text(STORY)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for example in examples:
+        exec(compile(example, guide.name, "exec"), names)
+    assert names["ids"].shape == (2, 20)
+    assert f"{len(STORY):,} tokens read" in capsys.readouterr().out
