@@ -237,8 +237,8 @@ class TrainConfig(Settings):
     )
     restart: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Share of the windows before which a lane forgets what it has read and begins anew, so that the model "
-        "learns to begin, too; 1 carries no state at all.",
+        description="Share of the windows before which a lane forgets what it has read and begins anew, so that the "
+        "model learns to begin, too; 1 carries no state at all.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="adamw, or muon for the matrices of the layers with adamw for the rest."

@@ -136,6 +136,6 @@ class DiagonalCell(MembraneCell):
         return fused(drive, x, h, *self.physics(), self.steps, self.solver, self.adaptive)
 
     def physics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """r and E (2, N), C and g_leak (N,), as the recurrence uses them."""
+        """Feedback r and reversal E (2, N), C and g_leak (N,), as the recurrence uses them."""
         leak = torch.exp(precise(self.log_leak))
         return precise(self.feedback), precise(self.reversal), precise(self.capacitance), leak
