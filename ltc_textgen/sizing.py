@@ -6,8 +6,8 @@ The presets are the measured points (`ANCHORS`); everything here is how far to g
   made on. Between two anchors every number is interpolated over ln(compute); beyond them, and where there is one
   anchor, width follows compute**(2/7), which is the slope between char-fast and char-best (11 times the compute, twice
   the width): a wider model learns more per token and sees fewer of them.
-* **Text** limits the width: a text of an eighth of the anchor's tokens gets at most half of the widest anchor's width,
-  since what more parameters learn from few tokens is the tokens themselves.
+* **Text** limits the width, to `ROOM` times that of the widest anchor for a text of its length, and half as much for an
+  eighth of the text: what more parameters learn from few tokens is the tokens themselves.
 * **Dropout** grows by `DROPOUT_PER_HALVING` with every halving of the text at equal time, as it is then read twice as
   often, and shrinks likewise.
 * **Learning rate** falls with the root of the width, as it does between the anchors.
@@ -55,6 +55,7 @@ USED = 0.35
 CROWDED = 20
 """Parameters per token of text above which a preset is said not to fit it; the presets' own texts have one to five."""
 
+ROOM = 1.5
 WIDTH_PER_COMPUTE = 2 / 7
 DROPOUT_PER_HALVING = 0.12
 MOST_DROPOUT = 0.4
@@ -155,7 +156,7 @@ def size(job: Job) -> tuple[Recipe, list[str]]:
     model, train = recipe["model"], recipe["train"]
     scarce = anchors[-1].tokens / job.tokens
     by_time = model["hidden_size"]
-    by_text = load_preset(anchors[-1].preset)["model"]["hidden_size"] * scarce ** (-1 / 3)
+    by_text = load_preset(anchors[-1].preset)["model"]["hidden_size"] * ROOM * scarce ** (-1 / 3)
     model["hidden_size"] = width = _rounded_width(min(by_time, by_text))
     train["learning_rate"] = _two_digits(train["learning_rate"] * math.sqrt(by_time / width))
     dropout = model.get("dropout", 0.0) + DROPOUT_PER_HALVING * math.log2(scarce)

@@ -66,7 +66,8 @@ def test_a_short_text_needs_no_settings(tmp_path: Path, ltc: Callable[..., Outco
     result = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "run")
     assert result.code == 0, result.err
     lanes = load_preset("char-fast")["train"]["batch_size"]
-    length = 287 // lanes  # 288 characters are to train on; the last is a target only
+    tokens = json.loads((tmp_path / "run" / "training.json").read_text())["facts"]["train_tokens"]
+    length = (tokens - 1) // lanes
     assert f"little text: sequence_length {length}, to fit it" in result.err
     assert settings_of(tmp_path / "run")["train"]["sequence_length"] == length
     wished = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "2", "--preset", "char-fast")

@@ -50,6 +50,22 @@ EXAMPLES = """Examples:
 """
 
 
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Recipe to start from: {', '.join(preset_names())}; or auto, which sizes one by the text, the time "
+        "and this machine. Chosen by the corpus if neither this nor --config is given."
+    ),
+]
+ResumeAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--resume-anyway",
+        help="Resume even with another corpus, tokenizer, batch or number of processes, and say what that means.",
+    ),
+]
+
+
 def _list_settings(asked: bool) -> None:
     if asked:
         typer.echo(settings_table())
@@ -59,25 +75,13 @@ def _list_settings(asked: bool) -> None:
 def train(
     data: Annotated[str | None, describe(DataConfig, "data", "--data", "-d")] = None,
     tokenizer: Annotated[str | None, describe(DataConfig, "tokenizer")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Recipe to start from: {', '.join(preset_names())}; or auto, which sizes one by the text, the time "
-            "and this machine. Chosen by the corpus if neither this nor --config is given."
-        ),
-    ] = None,
+    preset: Preset = None,
     config: Annotated[Path | None, typer.Option(help="Recipe file (TOML), or the training.json of a run.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, if there is one.")
     ] = False,
-    resume_anyway: Annotated[
-        bool,
-        typer.Option(
-            "--resume-anyway",
-            help="Resume even with another corpus, tokenizer, batch or number of processes, and say what that means.",
-        ),
-    ] = False,
+    resume_anyway: ResumeAnyway = False,
     time_budget: Annotated[
         str | None, typer.Option(help="How long to train: 80s, 15m, 1h30m.", metavar="DURATION", show_default=False)
     ] = None,
