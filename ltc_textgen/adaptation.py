@@ -35,5 +35,5 @@ class CacheConfig(Settings):
         20.0, description="How much better a similar context counts than a dissimilar one; 0: all count alike."
     )
     weight: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Share lambda of the cache in the mixture; the network has the rest."
+        0.2, description="Share lambda of the cache in the mixture; the network has the rest."
     )
