@@ -170,7 +170,7 @@ def test_a_separator_that_is_likeliest_is_passed_over_if_asked(run: Path, monkey
     logits = loaded.model.head.logits
 
     def likely(hidden: torch.Tensor) -> torch.Tensor:
-        return logits(hidden).index_fill(1, torch.tensor([separator]), 1e4)
+        return logits(hidden).index_fill(-1, torch.tensor([separator]), 1e4)
 
     monkeypatch.setattr(loaded.model.head, "logits", likely)
     for ignored, reason, tokens in ((False, "stop", 1), (True, "length", 30)):
