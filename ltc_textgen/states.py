@@ -10,7 +10,7 @@ read yet, since reading it is what predicts the next one. `TextState` has both, 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ CHUNK = 512
 """Tokens that go through the network at once: the memory of reading does not grow with the text."""
 
 
+@runtime_checkable
 class Network(Protocol):
     """What loading a state needs to know of a model."""
 
