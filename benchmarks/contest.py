@@ -1,7 +1,7 @@
 """Who takes part in `language.py`, with which settings, and how widths are chosen for an equal number of parameters.
 
 The settings of the peers are good ones, not defaults: their learning rates come from `--tune` (what was tried is in the
-results file and in docs/results.md), their regularisation from the papers and a search on these corpora.
+results file and in docs/results.md), their regularisation from the papers.
 """
 
 import json
