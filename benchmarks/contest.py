@@ -23,6 +23,11 @@ LARGE_VOCABULARY = 1000
 """From here on a corpus is one of words: tied matrices, dropout."""
 
 
+def dropouts(share: float) -> dict[str, Any]:
+    """The same dropout in the embedding and in the layers."""
+    return {"dropout": share, "embedding_dropout": share}
+
+
 @dataclass(frozen=True)
 class Ours:
     """A model of this package, trained by its own command: a preset, or the settings that `--set` takes."""
@@ -81,7 +86,7 @@ def word_peers() -> Mapping[str, Peer]:
         return lambda vocabulary, width: Awd(kind, vocabulary, width, 2 * width, 2, drop)
 
     def min_gru(vocabulary: int, width: int) -> Rival:
-        settings = {**BLOCK, "hidden_size": width, "num_layers": 2, "tie_embeddings": True, "dropout": 0.4}
+        settings = {**BLOCK, "hidden_size": width, "num_layers": 2, "tie_embeddings": True, **dropouts(0.4)}
         return exchange_cells(Liquid.of(vocabulary, **settings), MinGruCell)
 
     def gpt2(vocabulary: int, width: int) -> Rival:
@@ -98,7 +103,7 @@ def word_peers() -> Mapping[str, Peer]:
 def ours(vocabulary: int) -> Mapping[str, Ours]:
     """The networks of this package: the recipe for language, and the other couplings as plain layers."""
     large = vocabulary >= LARGE_VOCABULARY
-    plain = {"block": "plain", "num_layers": 2, "dropout": 0.3 if large else 0.0, "tie_embeddings": large}
+    plain = {"block": "plain", "num_layers": 2, "tie_embeddings": large, **dropouts(0.3 if large else 0.0)}
     plain |= {"learning_rate": 4e-3, "batch_size": 16, "sequence_length": 32 if large else 64}
     return {
         "liquid": Ours(WORDS) if large else Ours(preset="char-fast"),
@@ -116,7 +121,7 @@ WORDS: dict[str, Any] = {
     "num_layers": 2,
     "expansion": 2.0,
     "tie_embeddings": True,
-    "dropout": 0.3,
+    **dropouts(0.3),
     "learned_start": True,
     "batch_size": 16,
     "sequence_length": 32,

@@ -138,8 +138,9 @@ class ModelConfig(Settings):
         False, description="Learn the state before the first token; False starts every text at rest."
     )
     dropout: Probability = Field(
-        0.0, description="Share of features dropped in training, for whole windows, in the embedding and every layer."
+        0.0, description="Share of the features of every layer dropped in training, for whole windows."
     )
+    embedding_dropout: Probability = Field(0.0, description="The same of the embedding's features.")
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
@@ -211,7 +212,9 @@ class DataConfig(Settings):
     )
     valid: str | None = Field(None, description="File or folder to validate on, in place of a part of the corpus.")
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="Last part of the corpus, held out for validation, when it brings no validation split."
+        0.1,
+        description="Last part of the corpus, held out for validation, when it brings no validation split; at most "
+        "five million characters.",
     )
     encoding_errors: Literal["strict", "replace", "ignore"] = Field(
         "strict", description="What to do with bytes that are not UTF-8."
@@ -267,8 +270,8 @@ class TrainConfig(Settings):
     )
     save_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="Minutes after the last checkpoint at which another is made at the latest; ten if save_every is not "
-        "given either.",
+        description="Minutes after the last checkpoint at which another is made at the latest; ten if save_every is "
+        "not given either.",
     )
     keep_last: Annotated[int, Field(ge=1)] = Field(2, description="Newest checkpoints that are kept.")
     keep_best: Annotated[int, Field(ge=0)] = Field(

@@ -20,6 +20,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.head import IGNORED, FullHead, build_head
 from ltc_textgen.huggingface import LiquidCache, LiquidOutput, LTCConfig
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
+from ltc_textgen.sharing import Sharer
 from ltc_textgen.state import LiquidState
 from ltc_textgen.states import Reader
 from ltc_textgen.writer import Writer
@@ -28,7 +29,7 @@ FIRST_STD = 0.02
 """Spread of the embedding at the start when the output layer shares it, so that the first logits are small."""
 
 
-class LiquidTimeConstantNetwork(Writer, Reader, PreTrainedModel, GenerationMixin):
+class LiquidTimeConstantNetwork(Writer, Reader, Sharer, PreTrainedModel, GenerationMixin):
     """A liquid time-constant network that models text.
 
     Args:
@@ -85,7 +86,7 @@ class LiquidTimeConstantNetwork(Writer, Reader, PreTrainedModel, GenerationMixin
         settings = config.settings
         self.settings = settings
         self.embedding = nn.Embedding(settings.input_size, settings.hidden_size)
-        self.dropout = LockedDropout(settings.dropout)
+        self.dropout = LockedDropout(settings.embedding_dropout)
         self.layers = nn.ModuleList(build_layer(settings) for _ in range(settings.num_layers))
         deep = settings.block == "liquid"
         self.norm = nn.RMSNorm(settings.hidden_size) if deep else nn.Identity()

@@ -161,6 +161,8 @@ def size(job: Job) -> tuple[Recipe, list[str]]:
     train["learning_rate"] = _two_digits(train["learning_rate"] * math.sqrt(by_time / width))
     dropout = model.get("dropout", 0.0) + DROPOUT_PER_HALVING * math.log2(scarce)
     model["dropout"] = round(20 * min(max(dropout, 0.0), max(MOST_DROPOUT, model.get("dropout", 0.0)))) / 20
+    if model.get("embedding_dropout"):
+        model["embedding_dropout"] = model["dropout"]
     if job.steps is None and job.epochs is None:
         train["time_budget"] = job.seconds or said
     else:

@@ -198,9 +198,10 @@ def _report(
         print_json(result.to_dict() | summary | {"memorisation": found.to_dict() if found else None})
         return
     if summary:
-        print(f"validation loss  {result.best_val_loss:.4f} nats/token, over {len(data.valid) - 1:,} tokens")
+        print(f"validation loss  {result.best_val_loss:.4f} nats/token, over {result.valid_tokens:,} tokens")
         print(f"perplexity       {summary['perplexity']:.2f}")
-        print(f"bits per byte    {summary['bits_per_byte']:.4f}, over {data.valid_bytes:,} bytes")
+        share = result.valid_tokens / (len(data.valid) - 1)
+        print(f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(share * data.valid_bytes):,} bytes")
         print(
             f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
         )

@@ -47,6 +47,7 @@ class TrainResult:
         seconds: Time of training, validations included, over all resumptions.
         tokens: Training tokens read.
         tokens_per_second: Training speed, validations left out.
+        valid_tokens: Tokens that a validation scores: all but the first of the held-out text, unless the run is too short.
         skipped: Steps left out because a number was not finite.
         stopped_by: Name of the signal that stopped the run; None if it came to its end.
     """
@@ -60,6 +61,7 @@ class TrainResult:
     seconds: float
     tokens: int
     tokens_per_second: float
+    valid_tokens: int
     skipped: int
     stopped_by: str | None
 
@@ -110,6 +112,8 @@ def train(
     runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
     with ExitStack() as stack:
         stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
+        if runtime.is_main:
+            checkpoint.remove_leftovers(out)
         runtime.wait()
         hears = (reporter or SurvivingReporter(make_reporter())) if runtime.is_main else Reporter()
         stack.callback(hears.close)
@@ -153,6 +157,7 @@ def run_loop(session: Session, watch: Watch) -> str | None:
             _tell(session)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
+        session.saved_step = -1  # a run that was resumed at its last step has a checkpoint that does not know of this
     if stopped_by and progress.best_step is None and session.runtime.is_main:
         keep_weights(session)  # so that the interrupted run can already write text
     if session.saved_step != progress.step:
@@ -169,8 +174,6 @@ def _refuse_disagreement(run: RunConfig, data: TokenData, runtime: Runtime) -> N
 def _begin(session: Session, resume: bool, anyway: bool) -> bool:
     """Take the run up or start it; the directory then holds all but the weights. Returns whether it had ended."""
     runtime, hears, data = session.runtime, session.reporter, session.data
-    if runtime.is_main:
-        checkpoint.remove_leftovers(session.out)
     resumed = resume and restore(session, anyway)
     progress = session.progress
     over = resumed and session.budget.is_over(progress)
@@ -265,6 +268,7 @@ def _end(session: Session, stopped_by: str | None, ended: bool) -> TrainResult:
         seconds=progress.seconds,
         tokens=progress.tokens,
         tokens_per_second=progress.tokens_per_second,
+        valid_tokens=(progress.valid_tokens or len(session.data.valid)) - 1,
         skipped=progress.skipped,
         stopped_by=stopped_by,
     )

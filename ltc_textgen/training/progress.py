@@ -18,6 +18,7 @@ class Progress:
         validated_step: Step of the last validation; -1 before the first.
         validated_at: `seconds` after the last validation.
         validation_seconds: What the last validation took, or before the first what it may take; None if unknown.
+        valid_tokens: Tokens from the beginning of the validation text that are scored; None for all.
         val_loss: Loss of the last validation, nats per token.
         best_loss: Lowest validation loss so far, nats per token.
         best_step: Step of the lowest validation loss.
@@ -44,6 +45,7 @@ class Progress:
     validated_step: int = -1
     validated_at: float = 0.0
     validation_seconds: float | None = None
+    valid_tokens: int | None = None
     val_loss: float | None = None
     best_loss: float | None = None
     best_step: int | None = None
@@ -85,6 +87,7 @@ class Progress:
     def forget_validations(self) -> None:
         """Start looking for the best weights anew, as on a text with which earlier losses cannot be compared."""
         self.validated_step, self.validation_seconds, self.val_loss = -1, None, None
+        self.valid_tokens = None
         self.best_loss = self.best_step = self.lowest_loss = None
         self.recent_sum = self.recent_weight = 0.0
         self.rising = 0

@@ -9,7 +9,7 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LTCError
 from ltc_textgen.evaluation import score_tokens
 from ltc_textgen.generation.decode import generate
-from ltc_textgen.training.report import Validation
+from ltc_textgen.training.report import Validation, clock
 from ltc_textgen.training.session import Session
 from ltc_textgen.training.watch import Watch
 
@@ -19,6 +19,9 @@ LANE_TOKENS = 2048
 LANES = 32
 
 PROBE_TOKENS = 128
+
+SHORTEST = 1 / 3
+"""Share of a run by time that one validation may take; of a text that takes longer only the beginning is scored."""
 
 
 def validate(session: Session, watch: Watch) -> None:
@@ -31,7 +34,8 @@ def validate(session: Session, watch: Watch) -> None:
     result = None
     if session.runtime.is_main:
         with torch.random.fork_rng(devices=_cuda(session.runtime.device)):
-            nll, tokens = score_tokens(session.model, session.data.valid, lanes=lanes_for(len(session.data.valid)))
+            valid = session.data.valid[: progress.valid_tokens]
+            nll, tokens = score_tokens(session.model, valid, lanes=lanes_for(len(valid)))
             result = (nll / tokens, _sample(session))
     _, val_loss = watch.lap(session, result[0] if result else 0.0)
     best = math.isfinite(val_loss) and (progress.best_loss is None or val_loss < progress.best_loss)
@@ -48,15 +52,26 @@ def validate(session: Session, watch: Watch) -> None:
 
 
 def probe(session: Session, watch: Watch) -> None:
-    """Estimate what a validation takes, by scoring the beginning of the text. Must be called by all processes."""
-    valid = session.data.valid
+    """Estimate what a validation takes, by scoring the beginning of the text. Must be called by all processes.
+
+    A budget that is too short for the whole text gets as much of it as fits.
+    """
+    valid, progress, budget = session.data.valid, session.progress, session.budget.seconds
     part = valid[: LANES * PROBE_TOKENS + 1]
     for text in (part[: LANES + 1], part):  # the first call of anything is slow
         watch.lap(session)
         if session.runtime.is_main:
             score_tokens(session.model, text, lanes=lanes_for(len(valid)))
     seconds, _ = watch.lap(session)
-    session.progress.validation_seconds = seconds * len(valid) / len(part)
+    progress.validation_seconds = whole = seconds * len(valid) / len(part)
+    if budget is None or whole <= SHORTEST * budget or len(part) == len(valid):
+        return
+    progress.valid_tokens = max(len(part), int(len(valid) * SHORTEST * budget / whole))
+    progress.validation_seconds = whole * progress.valid_tokens / len(valid)
+    session.reporter.note(
+        f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is done on "
+        f"the first {progress.valid_tokens:,}; more time, or a shorter text (--valid, --valid-fraction), validates on all"
+    )
 
 
 def keep_weights(session: Session) -> None:
