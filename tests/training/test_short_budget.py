@@ -1,0 +1,27 @@
+"""A run too short to validate on all of its held-out text."""
+
+from training_runs import Listener, settings, write_corpus
+
+from ltc_textgen.training import validation as validation_module
+from ltc_textgen.training.loop import train
+
+
+def test_it_validates_on_the_beginning_and_says_so(tmp_path, monkeypatch) -> None:
+    corpus = write_corpus(tmp_path, words=60_000)
+    run = settings(corpus, time_budget=0.4)
+    monkeypatch.setattr(validation_module, "SHORTEST", 1e-9)
+    heard = Listener()
+    result = train(run, tmp_path / "short", reporter=heard)
+    probed = validation_module.LANES * validation_module.PROBE_TOKENS + 1
+    assert result.valid_tokens == probed - 1
+    assert result.best_val_loss is not None
+    (note,) = (note for note in heard.notes if "validating on all" in note)
+    assert f"the first {probed:,}" in note
+
+
+def test_a_long_one_validates_on_all(tmp_path) -> None:
+    heard = Listener()
+    result = train(settings(write_corpus(tmp_path), time_budget=1.0), tmp_path / "run", reporter=heard)
+    text = (tmp_path / "corpus0.txt").read_text()
+    assert abs(result.valid_tokens - 0.1 * len(text)) < 3
+    assert not any("validating on all" in note for note in heard.notes)
