@@ -80,10 +80,12 @@ def character_peers() -> Mapping[str, Peer]:
 
 
 def word_peers() -> Mapping[str, Peer]:
-    drop = Drop(embedding=0.1, input=0.4, hidden=0.3, output=0.4, weight=0.3)
+    # In a minute of training, one layer with light dropout and a high rate beats the two layers, the heavy dropout and
+    # the rate of the paper by far (5.6 against 6.7 nats).
+    drop = Drop(input=0.2, hidden=0.2, output=0.2)
 
     def awd(kind: str) -> Callable[[int, int], Rival]:
-        return lambda vocabulary, width: Awd(kind, vocabulary, width, 2 * width, 2, drop)
+        return lambda vocabulary, width: Awd(kind, vocabulary, width, width, 1, drop)
 
     def min_gru(vocabulary: int, width: int) -> Rival:
         settings = {**BLOCK, "hidden_size": width, "num_layers": 2, "tie_embeddings": True, **dropouts(0.4)}
@@ -93,10 +95,10 @@ def word_peers() -> Mapping[str, Peer]:
         return Gpt2(vocabulary, CONTEXT, width, 2, 4, dropout=0.3)
 
     return {
-        "lstm": Peer(awd("lstm"), 128, Plan(4e-3, batch=16, length=32, weight_decay=0.02)),
-        "gru": Peer(awd("gru"), 128, Plan(3e-3, batch=16, length=32, weight_decay=0.02)),
+        "lstm": Peer(awd("lstm"), 176, Plan(1e-2, batch=16, length=32, weight_decay=0.02)),
+        "gru": Peer(awd("gru"), 176, Plan(1e-2, batch=16, length=32, weight_decay=0.02)),
         "mingru": Peer(min_gru, 144, Plan(4e-3, batch=16, length=32)),
-        "gpt2": Peer(gpt2, 144, Plan(2e-3, batch=16, length=CONTEXT, beta2=0.99, floor=0.1)),
+        "gpt2": Peer(gpt2, 144, Plan(4e-3, batch=16, length=CONTEXT, beta2=0.99, floor=0.1)),
     }
 
 
