@@ -248,5 +248,5 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
             config = RunConfig(**settings_of_run)
         except (ValidationError, LTCError) as error:
             raise ArtifactError(f"{directory / 'training.json'}: {error}") from None
-    model.tokenizer = tokenizer
+    model.tokenizer, model.run_directory = tokenizer, directory
     return Run(directory, model.to(device).eval(), tokenizer, config, facts)

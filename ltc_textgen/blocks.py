@@ -14,10 +14,11 @@ from ltc_textgen.cells import build_cell
 from ltc_textgen.cells.base import precise
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels import runs_eagerly
+from ltc_textgen.kernels import hooked, runs_eagerly
 from ltc_textgen.kernels.block import BlockMethod, BlockWeights, fused_block
 from ltc_textgen.kernels.library import SOLVER_CODES
 from ltc_textgen.kernels.linear import Linear
+from ltc_textgen.kernels.operators import is_direct
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 LayerState = tuple[Tensor, Tensor | None]
@@ -109,23 +110,33 @@ class LiquidBlock(nn.Module):
 
     def _fuses(self, u: Tensor) -> bool:
         """Whether the kernel of the whole block may run: nobody looks at, or has changed, what is inside."""
-        parts = (self.norm, self.conv, self.cell, self.gate, self.out, self.dropout)
-        kinds = (nn.RMSNorm, CausalConvolution, DiagonalCell, Linear, Linear, LockedDropout)
-        untouched = all(type(part) is kind and not hooked(part) for part, kind in zip(parts, kinds, strict=True))
-        return untouched and type(self.cell.input) is nn.Linear and not hooked(self.cell.input) and runs_eagerly(u)
+        if type(self.cell) is not DiagonalCell or not runs_eagerly(u):
+            return False
+        parts = (self.norm, self.conv, self.cell, self.cell.input, self.gate, self.out, self.dropout)
+        kinds = (nn.RMSNorm, CausalConvolution, DiagonalCell, nn.Linear, Linear, Linear, LockedDropout)
+        if any(type(part) is not kind or hooked(part) for part, kind in zip(parts, kinds, strict=True)):
+            return False
+        weights = [weight for part in parts for weight in part._parameters.values() if weight is not None]
+        return is_direct(*weights) and all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights)
+
+    def weights(self) -> BlockWeights:
+        """The parameters as the kernels of whole blocks take them, which know the diagonal coupling alone."""
+        cell, norm, conv, gate = self.cell, self.norm, self.conv, self.gate
+        assert isinstance(cell, DiagonalCell), "see _fuses"
+        mixing, drive = (norm.weight, conv.weight, conv.bias), (cell.input.weight, cell.input.bias)
+        return BlockWeights(*mixing, *drive, *cell.physics(), gate.weight, gate.bias, self.out.weight)
 
     def _fused(
         self, u: Float[Tensor, "B T D"], neurons: Tensor, columns: Tensor, elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
-        cell, norm, conv, gate = self.cell, self.norm, self.conv, self.gate
+        cell = self.cell
         assert isinstance(cell, DiagonalCell), "see _fuses"
-        mixing, drive = (norm.weight, conv.weight, conv.bias), (cell.input.weight, cell.input.bias)
-        weights = BlockWeights(*mixing, *drive, *cell.physics(), gate.weight, gate.bias, self.out.weight)
-        epsilon = torch.finfo(u.dtype).eps if norm.eps is None else norm.eps
+        epsilon = torch.finfo(u.dtype).eps if self.norm.eps is None else self.norm.eps
         half = torch.is_autocast_enabled("cpu")
         method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive, half)
         keep = self.dropout.mask(u) if self.training and self.dropout.p else None
-        out, after, last = fused_block(u, columns, neurons, elapsed * cell.step_size, keep, weights, method)
+        columns, neurons, dt = columns.to(u.dtype), neurons.to(u.dtype), elapsed.to(u.dtype) * cell.step_size
+        out, after, last = fused_block(u, columns, neurons, dt, keep, self.weights(), method)
         return out, (last, after)
 
     def _leave(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -216,11 +227,6 @@ class CausalConvolution(nn.Module):
             return y, extended[:, tokens:]
         ends = lengths[:, None] + torch.arange(self.kernel_width - 1, device=u.device)
         return y, extended.gather(1, ends[:, :, None].expand(-1, -1, self.width))
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether someone is told of, or changes, what the module computes."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def build_layer(settings: ModelConfig) -> PlainLayer | LiquidBlock:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.kernels import hooked
 from ltc_textgen.kernels.linear import Linear, linear
 from ltc_textgen.shapes import Float, Int, Tensor
 
@@ -42,8 +43,9 @@ class FullHead(nn.Module):
 
     def total_loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
         """Sum of `loss`. The logits of a large vocabulary exist a part at a time, in training too."""
-        projection, plain = self.projection, hidden.numel() // hidden.shape[-1] * self.vocabulary <= AT_ONCE
-        if plain or type(projection) is not Linear or torch.compiler.is_compiling():
+        projection, small = self.projection, hidden.numel() // hidden.shape[-1] * self.vocabulary <= AT_ONCE
+        ours = type(projection) is Linear and not hooked(projection) and not torch.compiler.is_compiling()
+        if small or not ours or not torch.is_grad_enabled():
             return self.loss(hidden, targets).sum()
         return _TotalLoss.apply(hidden.flatten(0, -2), projection.weight, projection.bias, targets.flatten())
 
@@ -68,7 +70,9 @@ class _TotalLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total, wanted = hidden.new_zeros((), dtype=wide), any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(tensor) if wanted else tensor for tensor in (hidden, weight, bias)]
+        gradients = [hidden, weight, bias]
+        if wanted:  # those of the parameters are sums over the parts
+            gradients = [torch.empty_like(hidden), *(torch.zeros_like(t, dtype=wide) for t in (weight, bias))]
         rows = max(1, AT_ONCE // weight.shape[0])
         half = torch.is_autocast_enabled(hidden.device.type)
         dtype = torch.get_autocast_dtype(hidden.device.type) if half else hidden.dtype

@@ -24,6 +24,8 @@ def _register_model(module: ModuleType) -> None:
     from ltc_textgen.model import LiquidTimeConstantNetwork
 
     module.AutoModelForCausalLM.register(LTCConfig, LiquidTimeConstantNetwork, exist_ok=True)
+    # By these names pipelines know what they support, and the Trainer whose labels to shift when it smooths them.
+    module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(LTCConfig.model_type, LiquidTimeConstantNetwork.__name__)
 
 
 REGISTRIES = {

@@ -3,6 +3,7 @@
 with Hub() as hub:                  # hub.url goes into HF_ENDPOINT
     hub.add_wikitext(); hub.add_bert()
     hub.requests                    # what was asked for
+    hub.tokens                      # with which token each upload came
 Hub(mode="hanging")                 # accepts connections and never answers
 Hub(mode="stalling")                # answers HEAD, and hangs in GET
 Hub(mode="slow")                    # sends a file a little at a time, in `Hub.seconds` in all
@@ -10,6 +11,7 @@ Hub(mode="failing")                 # answers every request with status 500
 dead_endpoint()                     # an address where nobody listens
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -23,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow
 import pyarrow.parquet
+import yaml
 
 WIKITEXT = "Salesforce/wikitext"
 BERT = "google-bert/bert-base-uncased"
@@ -94,6 +97,7 @@ class Hub:
         self.mode = mode
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.requests: list[str] = []
+        self.tokens: list[str | None] = []
         self.ranges: list[tuple[str, int, int]] = []
         self.seconds = 3.0
         self._release = threading.Event()
@@ -154,6 +158,12 @@ class Hub:
             def do_GET(self) -> None:
                 self._answer(body=True)
 
+            def do_POST(self) -> None:
+                hub.requests.append(f"POST {self.path}")
+                hub.tokens.append(self.headers.get("Authorization"))
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self._send(*hub._take(unquote(urlsplit(self.path).path), content), True)
+
             def _answer(self, body: bool) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
                 if hub.mode == "hanging" or (hub.mode == "stalling" and body):
@@ -184,6 +194,33 @@ class Hub:
                     self.wfile.write(content)
 
         return Handler
+
+    def _take(self, path: str, content: bytes) -> tuple[int, bytes, dict[str, str]]:
+        """What an upload asks for: a repository, a check of the card's header, how to send each file, a commit."""
+        parts = path.strip("/").split("/")
+        status, answer = 404, {}
+        if path == "/api/repos/create":
+            wanted = json.loads(content)
+            repository = f"{wanted['organization'] or 'somebody'}/{wanted['name']}"
+            status, answer = (409 if ("models", repository) in self.files else 200), {"url": f"{self.url}/{repository}"}
+            self.files.setdefault(("models", repository), {})
+        elif path == "/api/validate-yaml":
+            header = re.match(r"---\n(.*?)\n---\n", json.loads(content)["content"], re.DOTALL)
+            fine = header and isinstance(yaml.safe_load(header[1]), dict)
+            status, answer = (200, {}) if fine else (400, {"errors": [{"message": "the header is no YAML"}]})
+        elif parts[:2] == ["api", "models"] and parts[4:5] == ["preupload"]:
+            files = json.loads(content)["files"]
+            modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            status, answer = 200, {"files": modes}
+        elif parts[:2] == ["api", "models"] and parts[4:5] == ["commit"]:
+            repository = "/".join(parts[2:4])
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    data = base64.b64decode(line["value"]["content"])
+                    self.files["models", repository][line["value"]["path"]] = data
+            oid = _commit(self.files["models", repository])
+            status, answer = 200, {"commitUrl": f"{self.url}/{repository}/commit/{oid}", "commitOid": oid}
+        return status, json.dumps(answer).encode(), {"Content-Type": "application/json"}
 
     def _find(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         parts = path.strip("/").split("/")

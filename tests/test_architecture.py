@@ -12,14 +12,14 @@ ORDER = [
     {"shapes", "errors", "settings", "config", "adaptation"},
     {"solvers", "devices", "process", "files", "modes"},
     {"cells", "kernels"},
-    {"fingerprints", "state", "states", "head", "blocks", "huggingface", "writer", "model"},
+    {"fingerprints", "state", "states", "head", "blocks", "huggingface", "writer", "model_card", "sharing", "model"},
     {"data", "reading"},
     {"artifacts"},
     {"generation", "evaluation"},
     {"export"},
     {"training", "recipes", "sizing", "presets", "benchmarking"},
     {"commands"},
-    {"cli", "__main__", "__init__", "registration"},
+    {"cli", "__main__", "__init__", "registration", "modeling_ltc"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 

@@ -70,3 +70,39 @@ def test_loss_in_parts_under_autocast() -> None:
     (found,) = torch.autograd.grad(total, hidden)
     assert found.dtype == torch.float32
     assert (found - expected).norm() / expected.norm() < 0.02
+
+
+def test_parts_are_added_up_in_float32() -> None:
+    torch.manual_seed(2)
+    head = build_head(ModelConfig(input_size=3000, hidden_size=16))
+    rounded = build_head(ModelConfig(input_size=3000, hidden_size=16)).to(torch.bfloat16)
+    hidden, targets = torch.randn(2048, 16, dtype=torch.bfloat16), torch.randint(0, 30, (2048,))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        rounded.projection.weight.copy_(head.projection.weight)
+        head.projection.weight.copy_(rounded.projection.weight)
+        rounded.projection.bias.copy_(head.projection.bias)
+        head.projection.bias.copy_(rounded.projection.bias)
+        patch.setattr("ltc_textgen.head.AT_ONCE", 4 * 3000)
+        with torch.enable_grad():
+            rounded.total_loss(hidden, targets).backward()
+            head.total_loss(hidden.float(), targets).backward()
+    for ours, exact in zip(rounded.parameters(), head.parameters(), strict=True):
+        assert ours.grad.dtype == torch.bfloat16
+        assert (ours.grad - exact.grad).norm() / exact.grad.norm() < 0.01
+
+
+def test_no_gradient_is_made_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = build_head(ModelConfig(input_size=300, hidden_size=16))
+    hidden, targets = torch.randn(10, 16, requires_grad=True), torch.randint(0, 300, (10,))
+    monkeypatch.setattr("ltc_textgen.head.AT_ONCE", 1000)
+    made = head.total_loss(hidden, targets)
+    calls: list[int] = []
+    monkeypatch.setattr("ltc_textgen.head._TotalLoss.apply", lambda *_: calls.append(1))
+    with torch.no_grad():
+        torch.testing.assert_close(head.total_loss(hidden, targets), made.detach())
+    handle = head.projection.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(head.total_loss(hidden, targets), made)
+    assert not calls
+    handle.remove()
+    head.total_loss(hidden, targets)
+    assert calls

@@ -95,6 +95,8 @@ class DiagonalCell(MembraneCell):
         self.log_leak.uniform_(math.log(LEAK_RANGE[0]), math.log(LEAK_RANGE[1]))
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T two_N"]:
+        if type(self.input) is not nn.Linear:  # an adapter, whose `weight` is that of the layer inside it
+            return self.input(u)
         return linear(u, self.input.weight, self.input.bias)
 
     @property

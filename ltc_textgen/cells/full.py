@@ -52,6 +52,8 @@ class FullCell(MembraneCell):
         self.reversal.bernoulli_(0.5).mul_(2 * REVERSAL).sub_(REVERSAL)
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
+        if type(self.input) is not nn.Linear:  # an adapter, whose `weight` is that of the layer inside it
+            return self.input(u)
         return linear(u, self.input.weight, self.input.bias)
 
     @property

@@ -68,8 +68,8 @@ def _kernels() -> dict[str, Any]:
     from ltc_textgen.kernels import report
 
     found = dict(report())
-    native = found["cpu"].startswith("none") or found["override"] not in ("auto", "cpu")
-    decoder = "none: PyTorch decodes" if native else "native, for liquid blocks with the diagonal coupling"
+    native = not found["cpu"].startswith("none") and found["override"] in ("auto", "cpu")
+    decoder = "native, for liquid blocks with the diagonal coupling" if native else "none: PyTorch decodes"
     return {"decoder": decoder, **found}
 
 

@@ -22,6 +22,9 @@ CHARACTER_LIMIT = 4_000_000
 In less text than this, most pieces of a WordPiece vocabulary are too rare to be learned.
 """
 
+HELD_OUT = 5_000_000
+"""Most characters that are held out of a corpus to validate on: of a large one, a tenth would take hours to score."""
+
 NAMES = ("auto", "wikitext-2", "embedded")
 """Corpora that have a name; anything else is a path, or an id of the hub."""
 
@@ -228,12 +231,16 @@ def _with_validation(corpus: Corpus, config: DataConfig, notify: Callable[[str],
 
 
 def _cut(corpus: Corpus, config: DataConfig) -> Corpus:
-    """Hold the last part of the text out: the first int(characters * (1 - valid_fraction)) characters train."""
+    """Hold the last part of the text out: the first int(characters * (1 - valid_fraction)) characters train.
+
+    Where more than `HELD_OUT` would be left, all but so many train.
+    """
     whole = corpus.sources["train"]
 
     @cache
     def boundary() -> int:
-        return int(sum(len(text) for text, _ in whole()) * (1 - config.valid_fraction))
+        characters = sum(len(text) for text, _ in whole())
+        return max(int(characters * (1 - config.valid_fraction)), characters - HELD_OUT)
 
     sources: dict[str, Source] = {
         **corpus.sources,
@@ -244,8 +251,11 @@ def _cut(corpus: Corpus, config: DataConfig) -> Corpus:
     fingerprint = hashlib.sha256(f"{corpus.fingerprint} {config.valid_fraction!r}".encode()).hexdigest()
     sizes: dict[str, Callable[[], int]] = {}
     if (known := corpus.sizes.get("train")) is not None:
-        train = 1 - config.valid_fraction
-        sizes = {"train": lambda: int(known() * train), "valid": lambda: int(known() * (1 - train)), "whole": known}
+
+        def valid() -> int:
+            return min(int(known() * config.valid_fraction), HELD_OUT)
+
+        sizes = {"train": lambda: known() - valid(), "valid": valid, "whole": known}
     return Corpus(corpus.name, fingerprint, sources, corpus.preferred, sizes)
 
 

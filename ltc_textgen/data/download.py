@@ -84,7 +84,7 @@ def _watch(process: subprocess.Popen[str], lines: list[dict[str, Any]], caches: 
 def _read(process: subprocess.Popen[str], lines: list[dict[str, Any]]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("{"):
+        if line.startswith("{") and line.endswith("}\n"):  # the last may be cut off, when the process is ended
             lines.append(json.loads(line))
 
 

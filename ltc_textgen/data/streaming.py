@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ ROWS = 1000
 
 FACTS = "texts.json"
 
+WAIT = 1.0
+"""Seconds between signs of life of a process that waits for another one's stream (`download` ends a silent one)."""
+
 
 @dataclass
 class KeptSplit:
@@ -42,6 +46,7 @@ class KeptSplit:
         rows: Rows in all files, those without text included.
         bytes: Their text in UTF-8.
         complete: Whether the stream has ended.
+        revision: The commit of the repository that it comes from, so that what is taken up is the same data set.
         state: Where it goes on, for the `datasets` library; None at its beginning.
     """
 
@@ -51,6 +56,7 @@ class KeptSplit:
     rows: int = 0
     bytes: int = 0
     complete: bool = False
+    revision: str = ""
     state: dict[str, Any] | None = field(default=None, repr=False)
 
     def texts(self) -> Iterator[str]:
@@ -127,26 +133,55 @@ def is_large(name: str) -> bool:
 def stream(identifier: str, column: str, told: Callable[[], None] = lambda: None) -> None:
     """Read a data set once and keep its text; goes on where an earlier stream ended.
 
+    Of several processes that want the same text, as those of one run, one streams and the others wait for it.
+
     Args:
         identifier: `user/set`, or `user/set:configuration`.
         column: What holds the text.
-        told: Is called whenever something has arrived.
+        told: Is called whenever something has arrived, and now and then while another process streams.
 
     Raises:
         DataError: If there is no such column of text.
     """
+    with _alone(text_directory(identifier, column), told):
+        if kept_whole(identifier, column) is None:
+            _stream(identifier, column, told)
+
+
+@contextmanager
+def _alone(folder: Path, told: Callable[[], None]) -> Iterator[None]:
+    """One process at a time writes into a folder."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=WAIT)
+        except Timeout:
+            told()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _stream(identifier: str, column: str, told: Callable[[], None]) -> None:
     import datasets
+    from huggingface_hub import HfApi
 
     _tell_blocks(told)
     name, _, configuration = identifier.partition(":")
-    source = datasets.load_dataset(name, configuration or None, streaming=True)
-    wanted = sorted(chosen_splits(source, identifier).values())
     folder, before = text_directory(identifier, column), kept(identifier, column)
+    begun = next((split.revision for split in before.values()), "")
+    revision = begun or HfApi().dataset_info(name).sha or "main"
+    source = datasets.load_dataset(name, configuration or None, revision=revision, streaming=True)
+    wanted = sorted(chosen_splits(source, identifier).values())
     if sorted(before) != wanted:
         before = {}
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    splits = {split: before.get(split) or KeptSplit(folder, split) for split in wanted}
+    splits = {split: before.get(split) or KeptSplit(folder, split, revision=revision) for split in wanted}
     for split in wanted:
         if not splits[split].complete:
             _stream_split(splits, split, source[split], identifier, column)

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ def prepare(
     recipe = f"{FORMAT} {tokenizers.__version__} {corpus.fingerprint} {kind}"
     key = hashlib.sha256(recipe.encode()).hexdigest()
     directory = cache_directory() / "tokens" / key[:32]
-    with _locked(directory):
+    with _locked(directory, notify):
         facts = _checked(directory, notify)
         if facts is None:
             start = time.perf_counter()
@@ -199,8 +199,9 @@ def _write(
 def _begin(fresh: Path, tokenizer: TextTokenizer) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     for abandoned in fresh.parent.glob("*.new"):
-        if time.time() - abandoned.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(abandoned, ignore_errors=True)
+        with suppress(OSError):  # another process may be finishing it at this moment
+            if time.time() - max(path.stat().st_mtime for path in (abandoned, *abandoned.iterdir())) > _ABANDONED:
+                shutil.rmtree(abandoned, ignore_errors=True)
     fresh.mkdir(parents=True)
     tokenizer.save(fresh)
     (fresh / _BEGUN).write_text(tokenizer.fingerprint, encoding="utf-8")
@@ -243,14 +244,18 @@ def _checked(directory: Path, notify: Callable[[str], None]) -> dict[str, Any] |
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """One process at a time makes or checks one corpus."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     lock = FileLock(directory.with_name(directory.name + ".lock"))
     with _explaining(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            notify(f"Another process makes or checks the same tokens ({directory}): waiting for it.")
+            lock.acquire()
     try:
         yield
     finally:

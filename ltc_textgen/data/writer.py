@@ -87,10 +87,6 @@ class TokenWriter:
             _append(journal, b'{"end": true}\n')
         self.complete = True
 
-    def forget_journal(self) -> None:
-        """The file is complete and has its place elsewhere."""
-        self._journal.unlink()
-
     def _count(self, content: bytes, counts: Counts) -> None:
         self._digest.update(content)
         self._size += len(content)

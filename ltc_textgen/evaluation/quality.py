@@ -116,11 +116,11 @@ def like_corpus(documents: Iterable[str], length: int) -> TextQuality | None:
     A measure that some of the pieces are too short for is the mean of the others.
     """
     pieces: list[str] = []
-    for text in documents:
+    for text in documents if length else ():
         pieces += [text[at : at + length] for at in range(0, len(text) - length + 1, length)][: PIECES - len(pieces)]
         if len(pieces) >= PIECES:
             break
-    if not pieces or not length:
+    if not pieces:
         return None
     every = [measure_text(piece).to_dict() for piece in pieces]
     means: dict[str, Any] = {}

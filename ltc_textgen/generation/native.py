@@ -7,12 +7,13 @@ something that the model would not, it is compared with the model on a few token
 import torch
 from torch import nn
 
-from ltc_textgen.blocks import CausalConvolution, LearnedStart, LiquidBlock, hooked
+from ltc_textgen.blocks import CausalConvolution, LearnedStart, LiquidBlock
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.errors import UsageError
 from ltc_textgen.head import FullHead
-from ltc_textgen.kernels import report, runs_on_cpu
-from ltc_textgen.kernels.decoder import BlockWeights, Choice, Decoder, Drawn, Weights
+from ltc_textgen.kernels import hooked, report, runs_on_cpu
+from ltc_textgen.kernels.block import BlockWeights
+from ltc_textgen.kernels.decoder import Choice, Decoder, Drawn, Weights
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 from ltc_textgen.kernels.linear import Linear
 from ltc_textgen.model import LiquidTimeConstantNetwork
@@ -169,14 +170,7 @@ def weights_of(model: LiquidTimeConstantNetwork) -> Weights:
     blocks, epsilons = [], []
     for layer in model.layers:
         assert isinstance(layer, LiquidBlock)
-        cell = layer.cell
-        assert isinstance(cell, DiagonalCell)
-        parameters = (
-            *(layer.norm.weight, layer.conv.weight, layer.conv.bias, cell.input.weight, cell.input.bias),
-            *cell.physics(),
-            *(layer.gate.weight, layer.gate.bias, layer.out.weight),
-        )
-        blocks.append(BlockWeights(*(parameter.detach() for parameter in parameters)))
+        blocks.append(BlockWeights(*(weight.detach() for weight in layer.weights())))
         epsilons.append(_epsilon(layer.norm))
     assert isinstance(model.norm, nn.RMSNorm)
     assert isinstance(model.head, FullHead)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 
 from ltc_textgen.errors import UsageError
@@ -67,6 +68,15 @@ def runs_eagerly(tensor: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
     return type(tensor) is Tensor and runs_on_cpu(tensor)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether someone is told of, or changes, what the module computes, so that no kernel may pass it by.
+
+    A `forward` of the object itself is what `accelerate` puts there when it keeps the weights elsewhere.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def _transformed() -> bool:

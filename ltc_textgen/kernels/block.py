@@ -13,7 +13,7 @@ import torch
 from ltc_textgen.kernels.diagonal import _scan as SCAN
 from ltc_textgen.kernels.library import LIBRARY, pointers, raise_for, threads_for
 from ltc_textgen.kernels.linear import PAYS, product
-from ltc_textgen.kernels.operators import address, room
+from ltc_textgen.kernels.operators import address, dense, room
 from ltc_textgen.shapes import Float, Tensor
 
 ELEMENT = 4
@@ -75,6 +75,22 @@ class BlockWeights(NamedTuple):
     gate_bias: Tensor
     out: Tensor
 
+    def dense(self, D: int, N: int, K: int, where: str = "") -> "BlockWeights":
+        """The same as a kernel can read them.
+
+        Args:
+            D: Width.
+            N: Neurons.
+            K: Taps.
+            where: What an error says after the name of a parameter.
+
+        Raises:
+            UsageError: If a shape, dtype or device is another one; the message names expected and got.
+        """
+        shapes = ((D,), (D, K), (D,), (2 * N, D), (2 * N,), (2, N), (2, N), (N,), (N,), (N, D), (N,), (D, N))
+        named = zip(self._fields, self, shapes, strict=True)
+        return BlockWeights(*(dense(f"{name}{where}", tensor, shape) for name, tensor, shape in named))
+
 
 class BlockMethod(NamedTuple):
     """What a block does with its parameters.
@@ -116,6 +132,9 @@ def fused_block(
 
     Returns:
         Outputs; columns and states after the last token. All tensors but `keep` are differentiable, once.
+
+    Raises:
+        UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
     return _FusedBlock.apply(u, columns, neurons, dt, keep, method, *weights)
 
@@ -132,10 +151,12 @@ class _FusedBlock(torch.autograd.Function):
         method: BlockMethod,
         *given: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        u, columns, w = u.contiguous(), columns.contiguous(), BlockWeights(*(t.contiguous() for t in given))
-        B, T, D = u.shape
-        extended, scale, mixed = room(B, columns.shape[1] + T, D), room(B, T), room(B, T, D)
-        shape = _MixingShape(B, T, D, w.conv.shape[1], method.epsilon, threads_for(ELEMENT * u.numel()))
+        w = BlockWeights(*given)
+        (B, T), (D, K) = dt.shape, w.conv.shape
+        w = w.dense(D, w.out.shape[1], K)
+        u, columns = dense("u", u, (B, T, D)), dense("columns", columns, (B, K - 1, D))
+        extended, scale, mixed = room(B, K - 1 + T, D), room(B, T), room(B, T, D)
+        shape = _MixingShape(B, T, D, K, method.epsilon, threads_for(ELEMENT * u.numel()))
         call = _MixingForward(*map(address, (u, columns, w.norm, w.conv, w.conv_bias, extended, scale, mixed)))
         _run("ltc_mixing_forward", ctypes.byref(shape), ctypes.byref(call))
         flat = mixed.view(-1, D)
@@ -145,7 +166,7 @@ class _FusedBlock(torch.autograd.Function):
         z = _times(method.half, flat, w.gate.t(), w.gate_bias)
         gated = torch.empty_like(z)
         gate = _Gate(address(states), address(z), address(gated))
-        _run("ltc_gate_forward", z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
+        _run("ltc_gate_forward", ctypes.c_int64(z.numel()), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
         branch = _times(method.half, gated, w.out.t()).view(B, T, D)
         out = branch.add_(u) if keep is None else torch.addcmul(u, branch, keep)
         ctx.set_materialize_grads(False)
@@ -165,7 +186,7 @@ class _FusedBlock(torch.autograd.Function):
         gated_grad = _times(half, branch_grad, w.out)
         states_grad, z_grad = torch.empty_like(states), torch.empty_like(z)
         gate = _Gate(*map(address, (states, z, gated_grad, states_grad, z_grad)))
-        _run("ltc_gate_backward", z.numel(), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
+        _run("ltc_gate_backward", ctypes.c_int64(z.numel()), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
         scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
         method = (ctx.method.steps, ctx.method.solver, ctx.method.adaptive)
         with_dt = ctx.needs_input_grad[3]

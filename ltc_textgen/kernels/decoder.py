@@ -16,6 +16,7 @@ import torch
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.block import BlockWeights
 from ltc_textgen.kernels.library import LIBRARY, SMALL, SOLVER_CODES, WHY_NOT, pointers, threads_for
 from ltc_textgen.kernels.operators import address, dense, room
 from ltc_textgen.shapes import Float, Int, Tensor
@@ -57,23 +58,6 @@ class _Call(ctypes.Structure):
         *pointers("tokens"),
         *((name, ctypes.c_int64) for name in ("done", "broken", "alone", "caution")),
     )
-
-
-class BlockWeights(NamedTuple):
-    """Parameters of one block, as `blocks.LiquidBlock` computes with them; float32 on the CPU."""
-
-    norm: Float[Tensor, " D"]
-    taps: Float[Tensor, "D K"]
-    taps_bias: Float[Tensor, " D"]
-    input: Float[Tensor, "two_N D"]
-    input_bias: Float[Tensor, " two_N"]
-    self_weight: Float[Tensor, "2 N"]
-    reversal: Float[Tensor, "2 N"]
-    capacitance: Float[Tensor, " N"]
-    leak: Float[Tensor, " N"]
-    gate: Float[Tensor, "N D"]
-    gate_bias: Float[Tensor, " N"]
-    out: Float[Tensor, "D N"]
 
 
 @dataclass(frozen=True)
@@ -149,21 +133,17 @@ class Decoder:
             raise UsageError(f"weights: {len(weights.blocks)} blocks and {len(weights.epsilons)} epsilons do not fit")
         first = weights.blocks[0]
         self.L, self.N = len(weights.blocks), first.out.shape[-1]
-        self.D, self.K = first.taps.shape[0], first.taps.shape[-1]
+        self.D, self.K = first.conv.shape
         self.words, self.V = weights.embedding.shape[0], weights.head.shape[0]
         if 0 in (self.N, self.D, self.K, self.words, self.V) or steps < 1:
             raise UsageError("weights: every size, and steps, must be 1 or more")
         self.step_size, self.int8 = step_size, int8
         self._alone = self._caution = 0  # see csrc/decoder.h
         D, N, K = self.D, self.N, self.K
-        shapes = ((D,), (D, K), (D,), (2 * N, D), (2 * N,), (2, N), (2, N), (N,), (N,), (N, D), (N,), (D, N))
         blocks = (_Block * self.L)()
         held: list[Tensor] = []  # what the addresses below point to
         for index, block in enumerate(weights.blocks):
-            arrays = [
-                dense(f"{name} of block {index}", tensor, shape)
-                for name, tensor, shape in zip(block._fields, block, shapes, strict=True)
-            ]
+            arrays = block.dense(D, N, K, f" of block {index}")
             held += arrays
             blocks[index] = _Block(*map(address, arrays), weights.epsilons[index])
         ends = [

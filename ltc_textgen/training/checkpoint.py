@@ -38,6 +38,7 @@ REQUIRED = frozenset({f"{part}.safetensors" for part in PARTS} | {PROGRESS})
 
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".tmp-"
+_SET_ASIDE = f"{_TEMPORARY}old-"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     """Checkpoint directories of a run, newest first, complete or not."""
     parent = run / CHECKPOINTS
     found = [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
 def newest_checkpoint(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
@@ -152,10 +153,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process left half written. Only the holder of the run's lock may call this."""
+    """Remove what a killed process left half written. Only the holder of the run's lock may call this.
+
+    A checkpoint that was set aside for another of its step, which did not come to take its place, is put back.
+    """
     parent = run / CHECKPOINTS
-    for path in parent.iterdir() if parent.is_dir() else ():
-        if path.name.startswith(_TEMPORARY):
+    for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+        if not path.name.startswith(_TEMPORARY):
+            continue
+        name, kept = path.name.removeprefix(_SET_ASIDE), list_checkpoints(run)
+        if _NAME.fullmatch(name) and (not kept or _step(parent / name) > _step(kept[0])):
+            path.rename(parent / name)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -192,6 +201,10 @@ def _not_kept(newest_first: list[Path], written: Path, keep: int, keep_best: int
     losses = {path: loss for path in older if (loss := _validation_loss(path)) is not None}
     best = sorted(losses, key=losses.__getitem__)[:keep_best]
     return newest_first[:now] + [path for path in older if path not in best]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _validation_loss(path: Path) -> float | None:
@@ -235,7 +248,8 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:
-    doomed = _set_aside(target) if target.exists() else None  # a damaged one that was passed over on resuming
+    # One that was passed over as damaged on resuming, or that a validation on resuming has made out of date.
+    doomed = _set_aside(target) if target.exists() else None
     temporary.replace(target)
     sync_directory(target.parent)
     if doomed:
@@ -248,7 +262,7 @@ def _remove(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    doomed = path.with_name(f"{_TEMPORARY}old-{path.name}")
+    doomed = path.with_name(f"{_SET_ASIDE}{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     return doomed

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -56,11 +57,13 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        (self.directory / HOLDER_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has failed meanwhile: what it did to the run is the error to tell
+            (self.directory / HOLDER_FILE).unlink(missing_ok=True)
         self._lock.release()
-        if self._created and {path.name for path in self.directory.iterdir()} <= {LOCK_FILE}:
-            (self.directory / LOCK_FILE).unlink(missing_ok=True)
-            self.directory.rmdir()
+        with suppress(OSError):
+            if self._created and {path.name for path in self.directory.iterdir()} <= {LOCK_FILE}:
+                (self.directory / LOCK_FILE).unlink(missing_ok=True)
+                self.directory.rmdir()
 
     def _holder(self) -> str:
         try:

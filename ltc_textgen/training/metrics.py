@@ -3,13 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 from ltc_textgen.errors import LTCError, UsageError
 
@@ -72,32 +73,59 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 class Trackers:
-    """TensorBoard, trackio or wandb through `accelerate`; does nothing if none was asked for."""
+    """TensorBoard, trackio or wandb through `accelerate`; does nothing if none was asked for.
 
-    def __init__(self, accelerator: Accelerator, name: str, settings: dict[str, Any]) -> None:
-        self._accelerator = accelerator
-        self._active = bool(accelerator.log_with)
-        if self._active:
+    One that fails while the run goes on (no network, a full disk) is told of once and then left alone.
+
+    Args:
+        accelerator: Knows which were asked for.
+        name: Of the run.
+        settings: Of the run; the trackers keep what is a number or a text.
+        notify: Is told in one line which has failed.
+
+    Raises:
+        LTCError: If one cannot be started, as when nobody is logged in.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, name: str, settings: dict[str, Any], notify: Callable[[str], None]
+    ) -> None:
+        self._trackers: list[GeneralTracker] = []
+        self._notify = notify
+        if accelerator.log_with:
             flat = {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
-            accelerator.init_trackers(name, config=flat)
+            try:
+                accelerator.init_trackers(name, config=flat)
+            except Exception as error:  # each of these packages has its own
+                raise LTCError(f"train.track: a tracker cannot be started: {_in_one_line(error)}") from error
+            self._trackers = list(accelerator.trackers)
 
     def log(self, record: dict[str, Any]) -> None:
         """Tell them the numbers of a record."""
-        if self._active:
-            # The step has its own place; trackio keeps its name for itself.
-            numbers = {key: v for key, v in record.items() if isinstance(v, int | float) and key != "step"}
-            self._accelerator.log(numbers, step=record["step"])
+        # The step has its own place; trackio keeps its name for itself.
+        numbers = {key: v for key, v in record.items() if isinstance(v, int | float) and key != "step"}
+        self._each(lambda tracker: tracker.log(numbers, step=record["step"]))
 
     def close(self) -> None:
         """Let them finish writing."""
-        if self._active:
-            for tracker in self._accelerator.trackers:
-                tracker.finish()
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, tell: Callable[[GeneralTracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:  # each of these packages has its own
+                self._trackers.remove(tracker)
+                self._notify(f"{tracker.name} has failed and is told nothing more: {_in_one_line(error)}")
 
 
 def log_interval(step: int) -> int:
     """Steps between lines: 10 at first, growing with the run, so that a curve has some thousand points per decade."""
     return int(max(10, 10 ** (len(str(step)) - 3)))
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def json_number(value: Any) -> Any:

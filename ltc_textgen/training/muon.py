@@ -32,14 +32,18 @@ class Muon(torch.optim.AdamW):
     """
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step with the gradients that are there."""
+        """Take one step with the gradients that are there, or that `closure` makes; returns what that returns."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
         groups = [group for group in self.param_groups if group.get("orthogonal")]
         matrices = [parameter for group in groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in matrices]
         for parameter in matrices:
             parameter.grad = None  # AdamW passes by what has no gradient
         try:
-            result = super().step(closure)
+            super().step()
         finally:
             for parameter, gradient in zip(matrices, gradients, strict=True):
                 parameter.grad = gradient

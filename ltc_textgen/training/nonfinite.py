@@ -27,32 +27,58 @@ def count(progress: Progress, broken: bool) -> None:
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if broken else 0
 
 
+def is_last_chance(progress: Progress) -> bool:
+    """Whether the run ends if the next step is not finite."""
+    return progress.skipped_in_a_row >= LIMIT - 1
+
+
 def dump(
     directory: Path,
     model: nn.Module,
     inputs: Int[Tensor, "B T"],
     targets: Int[Tensor, "B T"],
     state: LiquidState,
+    generators: dict[str, Tensor],
     step: int,
-) -> None:
-    """Save what reproduces a step of this process: its weights, its window and the state before it."""
+) -> bool:
+    """Save what reproduces a step of this process.
+
+    Args:
+        directory: Where to; made if need be.
+        model: The network after the step, which has left its weights as they were.
+        inputs: The window.
+        targets: The token after each input.
+        state: State of the lanes before the window.
+        generators: torch's generators before the step, from which dropout draws.
+        step: Its number.
+
+    Returns:
+        Whether that worked; a full disk must not hide why the run ends.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(model_tensors(model), directory / "weights.safetensors")
     window = {"inputs": inputs.cpu().contiguous(), "targets": targets.cpu().contiguous()}
     window |= {f"state.{name}": tensor.detach().cpu() for name, tensor in state.tensors().items()}
-    save_file(window, directory / "window.safetensors")
     broken = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     record = {"step": step, "gradients_not_finite": broken}
-    (directory / "step.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(model_tensors(model), directory / "weights.safetensors")
+        save_file(window, directory / "window.safetensors")
+        save_file(generators, directory / "random.safetensors")
+        (directory / "step.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    except (OSError, SafetensorError):
+        return False
+    return True
 
 
-def too_many(run: Path, progress: Progress) -> NonFiniteError:
+def too_many(run: Path, progress: Progress, dumped: bool) -> NonFiniteError:
     """The error that ends a run."""
     first = progress.step - progress.skipped_in_a_row + 1
+    where = f"{run / DUMP} reproduces the last" if dumped else f"{run / DUMP} could not be written"
     return NonFiniteError(
         f"{run}: the loss or its gradient was not finite in steps {first} to {progress.step}, so the run was stopped "
-        f"and nothing of them was saved ({run / DUMP} reproduces the last). Go on from the last checkpoint with "
-        "--resume and a lower train.learning_rate"
+        f"and nothing of them was saved ({where}). Go on from the last checkpoint with --resume and a lower "
+        "train.learning_rate"
     )

@@ -110,7 +110,7 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
         budget=Budget.plan(config, lanes.steps_per_epoch, len(data.valid)),
         reporter=reporter,
         metrics=MetricsLog(out / METRICS),
-        trackers=Trackers(runtime.accelerator, out.name, config.model_dump(mode="json")),
+        trackers=Trackers(runtime.accelerator, out.name, config.model_dump(mode="json"), reporter.note),
     )
 
 
@@ -130,8 +130,9 @@ def own_identity(session: Session) -> dict[str, Any]:
 
 def save(session: Session) -> None:
     """Write a checkpoint. Must be called by all processes."""
-    state = session.model.initial_state(session.rows) if session.state is None else session.state
-    lanes = {name: session.runtime.gather_rows(tensor) for name, tensor in state.tensors().items()}
+    # Lanes that all start afresh have no state to keep: one that is learned is that of the weights, not a number.
+    states = {} if session.state is None else session.state.tensors()
+    lanes = {name: session.runtime.gather_rows(tensor) for name, tensor in states.items()}
     generators = session.runtime.gather_objects(
         (snapshot.random_states(), snapshot.torch_random_states(session.runtime.device))
     )
@@ -195,7 +196,7 @@ def restore(session: Session, anyway: bool = False) -> bool:
     snapshot.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
     rank, device = session.runtime.rank, session.runtime.device
     mine = slice(rank * session.rows, (rank + 1) * session.rows)
-    if not changed & LANES_START_AFRESH:
+    if found.tensors["lanes"] and not changed & LANES_START_AFRESH:
         lanes = {name: tensor[mine].clone() for name, tensor in found.tensors["lanes"].items()}
         session.state = LiquidState.from_tensors(lanes).to(device)
     session.progress = Progress.from_dict(record["progress"])
@@ -246,6 +247,8 @@ def _changes(session: Session, before: dict[str, Any], anyway: bool) -> set[str]
 def _tell_changes(session: Session, record: dict[str, Any]) -> None:
     then, now = record["train"], session.run.train.model_dump(mode="json")
     changed = [f"{key} {then.get(key)} -> {value}" for key, value in now.items() if then.get(key) != value]
+    if then.get("optimizer", "adamw") != now["optimizer"]:
+        changed.append("moments that the optimizer of before did not have start from zero")
     if record["threads"] != session.runtime.threads:
         changed.append(f"CPU threads {record['threads']} -> {session.runtime.threads} (sums round differently)")
     if changed:

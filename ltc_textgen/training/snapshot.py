@@ -10,6 +10,9 @@ from torch import nn
 from ltc_textgen.errors import ArtifactError
 from ltc_textgen.shapes import Tensor
 
+MOMENTUM = "momentum"
+"""The only moment of a matrix that Muon moves; AdamW has none of this name."""
+
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and saved buffers on the CPU; one that is shared by two names is held once."""
@@ -50,13 +53,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`.
+    """The inverse of `optimizer_tensors`. Moments of another optimizer are left out: those parameters start afresh.
 
     Raises:
         ArtifactError: If the optimizer has no parameter of a name.
     """
     parameters = {
-        name: parameter
+        name: (parameter, bool(group.get("orthogonal")))
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
     }
@@ -65,8 +68,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         name, _, moment = key.rpartition("/")
         if name not in parameters:
             raise ArtifactError(f"the checkpoint's optimizer holds {name}, which the model does not have")
-        parameter = parameters[name]
-        optimizer.state[parameter][moment] = tensor.clone().to(parameter.device)
+        parameter, orthogonal = parameters[name]
+        if (moment == MOMENTUM) is orthogonal:
+            optimizer.state[parameter][moment] = tensor.clone().to(parameter.device)
 
 
 def random_states() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.state import LiquidState
-from ltc_textgen.training import nonfinite
+from ltc_textgen.training import nonfinite, snapshot
 from ltc_textgen.training.divergence import rate_scale
 from ltc_textgen.training.schedule import rate_factor
 from ltc_textgen.training.session import Session
@@ -29,9 +29,11 @@ def train_step(session: Session, watch: Watch) -> str | None:
     config, progress, accelerator = session.run.train, session.progress, session.runtime.accelerator
     _set_learning_rate(session)
     inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
+    reset = _restarted(reset, config.restart)
     before = start_state(session, reset)
+    generators = snapshot.torch_random_states(session.runtime.device) if nonfinite.is_last_chance(progress) else {}
     session.optimizer.zero_grad(set_to_none=True)
-    loss_now, after = _forward_backward(session, inputs, targets, before)
+    loss_now, after = _forward_backward(session, inputs, targets, before, reset)
     accelerator.unscale_gradients(session.optimizer)
     norm = clip_gradients([p for group in session.adam.param_groups for p in group["params"]], config.clip)
     loss, length = torch.stack([loss_now.float(), norm.float()]).tolist()
@@ -50,19 +52,33 @@ def train_step(session: Session, watch: Watch) -> str | None:
     session.reporter.note(f"step {progress.step} skipped: the loss or its gradient is not finite")
     if progress.skipped_in_a_row >= nonfinite.LIMIT:
         directory = session.out / nonfinite.DUMP / f"process-{session.runtime.rank}"
-        nonfinite.dump(directory, session.model, inputs, targets, before, progress.step)
-        raise nonfinite.too_many(session.out, progress)
+        dumped = nonfinite.dump(directory, session.model, inputs, targets, before, generators, progress.step)
+        raise nonfinite.too_many(session.out, progress, dumped)
     return signal_name
 
 
-def start_state(session: Session, reset: Bool[Tensor, " B"]) -> LiquidState:
-    """The state that the lanes carry into their next window: where they left off, or rest where a text begins."""
-    carried, restart = session.state, session.run.train.restart
-    if restart:
-        reset = reset | (torch.rand(reset.shape) < restart).to(reset.device)
-    if carried is not None and not bool(reset.any()):
+def _restarted(reset: Bool[Tensor, " B"], share: float) -> Bool[Tensor, " B"]:
+    """`reset`, and a share of the other lanes, drawn anew for every window."""
+    return reset | (torch.rand(reset.shape) < share).to(reset.device) if share else reset
+
+
+def start_state(session: Session, reset: Bool[Tensor, " B"], rows: Int[Tensor, " _"] | None = None) -> LiquidState:
+    """The state that lanes carry into their next window: where they left off, or the first one where a text begins.
+
+    A first state that is learned takes part even if no lane begins, with a gradient of zero: several processes have to
+    agree on the parameters that have a gradient.
+
+    Args:
+        session: The run.
+        reset: Whether a lane begins.
+        rows: Lanes that are wanted; all if None.
+    """
+    carried = session.state
+    if rows is not None:
+        reset, carried = reset[rows], None if carried is None else carried.select(rows)
+    if carried is not None and not session.model.settings.learned_start and not bool(reset.any()):
         return carried
-    fresh = session.model.initial_state(session.rows)
+    fresh = session.model.initial_state(len(reset))
     if carried is None:
         return fresh
     rest = fresh.tensors()
@@ -83,7 +99,11 @@ def _set_learning_rate(session: Session) -> None:
 
 
 def _forward_backward(
-    session: Session, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], before: LiquidState
+    session: Session,
+    inputs: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    before: LiquidState,
+    reset: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, ""], LiquidState]:
     """Put the gradient of the mean loss into the parameters; returns the loss and the state, both detached."""
     parts = session.run.train.accumulate
@@ -92,7 +112,9 @@ def _forward_backward(
         # Processes add up their gradients once, with the last part.
         last = int(rows[-1]) == session.rows - 1
         with nullcontext() if last else session.runtime.accelerator.no_sync(session.module):
-            part = (inputs, targets, before) if parts == 1 else (inputs[rows], targets[rows], before.select(rows))
+            part = (inputs, targets, before)
+            if parts > 1:  # each with a graph of its own: the way back from the first would consume a common one
+                part = (inputs[rows], targets[rows], start_state(session, reset, rows))
             # A tuple, because accelerate's conversion to float32 and DDP both look into tuples.
             loss, after = session.module(input_ids=part[0], shift_labels=part[1], state=part[2], return_dict=False)
             session.runtime.backward(loss * (len(rows) / session.rows))

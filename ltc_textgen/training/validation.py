@@ -70,7 +70,7 @@ def probe(session: Session, watch: Watch) -> None:
     progress.validation_seconds = whole * progress.valid_tokens / len(valid)
     session.reporter.note(
         f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is done on "
-        f"the first {progress.valid_tokens:,}; more time, or a shorter text (--valid, --valid-fraction), validates on all"
+        f"the first {progress.valid_tokens:,}; with more time or a shorter text (--valid, --valid-fraction), on all"
     )
 
 

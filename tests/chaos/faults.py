@@ -24,6 +24,10 @@ class MissError(Exception):
     """What was got is not what was expected."""
 
 
+class NotHereError(Exception):
+    """This machine does not let the fault be caused."""
+
+
 @dataclass
 class Place:
     """Where a fault does its work.
@@ -100,7 +104,7 @@ FAULTS: list[Fault] = []
 
 
 def fault(row: int, name: str, expected: str) -> Callable[[Callable[[Place], str]], Callable[[Place], str]]:
-    """Put a function into the table: it causes the fault, raises `MissError`, or returns what it got."""
+    """Put a function into the table: it causes the fault and returns what it got, or raises one of the errors above."""
 
     def register(cause: Callable[[Place], str]) -> Callable[[Place], str]:
         FAULTS.append(Fault(row, name, expected, cause))

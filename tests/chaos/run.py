@@ -24,7 +24,7 @@ import disks  # noqa: E402, F401
 import kills  # noqa: E402, F401
 import processes  # noqa: E402, F401
 import surroundings  # noqa: E402, F401
-from faults import FAULTS, Fault, MissError, Place, fault  # noqa: E402
+from faults import FAULTS, Fault, MissError, NotHereError, Place, fault  # noqa: E402
 
 TESTED = {
     7: ("pickled weights", "refused without being run", "tests/test_artifacts.py", "pickle"),
@@ -53,30 +53,32 @@ def main() -> int:
     chosen = sorted((each for each in FAULTS if given.only in each.name), key=lambda each: each.row)
     root = Path(tempfile.mkdtemp(prefix="ltc-chaos-"))
     os.environ["LTC_CACHE"] = str(root / "cache")
-    place, misses, began = Place(root, given.kills), 0, time.monotonic()
+    place, marks, began = Place(root, given.kills), [], time.monotonic()
     print("row  fault -> expected -> got", flush=True)
     try:
         for each in chosen:
-            misses += not _survives(each, place)
+            marks.append(_survive(each, place))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    print(f"\n{len(chosen) - misses} of {len(chosen)} as expected, in {time.monotonic() - began:.0f} s")
-    return 1 if misses or not chosen else 0
+    skipped = f", {marks.count('skip')} not possible here" if "skip" in marks else ""
+    print(f"\n{marks.count('ok')} of {len(chosen)} as expected{skipped}, in {time.monotonic() - began:.0f} s")
+    return 1 if "MISS" in marks or "ok" not in marks else 0
 
 
-def _survives(each: Fault, place: Place) -> bool:
+def _survive(each: Fault, place: Place) -> str:
     start = time.monotonic()
     try:
-        good, got = True, each.cause(place)
+        mark, got = "ok", each.cause(place)
     except MissError as error:
-        good, got = False, str(error)
+        mark, got = "MISS", str(error)
+    except NotHereError as error:
+        mark, got = "skip", str(error)
     except Exception as error:
         traceback.print_exc()
-        good, got = False, f"{type(error).__name__}: {error}"
-    mark = "ok  " if good else "MISS"
+        mark, got = "MISS", f"{type(error).__name__}: {error}"
     lines = f"{each.name}\n          -> {each.expected}\n          -> {got}"
-    print(f"{mark} {each.row:>3}  {lines}  [{time.monotonic() - start:.1f} s]", flush=True)
-    return good
+    print(f"{mark:<4} {each.row:>3}  {lines}  [{time.monotonic() - start:.1f} s]", flush=True)
+    return mark
 
 
 def _run_tests(path: str, words: str) -> str:

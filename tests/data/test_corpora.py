@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import embedded
+from ltc_textgen.data import corpora, embedded
 from ltc_textgen.data.corpora import CHARACTER_LIMIT, load_corpus
 from ltc_textgen.data.embedded import clean_text, embedded_documents, embedded_fingerprint
 from ltc_textgen.errors import DataError, UsageError
@@ -34,6 +34,18 @@ def test_several_texts_are_cut_by_characters(tmp_path: Path, fraction: float) ->
     assert "".join(train) == whole[: int(len(whole) * (1 - fraction))]
     assert "".join(train + valid) == whole
     assert set(train[:-1] + valid[1:]) <= set(texts)
+
+
+@pytest.mark.parametrize(("most", "held"), [(30, 30), (49, 49), (50, 50), (51, 50), (5_000_000, 50)])
+def test_no_more_than_so_many_characters_are_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, held: int
+) -> None:
+    monkeypatch.setattr(corpora, "HELD_OUT", most)
+    text = "".join(chr(0x61 + n % 26) for n in range(500))
+    corpus = corpus_of(tmp_path, text)
+    assert list(corpus.train()) == [text[: 500 - held]]
+    assert list(corpus.valid()) == [text[500 - held :]]
+    assert (corpus.size("train"), corpus.size("valid")) == (500 - held, held)
 
 
 def test_another_text_to_validate_on(tmp_path: Path) -> None:

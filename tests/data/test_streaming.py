@@ -4,10 +4,12 @@ import io
 import json
 import os
 import shutil
+import threading
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from filelock import FileLock
 from hub import Hub
 
 from ltc_textgen.config import DataConfig
@@ -102,6 +104,48 @@ def test_an_interrupted_stream_goes_on_and_reads_no_file_twice(large: Hub, monke
     assert again is not None
     assert list(again["train"].texts()) == rows
     assert again["train"].rows == whole["train"].rows == 3 * ROWS
+
+
+def test_what_is_taken_up_is_the_revision_that_was_begun(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[str] = []
+    original = datasets.load_dataset
+
+    def load(*given: object, **how: object) -> object:
+        asked.append(str(how["revision"]))
+        return original(*given, **how)
+
+    def begin(splits: dict[str, streaming.KeptSplit], name: str, *_: object) -> None:
+        streaming._keep(splits, splits[name], [], 0, None)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(streaming, "_stream_split", begin)
+    streaming.stream(NAME, "body")
+    large.files["datasets", NAME]["more.txt"] = b"a later commit"
+    streaming.stream(NAME, "body")
+    shutil.rmtree(streaming.text_directory(NAME, "body"))
+    streaming.stream(NAME, "body")
+    first, again, anew = asked
+    assert first == again != anew
+    assert {len(revision) for revision in asked} == {40}
+
+
+def test_of_several_processes_one_streams_and_the_others_wait(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "WAIT", 0.02)
+    folder = streaming.text_directory(NAME, "body")
+    folder.parent.mkdir(parents=True)
+    alive = threading.Event()
+    second = threading.Thread(target=streaming.stream, args=(NAME, "body", alive.set))
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        second.start()
+        assert alive.wait(20), "whoever watches it must not take it for dead"
+        assert large.requests == []
+        streaming._stream(NAME, "body", lambda: None)
+        large.requests.clear()
+    second.join(20)
+    assert large.requests == [], "what the first has made is used"
+    assert streaming.kept_whole(NAME, "body") is not None
 
 
 def test_size_decides(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@ import errno
 import json
 import os
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from test_tokenizers import made
 
 import ltc_textgen.data.tokens as module
@@ -147,6 +149,27 @@ def test_a_tokenizer_that_is_given_is_used(text_file: Path) -> None:
     data = prepare(DataConfig(data=str(text_file), tokenizer="char"), tokenizer=given_)
     assert data.tokenizer.fingerprint == given_.fingerprint
     assert data.tokenizer.decode(data.valid.tolist()) == "".join(data.corpus.valid())
+
+
+def test_waiting_for_a_process_that_makes_the_same_tokens_is_told(text_file: Path) -> None:
+    config = DataConfig(data=str(text_file), tokenizer="byte")
+    expected = prepare(config)
+    lock = FileLock(cache_directory() / "tokens" / f"{expected.fingerprint[:32]}.lock")
+    said, told, found = [], threading.Event(), []
+
+    def notify(line: str) -> None:
+        said.append(line)
+        told.set()
+
+    thread = threading.Thread(target=lambda: found.append(prepare(config, notify)))
+    with lock:
+        thread.start()
+        assert told.wait(20)
+        assert not found
+    thread.join(20)
+    assert np.array_equal(found[0].train, expected.train)
+    assert len(said) == 1
+    assert "Another process makes or checks the same tokens" in said[0]
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace"])

@@ -69,6 +69,7 @@ def test_the_exponent_of_zipf():
 
 def test_the_corpus_is_cut_into_pieces_of_that_length():
     assert like_corpus(["short"], 100) is None
+    assert like_corpus(["short"], 0) is None
     one = like_corpus(["too short", "abababab" + "the cat sat"], 8)
     assert one.looping == pytest.approx(1 / 3)  # of too shor, abababab and "the cat "
     many = like_corpus(["abcdefgh" * 30 + "aaaaaaaa" * 30], 8)

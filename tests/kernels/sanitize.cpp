@@ -19,6 +19,10 @@ int ltc_synaptic_backward(const ltc::Shape*, const ltc::SynapticBackward*);
 int ltc_sums_forward(int64_t, int64_t, int64_t, int, const ltc::SumsForward*);
 int ltc_sums_backward(int64_t, int64_t, int64_t, int, const ltc::SumsBackward*);
 int ltc_product(const ltc::Product*);
+int ltc_mixing_forward(const ltc::MixingShape*, const ltc::MixingForward*);
+int ltc_mixing_backward(const ltc::MixingShape*, const ltc::MixingBackward*);
+int ltc_gate_forward(int64_t, int, const ltc::Gate*);
+int ltc_gate_backward(int64_t, int, const ltc::Gate*);
 ltc::Decoder* ltc_decoder_new(const ltc::DecoderModel*);
 int ltc_decoder_run(ltc::Decoder*, ltc::DecoderCall*);
 void ltc_decoder_free(ltc::Decoder*);
@@ -149,6 +153,37 @@ void product(int64_t rows, int64_t depth, int64_t columns, int threads) {
   }
 }
 
+// Norm and convolution of a block; the gradients once with and once without what is optional.
+void mixing(int64_t B, int64_t T, int64_t D, int64_t K, int threads) {
+  const ltc::MixingShape shape = {B, T, D, K, 1e-6f, threads};
+  const Values u = draw(B * T * D, -1, 1), columns = draw(B * (K - 1) * D, -1, 1), norm = draw(D), bias = draw(D);
+  const Values taps = draw(D * K, -1, 1), grad = draw(B * T * D, -1, 1), after = draw(B * (K - 1) * D, -1, 1);
+  Values extended(B * (T + K - 1) * D, NAN), scale(B * T, NAN), mixed(B * T * D, NAN);
+  const ltc::MixingForward f = {u.data(), columns.data(), norm.data(), taps.data(), bias.data(), extended.data(),
+                                scale.data(), mixed.data()};
+  require(ltc_mixing_forward(&shape, &f) == 0, "mixing forward");
+  for (const Values* v : {&extended, &scale, &mixed}) require_finite(*v, "what is mixed is finite");
+  for (bool whole : {true, false}) {
+    Values u_grad(B * T * D, NAN), columns_grad(B * (K - 1) * D, NAN), norm_grad(D, NAN), bias_grad(D, NAN);
+    Values taps_grad(D * K, NAN);
+    const ltc::MixingBackward b = {f, grad.data(), grad.data(), grad.data(), whole ? after.data() : nullptr,
+                                   whole ? columns_grad.data() : nullptr, u_grad.data(), norm_grad.data(),
+                                   taps_grad.data(), bias_grad.data()};
+    require(ltc_mixing_backward(&shape, &b) == 0, "mixing backward");
+    for (const Values* v : {&u_grad, &norm_grad, &taps_grad, &bias_grad}) require_finite(*v, "gradients are finite");
+    if (whole) require_finite(columns_grad, "gradient of the columns is finite");
+  }
+}
+
+void gate(int64_t count, int threads) {
+  const Values y = draw(count, -1, 1), z = draw(count, -9, 9);
+  Values gated(count, NAN), y_grad(count, NAN), z_grad(count, NAN);
+  const ltc::Gate g = {y.data(), z.data(), gated.data(), y_grad.data(), z_grad.data()};
+  require(ltc_gate_forward(count, threads, &g) == 0, "gate forward");
+  require(ltc_gate_backward(count, threads, &g) == 0, "gate backward");
+  for (const Values* v : {&gated, &y_grad, &z_grad}) require_finite(*v, "a gate is finite");
+}
+
 // A network of L blocks reads three tokens of each of B texts and draws four, with every filter and a penalty.
 void decoder(int64_t B, int64_t D, int64_t N, int64_t K, int64_t L, int64_t V, int solver, int threads, bool bytes) {
   const Values norm = draw(D), taps = draw(D * K, -1, 1), taps_bias = draw(D, -1, 1), input = draw(2 * N * D, -1, 1);
@@ -202,6 +237,8 @@ int main() {
           synaptic(shape);
           sums(size[0] * size[1], size[1] + 2, size[2], threads);
           product(size[0] * 5, size[2] * 3, size[1] * 7, threads);
+          mixing(size[0], size[1], size[2], size[3], threads);
+          gate(size[0] * size[1] * size[2], threads);
           for (bool bytes : {false, true})
             decoder(size[0], size[2] + 3, size[2], size[1], size[3], size[2] + 1, solver, threads, bytes);
         }

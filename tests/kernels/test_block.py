@@ -1,16 +1,21 @@
 """The liquid block as one node against the same block out of PyTorch's operations, in float64."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ltc_textgen import kernels
 from ltc_textgen.blocks import CausalConvolution, LiquidBlock
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.block import BlockMethod, _FusedBlock
 from ltc_textgen.kernels.library import LIBRARY
+from ltc_textgen.kernels.linear import Linear
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="built without a compiler")
 
@@ -109,6 +114,17 @@ def test_others_who_look_inside_get_the_plain_operations() -> None:
     assert not fused(ours)
     handle.remove()
     assert fused(ours)
+    handle = ours.cell.register_full_backward_pre_hook(lambda *_: None)
+    assert not fused(ours)
+    handle.remove()
+    ours.norm.forward = ours.norm.forward  # as accelerate does where it fetches the weights for each call
+    assert not fused(ours)
+    del ours.norm.forward
+    for other in (ours.out.weight.bfloat16(), ours.out.weight.to("meta")):
+        ours.out.weight = nn.Parameter(other)
+        assert not fused(ours)
+    ours.out = Linear(30, 20, bias=False)
+    assert fused(ours)
     ours.conv = nn.Sequential(ours.conv)  # type: ignore[assignment]
     assert not ours._fuses(torch.zeros(1, 1, 20))
     ours.conv = CausalConvolution(20, 4)
@@ -117,6 +133,72 @@ def test_others_who_look_inside_get_the_plain_operations() -> None:
     with kernels.use("reference"):
         assert not fused(ours)
     assert not ours._fuses(torch.zeros(1, 1, 20, dtype=torch.float64))
+
+
+def test_states_of_another_precision_are_taken_as_they_are_elsewhere() -> None:
+    torch.manual_seed(6)
+    ours = block()
+    u, neurons, columns, elapsed = inputs(ours, 2, 4)
+    given = u, (neurons.double(), columns.bfloat16()), elapsed
+    found, (state, after) = ours(*given, None, None)
+    assert (state.dtype, after.dtype) == (torch.float32, torch.float32)
+    with kernels.use("reference"):
+        torch.testing.assert_close(found, ours(*given, None, None)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_an_error_and_no_crash() -> None:
+    ours = block()
+    u, neurons, columns, elapsed = inputs(ours, 2, 4)
+
+    def run(*given: Tensor) -> None:  # past the annotations, which are checked in tests alone
+        _FusedBlock.apply(*given, None, BlockMethod(1e-6, 1, 0, True, False), *ours.weights())
+
+    run(u, columns, neurons, elapsed)
+    for message, given in (
+        (r"u: expected \(2, 4, 20\)", (u[:, :, :19], columns, neurons, elapsed)),
+        ("u: expected .* got .*float64", (u.double(), columns, neurons, elapsed)),
+        (r"columns: expected \(2, 3, 20\)", (u, columns[:1], neurons, elapsed)),
+        ("columns: expected .* on meta", (u, columns.to("meta"), neurons, elapsed)),
+        (r"drive: expected \(2, 4, 58\)", (u, columns, neurons[:, :29], elapsed)),
+        (r"u: expected \(2, 3, 20\)", (u, columns, neurons, elapsed[:, :3])),
+        ("elapsed: every value must be", (u, columns, neurons, -elapsed)),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(*given)
+    ours.gate.weight = nn.Parameter(torch.zeros(29, 20))
+    with pytest.raises(UsageError, match=r"gate: expected \(30, 20\)"):
+        run(u, columns, neurons, elapsed)
+
+
+def test_some_weights_frozen_and_inputs_with_gaps() -> None:
+    torch.manual_seed(7)
+    ours = block()
+    u, neurons, columns, elapsed = inputs(ours, 2, 6)
+    given = [torch.stack([t, t], -1)[..., 0] for t in (u, neurons, columns, elapsed)]
+    assert not any(tensor.is_contiguous() for tensor in given)
+    pulls = [torch.randn_like(tensor) for tensor in (u, neurons, columns)]
+    whole = results(ours, [u, neurons, columns, elapsed], pulls)
+    for name in ("norm.weight", "conv.weight", "cell.input.weight", "gate.bias", "out.weight"):
+        ours.get_parameter(name).requires_grad_(False)
+        ours.get_parameter(name).grad = None
+    found = results(ours, given, pulls)
+    assert len(found) == len(whole) - 5
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in found.items())
+
+
+def test_computed_again_on_the_way_back_it_is_the_same() -> None:
+    torch.manual_seed(8)
+    ours = block(dropout=0.5).train()
+    given = inputs(ours, 2, 6)
+    pulls = [torch.randn_like(tensor) for tensor in given[:3]]
+    found = []
+    for again in (False, True):
+        torch.manual_seed(9)
+        run = partial(checkpoint, ours, use_reentrant=False) if again else ours
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        out, (neurons, columns) = run(leaves[0], (leaves[1], leaves[2]), leaves[3], None, None)
+        found.append(torch.autograd.grad((out, neurons, columns), [*leaves, *ours.parameters()], pulls))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_no_gradient_leaves_no_graph() -> None:

@@ -295,6 +295,33 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["step-00000001"]
 
 
+def test_one_that_was_set_aside_is_put_back_if_nothing_took_its_place(tmp_path, monkeypatch):
+    """Killed between the two renames that replace a checkpoint by a newer one of the same step."""
+    real, killed = Path.replace, []
+
+    def kill(path, target):
+        if target.name == "step-00000002":
+            killed.append(target)
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 2, 5.0)
+    assert killed
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
+    remove_leftovers(tmp_path)
+    assert newest(tmp_path)[0].progress == {"step": 2}
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+    checkpoint._set_aside(tmp_path / "checkpoints" / "step-00000001")  # killed while an old one was removed
+    remove_leftovers(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     for path in write(tmp_path, 1).iterdir():
         assert path.suffix in (".json", ".safetensors")

@@ -35,10 +35,11 @@ def two(corpus, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "adaptive"])
+@pytest.mark.parametrize("name", ["plain", "adaptive", "starting"])
 def test_two_processes_reach_the_loss_of_one_with_the_same_batch(two, corpus, tmp_path, name):
     results, out = two
-    model = {"dropout": 0.0} | ({"head": "adaptive", "adaptive_cutoffs": [4, 16]} if name == "adaptive" else {})
+    kinds = {"adaptive": {"head": "adaptive", "adaptive_cutoffs": [4, 16]}, "starting": {"learned_start": True}}
+    model = {"dropout": 0.0} | kinds.get(name, {})
     more = {"eval_every": 10} if name == "plain" else {}
     one = train(
         settings(corpus, model, max_steps=30, learning_rate=0.02, **more), tmp_path / "one", reporter=Listener()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from outcomes import TINY, Outcome
+from training_runs import Listener, settings
 
+from ltc_textgen.errors import LTCError
 from ltc_textgen.training import metrics
+from ltc_textgen.training.loop import train
 
 
 def test_events_and_tensorboard_tell_of_a_whole_run(
@@ -56,3 +59,33 @@ def test_a_tracker_that_is_missing_is_told_before_anything_is_done(
     assert refused.err.strip().endswith("train.track: wandb is not installed here; pip install wandb")
     assert refused.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def failing(*_: object, **__: object) -> None:
+    raise RuntimeError("no\nnetwork")
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+
+    monkeypatch.setattr(TensorBoardTracker, "log", failing)
+    heard = Listener()
+    run = settings(corpus, max_steps=30, eval_every=10, track=("tensorboard",))
+    assert train(run, tmp_path / "run", reporter=heard).step == 30
+    assert [note for note in heard.notes if "failed" in note] == [
+        "tensorboard has failed and is told nothing more: no network"
+    ]
+
+
+def test_a_tracker_that_cannot_be_started_is_one_line(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+
+    monkeypatch.setattr(TensorBoardTracker, "store_init_configuration", failing)
+    with pytest.raises(LTCError, match=r"^train\.track: a tracker cannot be started: no network$"):
+        train(settings(corpus, max_steps=3, track=("tensorboard",)), tmp_path / "run", reporter=Listener())

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,21 @@ def test_a_directory_that_got_nothing_is_removed_again(tmp_path):
     with RunLock(tmp_path / "before"):
         pass
     assert (tmp_path / "before" / LOCK_FILE).exists()
+
+
+def test_a_disk_that_fails_meanwhile_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    def break_down():
+        with RunLock(tmp_path / "run"):
+            patch.setattr(Path, "unlink", fail)
+            raise KeyError
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        break_down()
+    with RunLock(tmp_path / "run"):
+        pass
 
 
 def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path):

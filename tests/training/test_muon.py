@@ -36,6 +36,29 @@ def test_nothing_comes_of_nothing() -> None:
     assert torch.equal(orthogonalised(torch.zeros(1, 4, 2)), torch.zeros(1, 4, 2))
 
 
+def test_a_closure_makes_the_gradients() -> None:
+    torch.manual_seed(3)
+    given, target = torch.randn(6, 4), torch.randn(6, 4)
+    matrices = [nn.Parameter(given.clone()) for _ in range(2)]
+    for matrix, by_closure in zip(matrices, (True, False), strict=True):
+        optimizer = Muon([{"params": [matrix], "orthogonal": True, "stacks": [1]}], lr=0.1, fused=True)
+
+        def closure(matrix: nn.Parameter = matrix) -> torch.Tensor:
+            matrix.grad = None
+            loss = (matrix - target).square().sum()
+            loss.backward()
+            return loss.detach()
+
+        if by_closure:
+            matrix.grad = torch.full_like(matrix, 100.0)
+            assert optimizer.step(closure) == (given - target).square().sum()
+        else:
+            closure()
+            optimizer.step()
+    assert torch.equal(*matrices)
+    assert not torch.equal(matrices[0], given)
+
+
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
 def test_a_step_is_orthogonal_and_decays(shape: tuple[int, int]) -> None:
     torch.manual_seed(1)

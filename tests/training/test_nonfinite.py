@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import Listener, last_weights, settings
+from training_runs import Listener, assert_same_run, last_weights, settings
 
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.state import LiquidState
@@ -13,6 +13,7 @@ from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.nonfinite import LIMIT, NonFiniteError
+from ltc_textgen.training.snapshot import load_torch_random_states
 
 
 def breaking(monkeypatch, damage):
@@ -94,14 +95,40 @@ def test_too_many_in_a_row_end_the_run_and_leave_what_reproduces_the_step(corpus
     record = json.loads((dump / "step.json").read_text())
     assert record["step"] == 12 + LIMIT
     assert "head.projection.weight" in record["gradients_not_finite"]
-    window, weights = load_file(dump / "window.safetensors"), load_file(dump / "weights.safetensors")
+    assert reproduced(run, dump).isfinite(), "here the damage came from the test"
+
+
+def reproduced(run, dump):
+    """The loss of the step that a dump holds."""
     from ltc_textgen.data.tokens import prepare
 
+    window = load_file(dump / "window.safetensors")
     model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(prepare(run.data).tokenizer.vocab_size))
-    model.load_state_dict(weights)
+    model.load_state_dict(load_file(dump / "weights.safetensors"))
     state = {name.removeprefix("state."): t for name, t in window.items() if name.startswith("state.")}
-    output = model(window["inputs"], shift_labels=window["targets"], state=LiquidState.from_tensors(state))
-    assert output.loss.isfinite(), "the dump has the weights and the window; here the damage came from the test"
+    load_torch_random_states(load_file(dump / "random.safetensors"), torch.device("cpu"))
+    return model.train()(window["inputs"], shift_labels=window["targets"], state=LiquidState.from_tensors(state)).loss
+
+
+def test_the_dump_reproduces_dropout_and_restarts_too(corpus, tmp_path, monkeypatch):
+    run, losses = settings(corpus, {"dropout": 0.3}, max_steps=100, eval_every=100, restart=0.3), []
+
+    def damage(step, loss):
+        losses.append(loss.detach().clone())
+        return loss * float("nan") if step >= 3 else loss
+
+    breaking(monkeypatch, damage)
+    with pytest.raises(NonFiniteError):
+        train(run, tmp_path / "run", reporter=Listener())
+    torch.testing.assert_close(reproduced(run, tmp_path / "run" / "nonfinite" / "process-0"), losses[-1])
+
+
+def test_a_dump_that_cannot_be_written_does_not_hide_why_the_run_ends(corpus, tmp_path, monkeypatch):
+    breaking(monkeypatch, lambda step, loss: loss * float("nan"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "nonfinite").touch()
+    with pytest.raises(NonFiniteError, match=r"not finite in steps 1 to 10.*nonfinite could not be written"):
+        train(settings(corpus, max_steps=100), tmp_path / "run", reporter=Listener())
 
 
 def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(corpus, tmp_path, monkeypatch):
@@ -111,6 +138,17 @@ def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(
     train(run, tmp_path / "run", reporter=stop)
     result = train(run, tmp_path / "run", resume=True, reporter=Listener())
     assert result.skipped == 60 - 6
+
+
+def test_stopped_after_a_skipped_step_and_resumed_it_is_the_same_run(corpus, tmp_path, monkeypatch):
+    """The lanes start afresh then, and a first state that is learned goes on learning from it."""
+    run = settings(corpus, {"learned_start": True}, max_steps=12, eval_every=100)
+    breaking(monkeypatch, lambda step, loss: loss * float("nan") if step == 5 else loss)
+    train(run, tmp_path / "whole", reporter=Listener())
+    stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 5 else None)
+    assert train(run, tmp_path / "parts", reporter=stop).step == 5
+    train(run, tmp_path / "parts", resume=True, reporter=Listener())
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_a_validation_that_is_not_finite_does_not_replace_the_best_weights(corpus, tmp_path, monkeypatch):

@@ -3,11 +3,14 @@
 import os
 import signal
 
+import pytest
 import torch
-from training_runs import Listener, assert_same_run, settings, write_corpus
+from safetensors.torch import load_file
+from training_runs import Listener, assert_same_run, last_weights, settings, write_corpus
 
 from ltc_textgen.artifacts import load_run
 from ltc_textgen.training import step as step_module
+from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
 
 BEGINNERS = {"optimizer": "muon", "muon_learning_rate": 0.02, "restart": 0.3}
@@ -27,6 +30,22 @@ def test_stopped_and_resumed_with_muon_and_restarts_it_is_the_same_run(tmp_path)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.parametrize(("first", "then"), [("muon", "adamw"), ("adamw", "muon")])
+def test_a_run_goes_on_with_another_optimizer(tmp_path, first, then) -> None:
+    corpus, out = write_corpus(tmp_path), tmp_path / "run"
+    train(settings(corpus, max_steps=6, **{**BEGINNERS, "optimizer": first}), out, reporter=Listener())
+    heard = Listener()
+    run = settings(corpus, max_steps=9, **{**BEGINNERS, "optimizer": then})
+    assert train(run, out, resume=True, reporter=heard).step == 9
+    (note,) = (note for note in heard.notes if "other settings" in note)
+    assert f"optimizer {first} -> {then}" in note
+    assert "start from zero" in note
+    moments = load_file(list_checkpoints(out)[0] / "optimizer.safetensors")
+    of_matrix = {key.rpartition("/")[2] for key in moments if key.startswith("layers.0.cell.input.weight/")}
+    assert of_matrix == ({"momentum"} if then == "muon" else {"step", "exp_avg", "exp_avg_sq"})
+    assert moments["embedding.weight/step"] == 9, "what both move alike goes on"
+
+
 def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:
     begun, windows = 0, 0
     original = step_module.start_state
@@ -34,7 +53,7 @@ def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:
     def spy(session, reset):
         nonlocal begun, windows
         state = original(session, reset)
-        if session.state is not None and not bool(reset.any()):
+        if session.state is not None and not bool(reset.all()):
             same = (state.neurons[0] == session.state.neurons[0]).all(dim=1)
             begun, windows = begun + int((~same).sum()), windows + len(same)
         return state
@@ -42,6 +61,17 @@ def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(step_module, "start_state", spy)
     train(settings(write_corpus(tmp_path), max_steps=60, batch_size=16, restart=0.25), tmp_path / "run")
     assert 0.18 < begun / windows < 0.32
+
+
+def test_lanes_read_in_parts_learn_the_same_start(tmp_path) -> None:
+    corpus, model = write_corpus(tmp_path), {"learned_start": True, "dropout": 0.0}
+    for parts in (1, 2):
+        run = settings(corpus, model, max_steps=12, restart=0.3, accumulate=parts, learning_rate=0.02)
+        train(run, tmp_path / str(parts), reporter=Listener())
+    whole, split = (last_weights(tmp_path / name) for name in ("1", "2"))
+    assert whole["layers.0.start.neurons"].any()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(split[name], tensor, atol=1e-3, rtol=1e-3)
 
 
 def test_the_start_is_learned_and_used(tmp_path) -> None:

@@ -175,3 +175,6 @@ def test_a_run_whose_new_settings_leave_no_steps_says_so_and_stays_loadable(begu
     assert any("no steps are left" in note for note in heard.notes)
     assert result.best_step == 8, "validated on the new text"
     assert load_run(begun).config.data.data.endswith("shuffled.txt")
+    again = Listener()
+    train(plan(shuffled(corpus, tmp_path), max_steps=8), begun, resume=True, reporter=again)
+    assert any("nothing was left to do" in note for note in again.notes), "its checkpoint is of the new text, too"

@@ -129,3 +129,14 @@ def test_the_manifest_holds_the_hashes_of_configuration_tokenizer_and_corpus(ove
     )
     assert last["val_loss"] == result.val_loss
     assert best["val_loss"] == result.best_val_loss
+
+
+def test_the_only_checkpoint_is_not_lost_while_it_is_replaced(corpus, tmp_path):
+    """Killed after it was set aside for a newer one of the same step."""
+    out, heard = tmp_path / "run", Listener()
+    given = {"eval_every": 3, "keep_last": 1, "sample_tokens": 0}
+    train(settings(corpus, max_steps=6, **given), out, reporter=Listener())
+    (only,) = list_checkpoints(out)
+    checkpoint._set_aside(only)
+    train(settings(corpus, max_steps=8, **given), out, resume=True, reporter=heard)
+    assert heard.paces[0].step == 7

@@ -109,7 +109,7 @@ Status mixing_forward(const MixingShape& s, const MixingForward& a) {
   Buffer taps(s.K * s.D);
   if (taps.data == nullptr) return ltc::kNoMemory;
   transpose_taps(s, a.weight, taps.data);
-  for (int64_t b = 0; b < s.B; ++b)
+  for (int64_t b = 0; s.K > 1 && b < s.B; ++b)
     std::memcpy(extended_row(s, a.extended, b, 0) - (s.K - 1) * s.D, a.columns + b * (s.K - 1) * s.D,
                 sizeof(float) * (s.K - 1) * s.D);
 #pragma omp parallel num_threads(parts) if (parts > 1)

@@ -1,0 +1,198 @@
+"""The card of a model on a hub: what it read, how well it predicts, how long its neurons remember, how to load it.
+
+A card has a header of metadata, and a text. What this module writes stands between two marks and is renewed with every
+upload; the header, and all that stands outside of the marks, belong to the owner of the repository.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ltc_textgen.errors import LogitsError
+from ltc_textgen.fingerprints import digest, own_tensors
+from ltc_textgen.modes import evaluating
+from ltc_textgen.shapes import Int, Tensor
+
+BEGIN = "<!-- written by ltc-textgen, and renewed with every upload: what you write outside of the marks stays -->"
+END = "<!-- end of what ltc-textgen wrote -->"
+GENERIC = "This model card has been automatically generated."
+"""A sentence of the card that transformers uploads where there is none (seen in 5.23)."""
+
+TAGS = ("liquid-time-constant-network", "recurrent", "ltc-textgen")
+TOKENS = 128
+"""Tokens that the model writes to have its time constants measured."""
+
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+
+LOADING = """## How to use it
+
+```sh
+pip install ltc-textgen
+```
+
+```python
+import ltc_textgen  # registers the network with transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repository}")
+model = AutoModelForCausalLM.from_pretrained("{repository}")
+ids = tokenizer("The", add_special_tokens=False, return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=100, do_sample=True)[0]))
+```
+
+A program that does not import `ltc_textgen`, but has it installed, passes `trust_remote_code=True`.
+On the command line:
+
+```sh
+hf download {repository} --local-dir runs/downloaded
+ltc generate runs/downloaded --prompt "The"
+```
+"""
+
+LICENCE = """## Licence
+
+None is given here: it is for the owner to choose, and the licence of the text that the model was trained on may bear on
+it. `license: ...` in the header of this file states one.
+"""
+
+
+def model_card(model: Any, repository: str, directory: Path | None = None, old: str | None = None) -> str:
+    """A card as README.md.
+
+    Args:
+        model: A `LiquidTimeConstantNetwork`.
+        repository: Id on the hub, as a reader loads it.
+        directory: Run directory that the model was loaded from. Its training.json is believed only if the weights are
+            still those beside it.
+        old: The card there was: its header stays, missing fields are added, and text that is not ours is kept.
+
+    Raises:
+        LogitsError: If the weights are broken.
+    """
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(old if old and old.strip() else "---\n{}\n---\n", ignore_metadata_errors=True)
+    card.data.library_name = card.data.library_name or "transformers"
+    card.data.pipeline_tag = card.data.pipeline_tag or "text-generation"
+    tags = card.data.tags or []
+    card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
+    body = _body(model, repository, training_facts(model, directory), licensed=bool(card.data.license))
+    text = card.text
+    if BEGIN in text and END in text.split(BEGIN, 1)[1]:
+        before, rest = text.split(BEGIN, 1)
+        card.text = before + body + rest.split(END, 1)[1]
+    elif not text.strip() or GENERIC in text:
+        card.text = body + "\n"
+    return str(card)
+
+
+def training_facts(model: Any, directory: Path | None) -> dict[str, Any]:
+    """What training.json says of the model's corpus and result; empty if it has learned since, or there is none."""
+    if directory is None:
+        return {}
+    try:
+        facts = json.loads((directory / "training.json").read_text(encoding="utf-8"))["facts"]
+        with safe_open(directory / "model.safetensors", framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return {}
+    unchanged = header.get("sha256") == digest(own_tensors(model))
+    return facts if unchanged and isinstance(facts, dict) else {}
+
+
+@torch.no_grad()
+def written(model: Any, tokens: int = TOKENS) -> Int[Tensor, "1 T"]:
+    """A text that the model draws from itself, always the same: its first token, and `tokens` more.
+
+    Raises:
+        LogitsError: If the model's output is no distribution.
+    """
+    generator = torch.Generator().manual_seed(0)
+    first = model.generation_config.bos_token_id
+    ids, state = [first if isinstance(first, int) else 0], None
+    for _ in range(tokens):
+        last = torch.tensor([ids[-1:]], device=model.embedding.weight.device)
+        hidden, state = model.advance(last, state)
+        logits = model.head.logits(hidden[0, -1:])[0, : model.settings.input_size].float().cpu()
+        if not bool(logits.isfinite().all()):
+            raise LogitsError("the model's logits are NaN or infinite: its weights are broken, and are not shared")
+        ids.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
+    return torch.tensor([ids], device=model.embedding.weight.device)
+
+
+def _body(model: Any, repository: str, facts: dict[str, Any], *, licensed: bool) -> str:
+    settings = model.settings
+    layers = f"{settings.num_layers} {settings.block} layer{'s' if settings.num_layers > 1 else ''}"
+    shape = f"{layers} of width {settings.hidden_size}, {settings.coupling} coupling, solver {settings.solver}"
+    parts = [
+        BEGIN,
+        f"# {repository.split('/')[-1]}\n",
+        f"A liquid time-constant network that models text: {shape} in {settings.steps} steps a token. What it has read "
+        "is kept in a state of constant size, so that a token takes the same time and memory wherever it stands.\n",
+        _table(("", ""), [*_size(model), *_record(facts)]),
+        "" if facts else "There is no record of how these weights were trained.\n",
+        _time_constants(model),
+        LOADING.format(repository=repository),
+        *([] if licensed else [LICENCE]),
+        END,
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _size(model: Any) -> list[tuple[str, ...]]:
+    state = sum(tensor.numel() for tensor in model.initial_state(1).tensors().values())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return [
+        ("parameters", f"{parameters:,}"),
+        ("vocabulary", f"{model.settings.input_size:,} tokens"),
+        ("state", f"{state:,} numbers, whatever the length of the text"),
+    ]
+
+
+def _record(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows on corpus, loss and speed, as far as they are known."""
+    rows: list[tuple[str, ...]] = []
+    result = facts.get("result") or {}
+    if corpus := facts.get("corpus"):
+        path = Path(corpus)  # a folder of the owner's machine concerns nobody
+        name = path.name if path.is_absolute() or path.exists() else corpus
+        rows.append(("corpus", f"{name}, {facts['train_tokens']:,} tokens" if "train_tokens" in facts else name))
+    if "tokenizer" in facts:
+        rows.append(("tokenizer", facts["tokenizer"]))
+    loss, tokens = result.get("best_val_loss"), facts.get("valid_tokens", 0) - 1
+    if loss is not None and tokens > 0:
+        rows.append(("validation loss", f"{loss:.4f} nats per token, over {tokens:,} tokens"))
+        rows.append(("perplexity", f"{math.exp(min(loss, 700.0)):.2f} per token"))
+        if size := facts.get("valid_bytes"):
+            rows.append(("bits per byte", f"{loss * tokens / math.log(2) / size:.4f}, over {size:,} bytes"))
+        if words := facts.get("valid_words"):
+            perplexity = math.exp(min(loss * tokens / words, 700.0))
+            rows.append(("word perplexity", f"{perplexity:.2f}, over {words:,} words"))
+    if "tokens_per_second" in result:
+        pace = f"{result['tokens_per_second']:,.0f} tokens/s in {result['seconds']:,.0f} s"
+        rows.append(("training", f"{result['step']:,} steps, {pace}"))
+    return rows
+
+
+def _time_constants(model: Any) -> str:
+    """Quantiles of every layer, over neurons and the tokens of a text that the model writes."""
+    with evaluating(model):
+        ids = written(model)
+        with torch.no_grad():
+            layers = model.time_constants(ids)
+    rows = []
+    for number, tau in enumerate(layers):
+        values = torch.quantile(tau.float().cpu().flatten(), torch.tensor(QUANTILES), interpolation="nearest")
+        rows.append((str(number), *(f"{value:.2f}" for value in values.tolist())))
+    head = ("layer", "shortest", "10 %", "median", "90 %", "longest")
+    text = f"In tokens, over all neurons, while the model writes {ids.shape[1] - 1} tokens:"
+    return f"## Time constants\n\n{text}\n\n{_table(head, rows)}"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
