@@ -76,11 +76,12 @@ def model_card(model: Any, repository: str, directory: Path | None = None, old: 
     from huggingface_hub import ModelCard
 
     card = ModelCard(old if old and old.strip() else "---\n{}\n---\n", ignore_metadata_errors=True)
-    card.data.library_name = card.data.library_name or "transformers"
-    card.data.pipeline_tag = card.data.pipeline_tag or "text-generation"
-    tags = card.data.tags or []
-    card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    body = _body(model, repository, training_facts(model, directory), licensed=bool(card.data.license))
+    data: Any = card.data
+    data.library_name = data.library_name or "transformers"
+    data.pipeline_tag = data.pipeline_tag or "text-generation"
+    tags = data.tags or []
+    data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
+    body = _body(model, repository, training_facts(model, directory), licensed=bool(data.license))
     text = card.text
     if BEGIN in text and END in text.split(BEGIN, 1)[1]:
         before, rest = text.split(BEGIN, 1)

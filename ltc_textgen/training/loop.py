@@ -47,7 +47,8 @@ class TrainResult:
         seconds: Time of training, validations included, over all resumptions.
         tokens: Training tokens read.
         tokens_per_second: Training speed, validations left out.
-        valid_tokens: Tokens that a validation scores: all but the first of the held-out text, unless the run is too short.
+        valid_tokens: Tokens that a validation scores: all of the held-out text but the first, unless the run is too
+            short for that.
         skipped: Steps left out because a number was not finite.
         stopped_by: Name of the signal that stopped the run; None if it came to its end.
     """

@@ -69,7 +69,7 @@ def probe(session: Session, watch: Watch) -> None:
     progress.valid_tokens = max(len(part), int(len(valid) * SHORTEST * budget / whole))
     progress.validation_seconds = whole * progress.valid_tokens / len(valid)
     session.reporter.note(
-        f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is done on "
+        f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is made on "
         f"the first {progress.valid_tokens:,}; with more time or a shorter text (--valid, --valid-fraction), on all"
     )
 
