@@ -69,8 +69,8 @@ def probe(session: Session, watch: Watch) -> None:
     progress.valid_tokens = max(len(part), int(len(valid) * SHORTEST * budget / whole))
     progress.validation_seconds = whole * progress.valid_tokens / len(valid)
     session.reporter.note(
-        f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is made on "
-        f"the first {progress.valid_tokens:,}; with more time or a shorter text (--valid, --valid-fraction), on all"
+        f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is made "
+        f"on the first {progress.valid_tokens:,}; with more time or a shorter text (--valid, --valid-fraction), on all"
     )
 
 
