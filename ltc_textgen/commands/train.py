@@ -124,7 +124,7 @@ def train(
     resume = resume or resume_anyway
     started = out / "training.json"
     if resume and started.exists():
-        if (preset or config) and not _restarted():
+        if (preset or config) and not _launched():
             raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
         recipe = merge(_of_run(started), changes)
         _train(recipe, preset=None, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
@@ -136,9 +136,12 @@ def train(
     _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
 
 
-def _restarted() -> bool:
-    """Whether torchrun started this process after a failure, with the command that had started the run."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def _launched() -> bool:
+    """Whether torchrun started this process: after a failure it does so with the command that had started the run.
+
+    Its count of restarts does not tell: it stays 0 where only another machine's process died.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _of_run(path: Path) -> Recipe:
@@ -156,10 +159,12 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     from ltc_textgen.training import train as run_training
     from ltc_textgen.training.checkpoint import list_checkpoints
     from ltc_textgen.training.metrics import check_trackers
+    from ltc_textgen.training.occupied import refuse_other_run
     from ltc_textgen.training.unheard import SurvivingReporter
 
     choose_device(settings.device)
     check_trackers(settings.track)
+    refuse_other_run(out, resume)
     reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
     if resume and not list_checkpoints(out):
         reporter.note(f"{out} holds no checkpoint: nothing to resume, a new run starts there{_runs_beside(out)}")
