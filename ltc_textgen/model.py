@@ -83,6 +83,7 @@ class LiquidTimeConstantNetwork(Writer, Reader, Sharer, PreTrainedModel, Generat
             settings = ModelConfig.parse({"input_size": input_size, **rest, **more}, "LiquidTimeConstantNetwork")
             config = LTCConfig.from_settings(settings)
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # the Trainer then divides by the labels that have a token before them
         settings = config.settings
         self.settings = settings
         self.embedding = nn.Embedding(settings.input_size, settings.hidden_size)
@@ -173,7 +174,7 @@ class LiquidTimeConstantNetwork(Writer, Reader, Sharer, PreTrainedModel, Generat
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
-        num_items_in_batch: Int[Tensor, ""] | int | None = None,
+        num_items_in_batch: Int[Tensor, ""] | Float[Tensor, ""] | int | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> LiquidOutput | tuple[Any, ...]:

@@ -90,20 +90,6 @@ def test_rolling_likelihoods_are_ours(size: int, lm: Any) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_texts_are_ours(lm: Any) -> None:
-    prompts = ["On day 7 the sea was", "the boat"]
-    settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
-    found = lm.generate_until(requests(*((prompt, settings) for prompt in prompts)), disable_tqdm=True)
-    for prompt, text in zip(prompts, found, strict=True):
-        ids = torch.tensor([CHARACTERS.encode(prompt)])
-        whole = lm.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
-        assert text == lm.tokenizer.decode(whole, skip_special_tokens=True).split("\n")[0]
-        assert text
-    stop = found[0][4]
-    (short,) = lm.generate_until(requests((prompts[0], settings | {"until": [stop]})), disable_tqdm=True)
-    assert short == found[0].split(stop)[0]
-
-
 TASK = """task: story
 dataset_path: json
 dataset_kwargs:

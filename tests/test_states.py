@@ -93,7 +93,7 @@ def test_states_fork_and_mix() -> None:
     half = mix(a, b)
     torch.testing.assert_close(half.liquid.columns[0], (a.liquid.columns[0] + b.liquid.columns[0]) / 2)
     with pytest.raises(UsageError, match=r"weight must be in 0\.\.1, got 2"):
-        mix(a, b, 2)
+        mix(a, b, 2.0)
     with pytest.raises(UsageError, match="different models"):
         mix(a, network(seed=1).read("the", TOKENIZER))
     with pytest.raises(UsageError, match="hold 1 and 2 texts"):

@@ -95,7 +95,7 @@ def test_logits_and_state_are_those_of_the_model(more: dict[str, object]) -> Non
         theirs, their_state = expected(model, ids[:, :5], their_state, elapsed=0.3)
         torch.testing.assert_close(again, theirs, atol=2e-5, rtol=0)
         close(after, their_state)
-        close(native.read(ids), state, tolerance=0)
+        close(native.read(ids), state, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
