@@ -33,7 +33,7 @@ def directory(path: Path, own: TextTokenizer) -> Path:
     config = RunConfig.parse({"model": SETTINGS})
     model = LiquidTimeConstantNetwork.from_settings(config.model_config_for(own.vocab_size))
     with torch.no_grad():  # untrained, it would write what makes no text
-        model.head.projection.bias[[own.separator_id, own.unknown_id]] = -20.0
+        model.head.projection.bias[[own.separator_id, own.unknown_id, *own.encode("\n")]] = -20.0
     save_run(path, model, own, config, {})
     save_weights(path / "model.safetensors", model, {"tokenizer": own.fingerprint})
     return path
@@ -90,6 +90,20 @@ def test_rolling_likelihoods_are_ours(size: int, lm: Any) -> None:
         first = start if count == LENGTH or start == 0 else size - LENGTH
         expected += log_likelihood(lm.model, stream[first : start + 1], stream[start + 1 : start + 1 + count])
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_texts_are_ours(lm: Any) -> None:
+    prompts = ["On day 7 the sea was", "the boat"]
+    settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
+    found = lm.generate_until(requests(*((prompt, settings) for prompt in prompts)), disable_tqdm=True)
+    for prompt, text in zip(prompts, found, strict=True):
+        ids = torch.tensor([CHARACTERS.encode(prompt)])
+        whole = lm.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        assert text == lm.tokenizer.decode(whole, skip_special_tokens=True).split("\n")[0]
+        assert len(text) > 4
+    stop = found[0][4]
+    (short,) = lm.generate_until(requests((prompts[0], settings | {"until": [stop]})), disable_tqdm=True)
+    assert short == found[0].split(stop)[0]
 
 
 TASK = """task: story
