@@ -54,9 +54,13 @@ def test_everything_is_passed_on_and_other_errors_come_through():
 
 
 def test_a_closed_terminal_is_a_request_to_stop_but_not_under_nohup():
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.name == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.name == "SIGHUP"
+    finally:
+        signal.signal(signal.SIGHUP, before)
     script = """
 import os, signal
 from ltc_textgen.training.signals import StopRequest
