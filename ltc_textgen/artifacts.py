@@ -126,26 +126,20 @@ def save_facts(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> Non
     )
 
 
-def save_weights(
-    path: Path,
-    model: "LiquidTimeConstantNetwork",
-    fingerprints: Mapping[str, str],
-    tensors: Mapping[str, Tensor] | None = None,
-) -> None:
+def save_weights(path: Path, model: "LiquidTimeConstantNetwork", fingerprints: Mapping[str, str]) -> None:
     """Write the weights with their checksum and `fingerprints` ("tokenizer", ...) in the header, atomically.
 
     Args:
         path: A .safetensors file.
         model: Whose weights.
         fingerprints: Further header fields; values are strings.
-        tensors: Weights to write in place of the model's own, under the same names (a moving average).
 
     Raises:
         LTCError: If a weight is not finite: nothing broken is saved.
     """
     from safetensors.torch import save
 
-    weights = dict(tensors) if tensors is not None else own_tensors(model)
+    weights = own_tensors(model)
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise LTCError(f"not saved: {broken[0]} holds numbers that are not finite")

@@ -4,8 +4,8 @@ The presets are the measured points (`ANCHORS`); everything here is how far to g
 
 * **Compute** decides the width: seconds times the speed of the machine, in seconds of the one that the presets were
   made on. Between two anchors every number is interpolated over ln(compute); beyond them, and where there is one
-  anchor, width follows compute**(2/7), which is the slope between char-fast and char-best (11 times the compute, twice
-  the width): a wider model learns more per token and sees fewer of them.
+  anchor, width follows compute**(2/7), which is the slope between char-fast and char-best (four times the compute, one
+  and a half times the width): a wider model learns more per token and sees fewer of them.
 * **Text** limits the width, to `ROOM` times that of the widest anchor for a text of its length, and half as much for an
   eighth of the text: what more parameters learn from few tokens is the tokens themselves.
 * **Dropout** grows by `DROPOUT_PER_HALVING` with every halving of the text at equal time, as it is then read twice as
@@ -46,11 +46,12 @@ ANCHORS = {
 CHARACTERS, PIECES = 1000, 16_384
 """Vocabularies up to which a text counts as one of characters (or bytes), and of some thousand pieces."""
 
-REFERENCE_SPEED = 150e9
+REFERENCE_SPEED = 510e9
 """`measured_speed` of the two cores that the presets' times are for."""
 
-USED = 0.35
-"""Share of `measured_speed` that training turns into its 6 operations per parameter and token."""
+USED = 0.45
+"""Share of `measured_speed` that training turns into its 6 operations per parameter and token: 0.40 in char-fast, 0.55
+in char-best."""
 
 CROWDED = 20
 """Parameters per token of text above which a preset is said not to fit it; the presets' own texts have one to five."""

@@ -4,7 +4,7 @@ from ltc_textgen.config import Solver
 from ltc_textgen.kernels.operators import ScanOperator
 from ltc_textgen.shapes import Float, Tensor
 
-_scan = ScanOperator(
+SCAN = ScanOperator(
     "diagonal",
     ("drive", "x0", "dt", "self_weight", "reversal", "capacitance", "leak"),
     lambda B, T, N: ((B, T, 2 * N), (B, N), (B, T), (2, N), (2, N), (N,), (N,)),
@@ -46,4 +46,4 @@ def diagonal_scan(
         UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
     inputs = (drive, x0, dt, self_weight, reversal, capacitance, leak)
-    return _scan(*inputs, steps=steps, solver=solver, adaptive=adaptive)
+    return SCAN(*inputs, steps=steps, solver=solver, adaptive=adaptive)

@@ -136,16 +136,16 @@ class ScanOperator:
         elif keep:
             states, last = Direct.apply(partial(self._forward_kept, method), partial(self._pull, method), *inputs)
         else:
-            states, last, _ = self._forward(*inputs, *method, False)
+            states, last, _ = self.forward(*inputs, *method, False)
         return states, last
 
     def _forward_kept(self, method: tuple[Any, ...], *inputs: Tensor) -> tuple[Any, ...]:
-        states, last, tape = self._forward(*inputs, *method, True)
+        states, last, tape = self.forward(*inputs, *method, True)
         return (states, last), (states, tape, *inputs)
 
     def _pull(self, method: tuple[Any, ...], needed: Any, gradients: Any, *kept: Tensor) -> tuple[Tensor | None, ...]:
         direct = is_direct(*kept, *(gradient for gradient in gradients if gradient is not None))
-        backward = self._backward if direct else self._gradient
+        backward = self.backward if direct else self._gradient
         found = backward(*gradients, *kept, *method, needed[2])
         return tuple(g if n else None for g, n in zip(found, needed, strict=True))
 
@@ -154,13 +154,13 @@ class ScanOperator:
         method = "int steps, int solver, bool adaptive"
         options: dict[str, Any] = {"mutates_args": (), "device_types": "cpu"}
         schema = f"({tensors}, {method}, bool keep) -> (Tensor states, Tensor last, Tensor tape)"
-        self._operator: Any = torch.library.custom_op(f"ltc::{self.name}_scan", self._forward, schema=schema, **options)
+        self._operator: Any = torch.library.custom_op(f"ltc::{self.name}_scan", self.forward, schema=schema, **options)
         results = ", ".join("Tensor" for _ in self.inputs)
         schema = (
             f"(Tensor? states_grad, Tensor? last_grad, Tensor states, Tensor tape, {tensors}, {method}, bool with_dt)"
         )
         self._gradient: Any = torch.library.custom_op(
-            f"ltc::{self.name}_scan_backward", self._backward, schema=f"{schema} -> ({results})", **options
+            f"ltc::{self.name}_scan_backward", self.backward, schema=f"{schema} -> ({results})", **options
         )
         self._operator.register_fake(self._forward_shapes)
         self._gradient.register_fake(self._backward_shapes)
@@ -191,7 +191,8 @@ class ScanOperator:
         stages = steps * (4 if solver == SOLVER_CODES[Solver.runge_kutta] else 1)
         return (sizes[0], sizes[1], stages, self.per_stage, (sizes[2] + BLOCK - 1) // BLOCK * BLOCK)
 
-    def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernel itself, unknown to autograd: inputs, steps, solver code, adaptive, keep -> states, last, tape."""
         *inputs, steps, solver, adaptive, keep = arguments
         sizes = self._sizes(tuple(inputs))
         arrays = self._arrays(tuple(inputs), sizes)
@@ -205,7 +206,8 @@ class ScanOperator:
         self._check(run(ctypes.byref(shape), ctypes.byref(call)), inputs)
         return states, states[:, -1].clone(), tape
 
-    def _backward(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def backward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """Its gradients: of states, of last, states, tape, inputs, steps, solver code, adaptive, with_dt."""
         states_grad, last_grad, states, tape, *inputs, steps, solver, adaptive, with_dt = arguments
         sizes = self._sizes(tuple(inputs))
         arrays = self._arrays(tuple(inputs), sizes)

@@ -16,7 +16,7 @@ from ltc_textgen import kernels
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import library
-from ltc_textgen.kernels.diagonal import _scan as diagonal
+from ltc_textgen.kernels.diagonal import SCAN as diagonal
 from ltc_textgen.kernels.full import _scan as full
 from ltc_textgen.kernels.synaptic import _scan as synaptic
 
