@@ -37,6 +37,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (needs the extra 'plot')")
     parser.add_argument("--out", type=Path, help="JSON file of the results; what it holds already is not run again")
     options = parser.parse_args(given)
+    if options.plot and find_spec("matplotlib") is None:  # before the minutes of training, not after
+        parser.error("--plot needs matplotlib: pip install 'ltc-textgen[plot]'")
     if options.preset == "auto" and options.parameters:
         parser.error("--preset auto chooses the width itself: leave out --parameters")
     if not (options.seconds or options.tokens or options.steps):

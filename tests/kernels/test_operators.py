@@ -16,13 +16,13 @@ from ltc_textgen import kernels
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import library
-from ltc_textgen.kernels.diagonal import SCAN as diagonal
+from ltc_textgen.kernels.diagonal import SCAN
 from ltc_textgen.kernels.full import _scan as full
 from ltc_textgen.kernels.synaptic import _scan as synaptic
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 
-OPERATORS = {"diagonal": diagonal, "full": full, "synaptic": synaptic}
+OPERATORS = {"diagonal": SCAN, "full": full, "synaptic": synaptic}
 
 
 def arguments(kind, batch=2, tokens=3, neurons=5):
