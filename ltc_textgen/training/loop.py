@@ -21,7 +21,7 @@ from ltc_textgen.training.lock import RunLock
 from ltc_textgen.training.metrics import check_trackers, log_interval
 from ltc_textgen.training.occupied import refuse_other_run
 from ltc_textgen.training.report import Pace, Reporter, make_reporter
-from ltc_textgen.training.runtime import Runtime
+from ltc_textgen.training.runtime import Runtime, restart_warning
 from ltc_textgen.training.session import Session, build, restore, save
 from ltc_textgen.training.step import train_step
 from ltc_textgen.training.unheard import SurvivingReporter
@@ -192,6 +192,8 @@ def _begin(session: Session, resume: bool, anyway: bool) -> bool:
     )
     hears.note(f"{data.corpus_name}: {len(data.train):,} tokens to train on, {len(data.valid):,} to validate on")
     hears.note(f"{count:,} parameters; {where}; run directory {session.out}")
+    if warning := restart_warning():
+        hears.note(warning)
     if resumed:
         hears.note(f"resumed at step {progress.step}, after {progress.seconds:.1f} s")
         if over and not ended:

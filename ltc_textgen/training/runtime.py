@@ -130,6 +130,19 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UsageError("train.precision: fp16 needs a GPU; on a CPU use bf16 or no")
 
 
+def restart_warning() -> str | None:
+    """What to tell a run whose restarts may fail: torchrun's processes would meet where those that died left addresses.
+
+    torchrun lets all attempts share one store, and gloo may read from it where a dead process listened; then the
+    attempt is lost.
+    """
+    environment = os.environ
+    restarts = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if not restarts or environment.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+        return None
+    return "torchrun's restarts may fail: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment"
+
+
 def _refuse_lone_process(world: int) -> None:
     """Refuse to train alone what was launched as a part of several, each of which would write the same run.
 

@@ -148,6 +148,7 @@ def separate_disks(place: Place) -> str:
 
 def _launch(command: list[str], place: Place, scenario: str, out: Path) -> tuple[str, int]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see docs/scaling.md
     arguments = [str(HERE / "scenarios.py"), scenario, str(place.corpus), str(out)]
     done = subprocess.run(
         [*command, *arguments],

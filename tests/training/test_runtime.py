@@ -33,6 +33,17 @@ def test_fp16_on_a_cpu_is_refused_because_it_would_silently_train_in_float32(cor
     check_precision("fp16", torch.device("cuda"))
 
 
+@pytest.mark.parametrize(("restarts", "shared", "told"), [("3", None, True), ("3", "1", False), ("0", None, False)])
+def test_restarts_that_may_fail_are_told(corpus, tmp_path, monkeypatch, restarts, shared, told):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    if shared:
+        monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", shared)
+    heard = Listener()
+    train(settings(corpus, max_steps=1), tmp_path / "run", reporter=heard)
+    assert any("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in note for note in heard.notes) is told
+
+
 def test_threads_are_set():
     before = torch.get_num_threads()
     try:
