@@ -1,6 +1,7 @@
 """The fused CPU kernels give what the reference gives: outputs, last state and every gradient."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -171,16 +172,21 @@ def test_a_state_far_outside_comes_home(kind):
 
 
 def test_long_sequences_of_one_use_every_core():
-    """Tiles of neurons are shared out too: two threads, each with its own clock, both compute."""
-    cell, case = build("diagonal", 256), Case.draw("diagonal", 1, 2048, 256)
+    """Tiles of neurons are shared out too: a second thread, with its own clock, computes half as much as the first or more.
+
+    The best of several rounds, since on a busy machine the first thread may wait, and waiting counts as computing; work that
+    is not shared has a ratio of 1 in all of them.
+    """
+    cell, case = build("diagonal", 256), Case.draw("diagonal", 1, 4096, 256)
     if torch.get_num_threads() < 2:
         pytest.skip("one thread")
-    import time
+
+    def ratio() -> float:
+        before, cpu = time.thread_time(), time.process_time()
+        for _ in range(10):
+            cell.scan(case.drive, case.x, case.elapsed)
+        return (time.process_time() - cpu) / (time.thread_time() - before)
 
     with torch.no_grad():
         cell.scan(case.drive, case.x, case.elapsed)
-        before, cpu = time.thread_time(), time.process_time()
-        for _ in range(20):
-            cell.scan(case.drive, case.x, case.elapsed)
-        mine, all_threads = time.thread_time() - before, time.process_time() - cpu
-    assert all_threads > 1.5 * mine
+        assert max(ratio() for _ in range(20)) > 1.5
