@@ -39,4 +39,4 @@ def test_threads_spin_shortly_unless_the_user_says_otherwise(monkeypatch: pytest
     assert process.os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
     process.tune()
-    assert process.os.environ["GOMP_SPINCOUNT"] == "2000"
+    assert process.os.environ["GOMP_SPINCOUNT"] == "10000"
