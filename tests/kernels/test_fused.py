@@ -172,10 +172,10 @@ def test_a_state_far_outside_comes_home(kind):
 
 
 def test_long_sequences_of_one_use_every_core():
-    """Tiles of neurons are shared out too: a second thread, with its own clock, computes half as much as the first or more.
+    """Tiles of neurons are shared out too: a second thread, with its own clock, computes half as much as the first.
 
-    The best of several rounds, since on a busy machine the first thread may wait, and waiting counts as computing; work that
-    is not shared has a ratio of 1 in all of them.
+    The best of several rounds, since on a busy machine the first thread may wait, and waiting counts as computing; work
+    that is not shared has a ratio of 1 in all of them.
     """
     cell, case = build("diagonal", 256), Case.draw("diagonal", 1, 4096, 256)
     if torch.get_num_threads() < 2:
