@@ -3,6 +3,7 @@
     python benchmarks/decode.py                            a model of the size of the preset char-best
     python benchmarks/decode.py --nanogpt FOLDER           also nanoGPT, a clone with out-shakespeare-char/ckpt.pt in it
     python benchmarks/decode.py --run runs/book            a trained run; then also the cold start of `ltc generate`
+    python benchmarks/decode.py --export FOLDER            also the cold start of a program that `ltc export` wrote
     python benchmarks/decode.py --million                  also a million tokens: time per token and memory
     python benchmarks/decode.py --quick                    shows that it runs, says nothing about speed
 
@@ -11,14 +12,10 @@ medians over rounds. Prints a table; the last line of stdout is one JSON documen
 """
 
 import argparse
-import contextlib
-import ctypes
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +23,7 @@ from typing import Any
 
 import psutil
 import torch
+from limits import limits
 
 from ltc_textgen.artifacts import load_run
 from ltc_textgen.benchmarking import race
@@ -38,66 +36,6 @@ from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.recipes import load_preset
 
 TEMPERATURE = 0.8
-
-LIMITS = """
-#include <stddef.h>
-typedef float v __attribute__((vector_size(64)));
-/* Sums n floats (a multiple of 128) `times` times, in two halves on two threads and so on. */
-float stream(const float *a, size_t n, int times, int threads) {
-  float total = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : total)
-  for (int t = 0; t < threads; ++t) {
-    size_t each = n / threads / 128 * 128;
-    const v *p = (const v *)(a + each * t);
-    v s[8] = {0};
-    for (int k = 0; k < times; ++k)
-      for (size_t i = 0; i < each / 16; i += 8)
-        for (int j = 0; j < 8; ++j) s[j] += p[i + j];
-    for (int j = 0; j < 8; ++j) for (int l = 0; l < 16; ++l) total += s[j][l];
-  }
-  return total;
-}
-/* times * 16 multiplications and additions of 16 floats on each thread. */
-float arithmetic(long times, int threads) {
-  float total = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : total)
-  for (int t = 0; t < threads; ++t) {
-    v s[16] = {0}, x = (v){0} + 1.0001f, y = (v){0} + 0.999f;
-    for (long k = 0; k < times; ++k)
-      for (int j = 0; j < 16; ++j) s[j] = x * s[j] + y;
-    for (int j = 0; j < 16; ++j) for (int l = 0; l < 16; ++l) total += s[j][l];
-  }
-  return total;
-}
-"""
-
-
-def limits(size: int, threads: int) -> dict[str, float] | None:
-    """Bytes/s at which `size` bytes are read over and over, and multiplications/s; None without a C compiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, built = Path(folder) / "limits.c", Path(folder) / "limits.so"
-        source.write_text(LIMITS)
-        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi", "-w"]
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            subprocess.run([os.environ.get("CC", "cc"), *flags, str(source), "-o", str(built)], check=True)
-        if not built.exists():
-            return None
-        library = ctypes.CDLL(str(built))
-    values = torch.ones(size // 4 // (128 * threads) * 128 * threads + 16)
-    start = (-values.data_ptr() % 64) // 4
-    address, count = values[start:].data_ptr(), len(values) - 16
-    best_read = best_work = float("inf")
-    for _ in range(9):
-        begin = time.perf_counter()
-        library.stream(ctypes.c_void_p(address), ctypes.c_size_t(count), 50, threads)
-        middle = time.perf_counter()
-        library.arithmetic(ctypes.c_long(100_000), threads)
-        best_read = min(best_read, (middle - begin) / 50)
-        best_work = min(best_work, time.perf_counter() - middle)
-    return {
-        "bytes_per_second": count * 4 / best_read,
-        "multiplications_per_second": 256 * 100_000 * threads / best_work,
-    }
 
 
 def say(message: str) -> None:
@@ -179,15 +117,25 @@ def million(decoder: NativeDecoder, tokens: int) -> dict[str, float]:
     }
 
 
-def cold_start(run: Path) -> float:
-    """Seconds from the start of `ltc generate` to the end of its first token; median of three."""
+def cold_start(command: list[str], times: int) -> float:
+    """Median of the seconds from the start of a program that writes one token to its end."""
     taken = []
-    for _ in range(3):
+    for _ in range(times):
         start = time.perf_counter()
-        command = [sys.executable, "-m", "ltc_textgen", "generate", str(run), "-p", "a", "-n", "1", "--device", "cpu"]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
+
+
+def cold_starts(run: Path | None, exported: Path | None) -> dict[str, float]:
+    """Of `ltc generate` and of the exported program, as far as they are given."""
+    found = {}
+    if run:
+        command = ["-m", "ltc_textgen", "generate", str(run), "-p", "a", "-n", "1", "--device", "cpu"]
+        found["ltc generate"] = cold_start(command, 5)
+    if exported:
+        found["exported program"] = cold_start([str(exported / "generate.py"), "a", "--max-tokens", "1"], 5)
+    return found
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -223,32 +171,36 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.million:
         say("a million tokens ...")
         result["million"] = {n: million(d, 3_000 if quick else 1_000_000) for n, d in engines.items()}
-    if arguments.run:
-        result["cold_start_seconds"] = cold_start(arguments.run)
+    if arguments.run or arguments.export:
+        say("cold start ...")
+        result["cold_start_seconds"] = cold_starts(arguments.run, arguments.export)
     return result
 
 
 def roofline(size: int, threads: int, speeds: dict[str, float]) -> dict[str, float] | None:
-    """What reading the weights, and multiplying by them, allows at most."""
+    """What reading the weights, and multiplying by them, allows at most, and how near the decoder comes."""
     found, small = limits(size, threads), limits(size // 4, threads)
     if found is None or small is None:
         return None
-    ceiling, batched = found["bytes_per_second"] / size, found["multiplications_per_second"] / (size / 4)
+    ceiling, batched = found.bytes_per_second / size, found.multiplications_per_second / (size / 4)
+    shares = {f"batch{b}_share": speeds.get(f"native, batch {b}", 0.0) / batched for b in (64, 256)}
     return {
-        **found,
+        **found._asdict(),
         "weight_bytes": size,
         "batch1_ceiling": ceiling,
         "batch1_share": speeds["native, batch 1"] / ceiling,
-        "int8_batch1_ceiling": small["bytes_per_second"] / (size // 4),
-        "int8_batch1_share": speeds["int8, batch 1"] * (size // 4) / small["bytes_per_second"],
+        "int8_batch1_ceiling": small.bytes_per_second / (size // 4),
+        "int8_batch1_share": speeds["int8, batch 1"] * (size // 4) / small.bytes_per_second,
         "batched_ceiling": batched,
         "batch64_over_batch1_ceiling": batched / ceiling,
+        **{name: share for name, share in shares.items() if share},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--export", type=Path)
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--million", action="store_true")
     parser.add_argument("--quick", action="store_true")
@@ -258,9 +210,11 @@ def main() -> None:
         print(f"{name:<28}{speed:>12,.0f} tokens/s")
     for name, times in result["ratios"].items():
         print(f"{name:<36}{times:>6.1f}x")
-    for topic in ("roofline", "million", "cold_start_seconds"):
-        if topic in result:
-            print(topic, result[topic])
+    for topic in ("roofline", "cold_start_seconds"):
+        for name, figure in (result.get(topic) or {}).items():
+            print(f"{name:<36}{figure:>18,.3f}")
+    for name, figures in result.get("million", {}).items():
+        print(f"a million tokens, {name}:", ", ".join(f"{key} {value:,.3f}" for key, value in figures.items()))
     print(json.dumps(result))
 
 
