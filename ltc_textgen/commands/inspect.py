@@ -2,6 +2,8 @@
 
 import json
 import math
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +11,12 @@ import typer
 
 from ltc_textgen.commands import plots
 from ltc_textgen.commands.common import DEFAULT_RUN, Json, RunDirectory, print_json
-from ltc_textgen.errors import UsageError
+from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 
 if TYPE_CHECKING:
     from ltc_textgen.artifacts import Run
+    from ltc_textgen.config import ModelConfig, RunConfig
+    from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.shapes import Tensor
 
 EXAMPLES = """Examples:
@@ -39,6 +43,8 @@ CURVES: dict[str, tuple[str, ...]] = {
 }
 """What is drawn: the key of its values in metrics.jsonl, a key that marks its lines, and how a value is written."""
 
+LATER = "weights, and with them time constants, come with the first validation"
+
 DEFAULT_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -56,34 +62,95 @@ def inspect(
 ) -> None:
     """Show a run: settings, size, result, time constants of every layer, and its curves.
 
-    The curves are the loss in training and validation, the learning rate and the speed, over the steps.
+    The curves are the loss in training and validation, the learning rate and the speed, over the steps. A run that was
+    not validated yet has no weights, hence no time constants.
     """
-    from ltc_textgen.artifacts import load_run
-
-    run = load_run(run_dir)
     records = read_metrics(run_dir / "metrics.jsonl")
     curve = [record for record in records if is_number(record.get("val_loss"))]
-    ids = run.tokenizer.encode(text)
+    contents = read_contents(run_dir, validated=bool(curve))
+    if plot_tau is not None and contents.run is None:
+        raise ArtifactError(f"--plot-tau: {run_dir} has no time constants yet: {LATER}")
+    ids = contents.tokenizer.encode(text)
     if not ids:
         raise UsageError(f"--text {text!r} has no tokens")
-    layers = time_constants(run, ids)
+    layers = None if contents.run is None else time_constants(contents.run, ids)
     report = {
-        "model": run.model.settings.model_dump(mode="json"),
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "tokenizer": {"kind": run.tokenizer.kind, "size": run.tokenizer.vocab_size},
-        "facts": run.facts,
-        "time_constants": [quantiles(tau) for tau in layers],
+        "model": contents.settings.model_dump(mode="json"),
+        "parameters": contents.parameters,
+        "tokenizer": {"kind": contents.tokenizer.kind, "size": contents.tokenizer.vocab_size},
+        "settings": contents.chosen,
+        "facts": contents.facts,
+        "time_constants": None if layers is None else [quantiles(tau) for tau in layers],
         "curve": curve,
         "steps": [record for record in records if is_number(record.get("loss"))],
     }
     if plot is not None:
         plots.draw_curves({name: points(records, *keys) for name, (*keys, _) in CURVES.items()}, plot)
-    if plot_tau is not None:
-        plots.draw_time_constants(layers, [run.tokenizer.token(index) for index in ids], plot_tau)
+    if plot_tau is not None and layers is not None:
+        plots.draw_time_constants(layers, [contents.tokenizer.token(index) for index in ids], plot_tau)
     if as_json:
         print_json(report)
         return
     _show(report, run_dir)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a run directory says of a run.
+
+    Args:
+        settings: Of the model.
+        tokenizer: Of the run.
+        parameters: Numbers that are learned.
+        chosen: Settings of data and training that training.json has otherwise than by default, "section.key".
+        facts: What training.json says beside the settings.
+        run: The run itself, with its weights; None before its first validation.
+    """
+
+    settings: "ModelConfig"
+    tokenizer: "TextTokenizer"
+    parameters: int
+    chosen: dict[str, Any]
+    facts: dict[str, Any]
+    run: "Run | None"
+
+
+def read_contents(run_dir: Path, validated: bool) -> Contents:
+    """Read a run directory, also that of a run that goes on and was not validated yet.
+
+    Args:
+        run_dir: Run directory.
+        validated: Whether the run was, so that there must be weights.
+
+    Raises:
+        ArtifactError: If it is no run, or damaged.
+    """
+    from ltc_textgen.artifacts import PICKLES, WEIGHTS, load_run, load_settings, read_json
+    from ltc_textgen.config import RunConfig
+    from ltc_textgen.data.tokenizers import TextTokenizer
+
+    weights = any((run_dir / name).exists() for name in (WEIGHTS, *PICKLES))
+    if validated or weights or not (run_dir / "training.json").is_file():
+        run = load_run(run_dir)
+        count = sum(p.numel() for p in run.model.parameters())
+        return Contents(run.model.settings, run.tokenizer, count, _chosen(run.config), run.facts, run)
+    settings, content = load_settings(run_dir), read_json(run_dir / "training.json")
+    recipe, facts = content.get("run"), content.get("facts")
+    if not isinstance(recipe, dict) or not isinstance(facts, dict) or not isinstance(facts.get("parameters"), int):
+        raise ArtifactError(f"{run_dir / 'training.json'} is damaged: it lacks run, or facts with parameters")
+    try:
+        tokenizer = TextTokenizer.load(run_dir)
+        config = RunConfig.parse(recipe, str(run_dir / "training.json"))
+    except LTCError as error:
+        raise ArtifactError(str(error)) from None
+    return Contents(settings, tokenizer, facts["parameters"], _chosen(config), facts, None)
+
+
+def _chosen(config: "RunConfig | None") -> dict[str, Any]:
+    if config is None:
+        return {}
+    values = config.model_dump(mode="json", include={"data", "train"}, exclude_defaults=True)
+    return {f"{section}.{key}": value for section, settings in values.items() for key, value in settings.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -161,10 +228,15 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     print(f"{run_dir}: {layers} of width {model['hidden_size']}, {model['coupling']} coupling, {solver}")
     print(f"parameters      {report['parameters']:,}")
     print(f"tokenizer       {tokenizer['kind']}, {tokenizer['size']:,} tokens")
+    chosen = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in report["settings"].items())
+    if chosen:
+        print(textwrap.fill(f"settings        {chosen}", 120, subsequent_indent=" " * 16, break_long_words=False))
     for name, value in report["facts"].items():
         if not isinstance(value, dict | list) and name not in ("parameters", "tokenizer", "corpus_fingerprint"):
             print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
-    if report["time_constants"]:
+    if report["time_constants"] is None:
+        print(f"time constants  none yet: {LATER}")
+    elif report["time_constants"]:
         print("time constants, in tokens:  shortest   10 %   median   90 %   longest")
         for number, row in enumerate(report["time_constants"]):
             print(
