@@ -15,7 +15,7 @@ wrote loads too; it has no checksum to check.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,21 +35,33 @@ if TYPE_CHECKING:
 
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.model import LiquidTimeConstantNetwork
+    from ltc_textgen.network import LiquidNetwork
 
 FORMAT = "1"
 WEIGHTS = "model.safetensors"
+USUAL_KEYS = frozenset({"model_type", "transformers_version", "architectures", "dtype", "auto_map"})
+"""Keys beside the settings in what `save_run`, `save_pretrained` and `save_for_hub` write. Only where there are others
+is transformers, which takes seconds to import, asked what it knows."""
+
 PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "weights.pt", "ltc_weights.pth")
 
 
 @dataclass(frozen=True)
-class Run:
+class PlainRun:
     """A loaded run directory. `facts` is what training.json says beside the settings; `config` is None without one."""
 
     path: Path
-    model: "LiquidTimeConstantNetwork"
+    model: "LiquidNetwork"
     tokenizer: "TextTokenizer"
     config: RunConfig | None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run(PlainRun):
+    """A loaded run directory whose network is a model of transformers."""
+
+    model: "LiquidTimeConstantNetwork"
 
 
 def sha256_file(path: Path) -> str:
@@ -126,7 +138,7 @@ def save_facts(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> Non
     )
 
 
-def save_weights(path: Path, model: "LiquidTimeConstantNetwork", fingerprints: Mapping[str, str]) -> None:
+def save_weights(path: Path, model: "LiquidNetwork", fingerprints: Mapping[str, str]) -> None:
     """Write the weights with their checksum and `fingerprints` ("tokenizer", ...) in the header, atomically.
 
     Args:
@@ -147,7 +159,7 @@ def save_weights(path: Path, model: "LiquidTimeConstantNetwork", fingerprints: M
     write_atomic(path, save(weights, metadata=header))
 
 
-def load_weights(path: Path, model: "LiquidTimeConstantNetwork") -> dict[str, str]:
+def load_weights(path: Path, model: "LiquidNetwork") -> dict[str, str]:
     """Load weights into `model` and return the file's header fields.
 
     Raises:
@@ -167,8 +179,7 @@ def load_weights(path: Path, model: "LiquidTimeConstantNetwork") -> dict[str, st
         if tensor.shape != expected[name].shape:
             shapes = f"expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
             raise ArtifactError(f"{path} does not fit the configuration: {name}: {shapes}")
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
+    model.load_state_dict(tensors, strict=False)  # in place, so that what was tied stays tied
     return header
 
 
@@ -193,14 +204,15 @@ def load_settings(directory: Path) -> ModelConfig:
     Raises:
         ArtifactError: If a key is unknown, a value out of range, or the model is of another type.
     """
-    from ltc_textgen.huggingface import LTCConfig
-
     path = directory / "config.json"
     content = read_json(path)
     if content.get("model_type") != "ltc":
         raise ArtifactError(f"{path}: model_type is {content.get('model_type')!r}, expected 'ltc'")
     try:
-        LTCConfig.refuse_unknown(content, str(path))
+        if not content.keys() <= USUAL_KEYS | ModelConfig.model_fields.keys():
+            from ltc_textgen.huggingface import LTCConfig
+
+            LTCConfig.refuse_unknown(content, str(path))
         return ModelConfig.parse({k: v for k, v in content.items() if k in ModelConfig.model_fields}, str(path))
     except LTCError as error:
         raise ArtifactError(str(error)) from None
@@ -212,10 +224,29 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     Raises:
         ArtifactError: If anything in it is missing, damaged, unsafe or does not fit the rest; the message names it.
     """
-    from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.model import LiquidTimeConstantNetwork
 
-    directory = Path(path)
+    plain = _load(Path(path), LiquidTimeConstantNetwork.from_settings, device)
+    model = plain.model
+    assert isinstance(model, LiquidTimeConstantNetwork)
+    model.run_directory = plain.path
+    return Run(plain.path, model, plain.tokenizer, plain.config, plain.facts)
+
+
+def load_plain_run(path: Path | str, device: "torch.device | str" = "cpu") -> PlainRun:
+    """As `load_run`, with the network alone, which is no model of transformers: it loads without importing that.
+
+    Raises:
+        ArtifactError: As in `load_run`.
+    """
+    from ltc_textgen.network import LiquidNetwork
+
+    return _load(Path(path), LiquidNetwork, device)
+
+
+def _load(directory: Path, build: "Callable[[ModelConfig], LiquidNetwork]", device: "torch.device | str") -> PlainRun:
+    from ltc_textgen.data.tokenizers import TextTokenizer
+
     if not directory.is_dir():
         raise ArtifactError(f"{directory} is not a directory: train one with `ltc train --out {directory}`")
     settings = load_settings(directory)
@@ -226,21 +257,32 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     if tokenizer.vocab_size != settings.input_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {settings.input_size}"
         raise ArtifactError(f"{directory}: the tokenizer does not fit the model: it has {sizes}")
-    model = LiquidTimeConstantNetwork.from_settings(settings)
+    model = build(settings)
     header = load_weights(directory / WEIGHTS, model)
     if header.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
         raise ArtifactError(f"{directory}: tokenizer.json is not the one that {WEIGHTS} was trained with")
     if (directory / "generation_config.json").exists():
-        model.generation_config.update(**read_json(directory / "generation_config.json"))
-    config, facts = None, {}
-    if (directory / "training.json").exists():
-        content = read_json(directory / "training.json")
-        facts, settings_of_run = content.get("facts", {}), content.get("run", {})
-        if not isinstance(settings_of_run, dict) or not isinstance(facts, dict):
-            raise ArtifactError(f"{directory / 'training.json'} is damaged: run and facts must be JSON objects")
-        try:
-            config = RunConfig(**settings_of_run)
-        except (ValidationError, LTCError) as error:
-            raise ArtifactError(f"{directory / 'training.json'}: {error}") from None
-    model.tokenizer, model.run_directory = tokenizer, directory
-    return Run(directory, model.to(device).eval(), tokenizer, config, facts)
+        _configure_generation(model, directory / "generation_config.json")
+    config, facts = _load_facts(directory / "training.json")
+    model.tokenizer = tokenizer
+    return PlainRun(directory, model.to(device).eval(), tokenizer, config, facts)
+
+
+def _configure_generation(model: "LiquidNetwork", path: Path) -> None:
+    """What `generate` of transformers does if not told otherwise; a plain network has no such method."""
+    content = read_json(path)
+    if hasattr(model, "generation_config"):
+        model.generation_config.update(**content)
+
+
+def _load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:
+    if not path.exists():
+        return None, {}
+    content = read_json(path)
+    facts, settings = content.get("facts", {}), content.get("run", {})
+    if not isinstance(settings, dict) or not isinstance(facts, dict):
+        raise ArtifactError(f"{path} is damaged: run and facts must be JSON objects")
+    try:
+        return RunConfig(**settings), facts
+    except (ValidationError, LTCError) as error:
+        raise ArtifactError(f"{path}: {error}") from None

@@ -3,17 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.shapes import Tensor
 
 
-def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's tensors on the CPU, those that are tied to another left out."""
-    tied = model._tied_weights_keys if model.settings.tie_embeddings else {}
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a `LiquidNetwork` on the CPU, those that are tied to another left out."""
+    tied: Any = model._tied_weights_keys if model.settings.tie_embeddings else {}  # type: ignore[union-attr]
     return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied}
 
 

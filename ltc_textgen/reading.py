@@ -2,8 +2,8 @@
 
 import torch
 
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.modes import evaluating as evaluating
+from ltc_textgen.network import LiquidNetwork
 from ltc_textgen.shapes import Float, Int, Tensor
 from ltc_textgen.state import LiquidState
 
@@ -13,7 +13,7 @@ CHUNK = 512
 
 @torch.inference_mode()
 def read(
-    model: LiquidTimeConstantNetwork, ids: Int[Tensor, "B T"], state: LiquidState | None = None, chunk: int = CHUNK
+    model: LiquidNetwork, ids: Int[Tensor, "B T"], state: LiquidState | None = None, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "B D"], LiquidState]:
     """Read tokens of any number in chunks.
 

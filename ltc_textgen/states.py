@@ -8,6 +8,7 @@ A `LiquidState` is the numbers alone. To go on writing takes one thing more, the
 read yet, since reading it is what predicts the next one. `TextState` has both, and knows whose it is.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from transformers import PreTrainedTokenizerBase
 
 from ltc_textgen.cells.base import Elapsed
 from ltc_textgen.errors import ArtifactError, UsageError
@@ -185,7 +185,7 @@ class Reader:
 
     def fingerprint(self) -> str:
         """Checksum of settings and weights: two models with the same one compute the same."""
-        return f"{fingerprint(self.settings)[:32]}{digest(own_tensors(self))[:32]}"  # type: ignore[attr-defined]
+        return f"{fingerprint(self.settings)[:32]}{digest(own_tensors(self))[:32]}"  # type: ignore
 
     @torch.no_grad()
     def read(
@@ -247,7 +247,7 @@ class Reader:
             tokenizer = self.tokenizer if tokenizer is None else tokenizer
             if tokenizer is None:
                 raise UsageError("read: give a tokenizer, or load the model with load_run")
-            plain = {"add_special_tokens": False} if isinstance(tokenizer, PreTrainedTokenizerBase) else {}
+            plain = {"add_special_tokens": False} if _of_transformers(tokenizer) else {}
             text = torch.tensor([tokenizer.encode(text, **plain)], dtype=torch.int64)
         if text.ndim != 2 or 0 in text.shape:
             raise UsageError(f"read: expected (B, T) token ids with B, T >= 1, got {tuple(text.shape)}")
@@ -260,6 +260,12 @@ class Reader:
 def _require_same_model(*states: TextState) -> None:
     if len({state.model for state in states}) > 1:
         raise UsageError("state: the states are of different models")
+
+
+def _of_transformers(tokenizer: Any) -> bool:
+    # Whoever has such a tokenizer has imported transformers, which takes seconds that others need not spend.
+    module = sys.modules.get("transformers.tokenization_utils_base")
+    return module is not None and isinstance(tokenizer, module.PreTrainedTokenizerBase)
 
 
 def _kind(tensor: Tensor | None) -> str:

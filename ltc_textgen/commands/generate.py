@@ -24,7 +24,7 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
 
 if TYPE_CHECKING:
-    from ltc_textgen.artifacts import Run
+    from ltc_textgen.artifacts import PlainRun
     from ltc_textgen.generation import Piece
     from ltc_textgen.states import TextState
 
@@ -90,11 +90,11 @@ def generate(
     )
     sampling = SamplingConfig.parse(values)
     text = read_prompt(prompt, prompt_file)
-    from ltc_textgen.artifacts import load_run
+    from ltc_textgen.artifacts import load_plain_run
     from ltc_textgen.generation import generate as complete
     from ltc_textgen.generation import generate_stream
 
-    run = load_run(run_dir, prepare_torch(device, threads))
+    run = load_plain_run(run_dir, prepare_torch(device, threads))
     before, rest = read_before(run, text, state, save_state)
     if as_json:
         completions = complete(run.model, run.tokenizer, rest, sampling, state=before, engine=engine, notify=notify)
@@ -112,7 +112,9 @@ def tell_speed(ends: list["Piece"]) -> None:
     notify(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
 
 
-def read_before(run: "Run", prompt: str, state: Path | None, save_state: Path | None) -> "tuple[TextState | None, str]":
+def read_before(
+    run: "PlainRun", prompt: str, state: Path | None, save_state: Path | None
+) -> "tuple[TextState | None, str]":
     """What is read before the first token is drawn: the state to go on from, and the part of the prompt after it.
 
     Raises:

@@ -153,7 +153,7 @@ class Learner:
                 move = back.mul_(origin - weight)
                 if gradient is not None:
                     move -= self.config.learning_rate * gradient / (size + usual + EPSILON)
-                weight += move
+                weight.add_(move)
 
 
 class ContinuousCache:

@@ -20,7 +20,7 @@ from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.stops import StopScanner
 from ltc_textgen.generation.writers import Engine, open_writer
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.network import LiquidNetwork
 from ltc_textgen.reading import evaluating
 from ltc_textgen.state import LiquidState
 from ltc_textgen.states import TextState
@@ -74,7 +74,7 @@ class Completion:
 
 
 def generate(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     tokenizer: TextTokenizer,
     prompt: str = "",
     sampling: SamplingConfig | None = None,
@@ -93,7 +93,7 @@ def generate(
 
 
 def generate_stream(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     tokenizer: TextTokenizer,
     prompt: str = "",
     sampling: SamplingConfig | None = None,
@@ -199,7 +199,7 @@ class _Sample:
 
 
 def _stream(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     tokenizer: TextTokenizer,
     prompt: list[int],
     sampling: SamplingConfig,

@@ -4,6 +4,8 @@ The decoder (`kernels.decoder`) is a second implementation of blocks, head and s
 something that the model would not, it is compared with the model on a few tokens each time it is made.
 """
 
+import sys
+
 import torch
 from torch import nn
 
@@ -16,23 +18,23 @@ from ltc_textgen.kernels.block import BlockWeights
 from ltc_textgen.kernels.decoder import Choice, Decoder, Drawn, Weights
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 from ltc_textgen.kernels.linear import Linear
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.network import LiquidNetwork
 from ltc_textgen.reading import evaluating
 from ltc_textgen.shapes import Float, Int, Tensor
 from ltc_textgen.state import LiquidState
 
 KNOWN = {
-    *(LiquidTimeConstantNetwork, LiquidBlock, LearnedStart, CausalConvolution, DiagonalCell, FullHead),
+    *(LiquidBlock, LearnedStart, CausalConvolution, DiagonalCell, FullHead),
     *(nn.Embedding, nn.ModuleList, nn.RMSNorm, nn.Linear, Linear),
 }
-"""Modules whose mathematics the decoder has, beside dropout, which does nothing when a text is written."""
+"""Modules whose mathematics the decoder has, beside the network itself, and dropout, which does nothing here."""
 
 PROBE_TOKENS = 6
 AGREEMENT = 1e-3
 """Largest difference of logits in the comparison, in units of the largest logit (or of 1, if that is smaller)."""
 
 
-def why_not(model: LiquidTimeConstantNetwork) -> str:
+def why_not(model: LiquidNetwork) -> str:
     """Why the native decoder cannot decode this model; empty if it can.
 
     It takes networks of liquid blocks with the diagonal coupling and one softmax over the vocabulary, in float32 on
@@ -52,12 +54,19 @@ def why_not(model: LiquidTimeConstantNetwork) -> str:
     ):
         if value != needed:
             return f"it needs {name} = {needed}, the model has {value}"
+    known = KNOWN | _networks()
     for name, module in model.named_modules():
-        if type(module) not in KNOWN and name.split(".")[-1] != "dropout":
+        if type(module) not in known and name.split(".")[-1] != "dropout":
             return f"the model has a part that it does not know: {type(module).__name__}"
     if any(hooked(module) for module in model.modules()):
         return "a part of the model has a hook"
     return ""
+
+
+def _networks() -> set[type]:
+    # Who has a model of transformers has imported its class; a plain network is written without (see `network`).
+    full = sys.modules.get("ltc_textgen.model")
+    return {LiquidNetwork, *([full.LiquidTimeConstantNetwork] if full else [])}
 
 
 class NativeDecoder:
@@ -73,7 +82,7 @@ class NativeDecoder:
         UsageError: If the model cannot be decoded natively; the message says why.
     """
 
-    def __init__(self, model: LiquidTimeConstantNetwork, *, int8: bool = False) -> None:
+    def __init__(self, model: LiquidNetwork, *, int8: bool = False) -> None:
         if reason := why_not(model):
             raise UsageError(f"the native decoder cannot decode this model: {reason}")
         self.settings = model.settings
@@ -89,7 +98,7 @@ class NativeDecoder:
         return Decoder(weights, steps=s.steps, step_size=s.step_size, solver=s.solver, adaptive=s.adaptive, int8=int8)
 
     @torch.no_grad()
-    def _prove(self, model: LiquidTimeConstantNetwork) -> None:
+    def _prove(self, model: LiquidNetwork) -> None:
         ids = torch.linspace(0, self.settings.input_size - 1, PROBE_TOKENS).long()[None]
         with evaluating(model):
             expected = model.head.logits(model.advance(ids)[0])
@@ -165,7 +174,7 @@ def stacked(state: LiquidState) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def weights_of(model: LiquidTimeConstantNetwork) -> Weights:
+def weights_of(model: LiquidNetwork) -> Weights:
     """The parameters of a network of liquid blocks, as it computes with them."""
     blocks, epsilons = [], []
     for layer in model.layers:

@@ -14,7 +14,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.native import NativeDecoder, stacked
 from ltc_textgen.generation.sampling import UniformStreams, broken_logits, draw, shape_logits
 from ltc_textgen.kernels.decoder import Choice
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.network import LiquidNetwork
 from ltc_textgen.reading import read
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.state import LiquidState
@@ -43,7 +43,7 @@ class Writer(Protocol):
 
 
 def open_writer(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     separator: int,
     prompt: list[int],
     sampling: SamplingConfig,
@@ -82,7 +82,7 @@ class TorchWriter:
 
     def __init__(
         self,
-        model: LiquidTimeConstantNetwork,
+        model: LiquidNetwork,
         separator: int,
         prompt: list[int],
         sampling: SamplingConfig,
@@ -128,7 +128,7 @@ class NativeWriter:
     def __init__(
         self,
         native: NativeDecoder,
-        model: LiquidTimeConstantNetwork,
+        model: LiquidNetwork,
         separator: int,
         prompt: list[int],
         sampling: SamplingConfig,
