@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.files import write_atomic
@@ -272,7 +270,10 @@ def _configure_generation(model: "LiquidNetwork", path: Path) -> None:
     """What `generate` of transformers does if not told otherwise; a plain network has no such method."""
     content = read_json(path)
     if hasattr(model, "generation_config"):
-        model.generation_config.update(**content)
+        try:
+            model.generation_config.update(**content)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def _load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:
@@ -283,6 +284,6 @@ def _load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:
     if not isinstance(settings, dict) or not isinstance(facts, dict):
         raise ArtifactError(f"{path} is damaged: run and facts must be JSON objects")
     try:
-        return RunConfig(**settings), facts
-    except (ValidationError, LTCError) as error:
-        raise ArtifactError(f"{path}: {error}") from None
+        return RunConfig.parse(settings, str(path)), facts
+    except LTCError as error:
+        raise ArtifactError(str(error)) from None

@@ -10,11 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltc_textgen import artifacts
-from ltc_textgen.artifacts import load_run, save_run, save_weights, verify_manifest, write_atomic, write_manifest
+from ltc_textgen.artifacts import (
+    load_plain_run,
+    load_run,
+    save_run,
+    save_weights,
+    verify_manifest,
+    write_atomic,
+    write_manifest,
+)
 from ltc_textgen.config import ModelConfig, RunConfig, WiringConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.huggingface import LTCConfig
 from ltc_textgen.model import LiquidTimeConstantNetwork
 
 SETTINGS = {"coupling": "diagonal", "block": "liquid", "hidden_size": 6, "num_layers": 2}
@@ -38,6 +47,9 @@ def refuse(run: Path, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as error:
         load_run(run)
     assert "\n" not in str(error.value)
+    with pytest.raises(ArtifactError) as plain:
+        load_plain_run(run)
+    assert str(plain.value) == str(error.value), "what writes text refuses the same, in the same words"
 
 
 def test_a_run_loads_with_nothing_else(run: Path) -> None:
@@ -115,6 +127,35 @@ def test_weights_that_do_not_fit_are_refused_by_name(run: Path, change: object, 
 def test_a_bad_configuration_is_refused_with_its_key(run: Path, content: str, message: str) -> None:
     (run / "config.json").write_text(content)
     refuse(run, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("generation_config.json", "{", r"generation_config\.json is damaged"),
+        ("generation_config.json", "[]", "expected a JSON object, got list"),
+        ("training.json", '{"run": []}', "run and facts must be JSON objects"),
+        ("training.json", '{"run": {"model": {"hidden_size": -1}}}', r"training\.json: .*hidden_size"),
+    ],
+)
+def test_what_lies_beside_the_weights_is_checked_too(run: Path, name: str, content: str, message: str) -> None:
+    (run / name).write_text(content)
+    refuse(run, message)
+
+
+def test_a_setting_that_generate_cannot_follow_is_refused_where_there_is_one(run: Path) -> None:
+    (run / "generation_config.json").write_text('{"max_new_tokens": -1}')
+    with pytest.raises(ArtifactError, match=r"generation_config\.json: .*max_new_tokens"):
+        load_run(run)
+    load_plain_run(run)  # it has no `generate` of transformers
+
+
+def test_keys_of_transformers_are_known_with_and_without_it(run: Path) -> None:
+    assert all(key not in ModelConfig.model_fields for key in artifacts.USUAL_KEYS)
+    LTCConfig.refuse_unknown(artifacts.USUAL_KEYS, "config.json")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"num_labels": 2, "_mine": 1}))
+    assert load_plain_run(run).model.settings == load_run(run).model.settings
 
 
 def test_another_tokenizer_is_refused(run: Path) -> None:
