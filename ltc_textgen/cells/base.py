@@ -148,10 +148,20 @@ class LiquidCell(nn.Module):
         assert isinstance(elapsed, Tensor), "checked times are a tensor"
         if mask is not None:
             u = torch.where(mask[:, :, None], u, 0.0)  # not even NaN in the padding reaches a state
+        x = self.initial_state(u.shape[0]) if state is None else state
+        return self.run(u, x, elapsed, mask)
+
+    def run(
+        self,
+        u: Float[Tensor, "B T D"],
+        x: Float[Tensor, "B N"],
+        elapsed: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None,
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        """`project`, then `scan`, for arguments that are checked and complete."""
         drive = self.project(u)
         with torch.autocast(u.device.type, enabled=False):
             dtype = state_dtype(drive.dtype)
-            x = self.initial_state(u.shape[0]) if state is None else state
             drive, x, time = drive.to(dtype), x.to(dtype), elapsed.to(dtype)
             return self.scan(drive, x, time) if mask is None else self.masked_scan(drive, x, time, mask)
 

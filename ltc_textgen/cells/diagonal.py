@@ -30,12 +30,14 @@ from torch import nn
 from ltc_textgen.cells.base import MembraneCell, precise, solver_settings
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import choose
+from ltc_textgen.kernels import choose, hooked, runs_eagerly
 from ltc_textgen.kernels.diagonal import diagonal_scan
+from ltc_textgen.kernels.layer import LayerWeights, fused_layer, worthwhile
+from ltc_textgen.kernels.library import SOLVER_CODES
 from ltc_textgen.kernels.linear import linear
 from ltc_textgen.kernels.parallel import parallel_scan
 from ltc_textgen.kernels.triton_scan import triton_scan
-from ltc_textgen.shapes import Float, Tensor
+from ltc_textgen.shapes import Bool, Float, Tensor
 from ltc_textgen.solvers import Membrane
 
 HORIZON_OVER_CAPACITANCE = (0.05, 4.0)
@@ -95,9 +97,33 @@ class DiagonalCell(MembraneCell):
         self.log_leak.uniform_(math.log(LEAK_RANGE[0]), math.log(LEAK_RANGE[1]))
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T two_N"]:
-        if type(self.input) is not nn.Linear:  # an adapter, whose `weight` is that of the layer inside it
+        # An adapter, whose `weight` is that of the layer inside it, or a layer that somebody looks at.
+        if type(self.input) is not nn.Linear or (not torch.compiler.is_compiling() and hooked(self.input)):
             return self.input(u)
         return linear(u, self.input.weight, self.input.bias)
+
+    def run(
+        self,
+        u: Float[Tensor, "B T D"],
+        x: Float[Tensor, "B N"],
+        elapsed: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None,
+    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+        """As `LiquidCell.run`, in one pass where that is faster."""
+        if not runs_eagerly(u) or not self._mixes_plainly():
+            return super().run(u, x, elapsed, mask)
+        w, b, r, E = self.input.weight, self.input.bias, self.feedback, self.reversal
+        weights = LayerWeights(w, b, r, E, self.log_capacitance, self.log_leak)
+        if not worthwhile(u, x, elapsed, weights):
+            return super().run(u, x, elapsed, mask)
+        dt = (elapsed if mask is None else torch.where(mask, elapsed, 0.0)).float() * self.step_size
+        return fused_layer(u, x.float(), dt, weights, (self.steps, SOLVER_CODES[self.solver], self.adaptive))
+
+    def _mixes_plainly(self) -> bool:
+        """Whether `project` is one linear map that nobody looks at, and `scan` the one of this class."""
+        own = type(self).project is DiagonalCell.project and type(self).scan is DiagonalCell.scan
+        own = own and not {"project", "scan"} & vars(self).keys()
+        return own and type(self.input) is nn.Linear and self.input.bias is not None and not hooked(self.input)
 
     @property
     def capacitance(self) -> Float[Tensor, " N"]:

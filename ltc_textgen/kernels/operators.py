@@ -179,7 +179,12 @@ class ScanOperator:
             raise UsageError(f"drive and x0: expected (B, T, _) and (B, N) with B, T, N >= 1, got {got}")
         return drive.shape[0], drive.shape[1], x0.shape[1]
 
-    def _shape(self, sizes: tuple[int, int, int], steps: int, solver: int, adaptive: bool) -> Shape:
+    def shape(self, sizes: tuple[int, int, int], steps: int, solver: int, adaptive: bool) -> Shape:
+        """B, T, N and the method as a kernel takes them.
+
+        Raises:
+            UsageError: If steps or the code of the solver cannot be.
+        """
         if not 1 <= steps < 2**31:
             raise UsageError(f"steps: expected 1 or more, got {steps}")
         if solver not in SOLVER_CODES.values():
@@ -196,7 +201,7 @@ class ScanOperator:
         *inputs, steps, solver, adaptive, keep = arguments
         sizes = self._sizes(tuple(inputs))
         arrays = self._arrays(tuple(inputs), sizes)
-        shape = self._shape(sizes, steps, solver, adaptive)
+        shape = self.shape(sizes, steps, solver, adaptive)
         states = room(*sizes)
         tape = room(*self._tape_shape(sizes, steps, solver)) if keep and self.per_stage else room(0)
         call = self.forward_arrays(*map(address, arrays), address(states))
@@ -211,7 +216,7 @@ class ScanOperator:
         states_grad, last_grad, states, tape, *inputs, steps, solver, adaptive, with_dt = arguments
         sizes = self._sizes(tuple(inputs))
         arrays = self._arrays(tuple(inputs), sizes)
-        shape = self._shape(sizes, steps, solver, adaptive)
+        shape = self.shape(sizes, steps, solver, adaptive)
         states = dense("states", states, sizes)
         if self.per_stage:
             tape = dense("tape", tape, self._tape_shape(sizes, steps, solver))

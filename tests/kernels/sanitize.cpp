@@ -12,6 +12,8 @@ extern "C" {
 int ltc_use_instruction_set(const char*);
 int ltc_diagonal_forward(const ltc::Shape*, const ltc::DiagonalForward*);
 int ltc_diagonal_backward(const ltc::Shape*, const ltc::DiagonalBackward*);
+int ltc_layer_forward(const ltc::Shape*, const ltc::LayerForward*);
+int ltc_layer_backward(const ltc::Shape*, const ltc::LayerBackward*);
 int ltc_full_forward(const ltc::Shape*, const ltc::FullForward*);
 int ltc_full_backward(const ltc::Shape*, const ltc::FullBackward*);
 int ltc_synaptic_forward(const ltc::Shape*, const ltc::SynapticForward*);
@@ -81,6 +83,35 @@ void diagonal(const ltc::Shape& shape) {
   b.states_grad = nullptr;
   b.dt_grad = nullptr;
   require(ltc_diagonal_backward(&shape, &b) == 0, "diagonal backward of the last state");
+}
+
+// The diagonal cell with its projection; without a drive to keep, and with gradients left out.
+void layer(const ltc::Shape& shape, int64_t D) {
+  Scan c(shape, 0);
+  const int64_t rows = c.B * c.T, width = 2 * c.N;
+  const Values u = draw(rows * D, -1, 1), weight = draw(width * D, -1, 1), bias = draw(width, -1, 1);
+  const Values r = draw(width, -1, 1);
+  Values drive(rows * width, NAN), u_grad(rows * D, NAN), weight_grad(width * D, NAN), bias_grad(width, NAN);
+  Values r_grad(width, NAN);
+  const ltc::DiagonalForward scan = {nullptr, c.x0.data(), c.dt.data(), r.data(), c.reversal.data(), c.C.data(),
+                                     c.leak.data(), c.states.data()};
+  ltc::LayerForward f = {scan, D, u.data(), weight.data(), bias.data(), nullptr};
+  require(ltc_layer_forward(&shape, &f) == 0, "layer forward, nothing kept");
+  require_finite(c.states, "states are finite");
+  f.drive = drive.data();
+  require(ltc_layer_forward(&shape, &f) == 0, "layer forward");
+  require_finite(drive, "drives are finite");
+  ltc::DiagonalBackward back = {scan, c.states_grad.data(), c.last_grad.data(), nullptr, c.x0_grad.data(),
+                                c.dt_grad.data(), r_grad.data(), c.reversal_grad.data(), c.C_grad.data(),
+                                c.leak_grad.data()};
+  ltc::LayerBackward b = {back, f, u_grad.data(), weight_grad.data(), bias_grad.data()};
+  require(ltc_layer_backward(&shape, &b) == 0, "layer backward");
+  c.finish();
+  for (const Values* v : {&u_grad, &weight_grad, &bias_grad, &r_grad}) require_finite(*v, "gradients are finite");
+  b.scan.states_grad = nullptr;
+  b.scan.dt_grad = nullptr;
+  b.u_grad = b.weight_grad = b.bias_grad = nullptr;
+  require(ltc_layer_backward(&shape, &b) == 0, "layer backward of the last state");
 }
 
 void full(const ltc::Shape& shape) {
@@ -233,6 +264,8 @@ int main() {
         for (int threads : {1, 3}) {
           const ltc::Shape shape = {size[0], size[1], size[2], size[3], solver, solver % 2 == 0, threads};
           diagonal(shape);
+          layer(shape, size[0] + 2);
+          layer({size[0], size[1] * 40, size[2], size[3], solver, solver % 2 == 0, threads}, 40 * size[1]);
           full(shape);
           synaptic(shape);
           sums(size[0] * size[1], size[1] + 2, size[2], threads);

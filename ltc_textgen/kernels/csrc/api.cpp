@@ -96,6 +96,15 @@ LTC_EXPORT int ltc_diagonal_backward(const ltc::Shape* shape, const ltc::Diagona
   return in_use->diagonal_backward(*shape, *arrays);
 }
 
+LTC_EXPORT int ltc_layer_forward(const ltc::Shape* shape, const ltc::LayerForward* arrays) {
+  const int status = check(*shape, arrays->scan.dt, arrays->scan.capacitance, arrays->scan.leak);
+  return status != ltc::kOk ? status : in_use->layer_forward(*shape, *arrays);
+}
+
+LTC_EXPORT int ltc_layer_backward(const ltc::Shape* shape, const ltc::LayerBackward* arrays) {
+  return in_use->layer_backward(*shape, *arrays);
+}
+
 LTC_EXPORT int ltc_full_forward(const ltc::Shape* shape, const ltc::FullForward* arrays) {
   const int status = check(*shape, arrays->dt, arrays->capacitance, arrays->leak);
   return status != ltc::kOk ? status : in_use->full_forward(*shape, *arrays);

@@ -111,7 +111,7 @@ LTC_INLINE void tile(const float* a, int64_t a_row, int64_t a_column, const floa
   }
 }
 
-// As `tile` for any number of rows, in tiles of about the same height. A is dense in memory along its rows (`a_row` 1)
+// As `tile` for any number of rows, in tiles of about the same height. A is dense in memory along its rows (`a_row` is 1)
 // or in any order. With `apart`, every tile's part of A begins so many floats after the one before, not a_row after it.
 template <bool dense>
 inline void tiles(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
@@ -123,14 +123,14 @@ inline void tiles(int64_t rows, const float* a, int64_t a_row, int64_t a_column,
     float* to = c + r * c_row;
 #define LTC_HEIGHT(h)                                                                                     \
   case h:                                                                                                 \
-    tile<(h)>(from, dense ? 1 : a_row, dense ? kTall : a_column, b, b_row, depth, to, c_row, begin, start_row); \
+    tile<(h)>(from, dense ? 1 : a_row, a_column, b, b_row, depth, to, c_row, begin, start_row); \
     break;
     switch (share(rows, i + 1, count) - r) {
       LTC_HEIGHT(1) LTC_HEIGHT(2) LTC_HEIGHT(3) LTC_HEIGHT(4) LTC_HEIGHT(5)
 #if defined(__AVX512F__)
       LTC_HEIGHT(6) LTC_HEIGHT(7) LTC_HEIGHT(8) LTC_HEIGHT(9) LTC_HEIGHT(10) LTC_HEIGHT(11)
 #endif
-      default: tile<kTall>(from, dense ? 1 : a_row, dense ? kTall : a_column, b, b_row, depth, to, c_row, begin, start_row);
+      default: tile<kTall>(from, dense ? 1 : a_row, a_column, b, b_row, depth, to, c_row, begin, start_row);
     }
 #undef LTC_HEIGHT
   }

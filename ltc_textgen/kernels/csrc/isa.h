@@ -44,4 +44,13 @@ struct Array {
 };
 using Buffer = Array<float>;
 
+// result[n] = sum over threads of parts[n], always in the same order. `apart`: floats from one thread's to the next's.
+inline void add_parts(const float* parts, int threads, int64_t apart, int64_t count, float* result) {
+  for (int64_t n = 0; n < count; ++n) {
+    float sum = 0.0f;
+    for (int part = 0; part < threads; ++part) sum += parts[part * apart + n];
+    result[n] = sum;
+  }
+}
+
 }  // namespace LTC_NAMESPACE

@@ -35,6 +35,23 @@ struct DiagonalBackward {
   float *self_weight_grad, *reversal_grad, *capacitance_grad, *leak_grad;
 };
 
+// The diagonal cell with its input projection: drive = W u + b. The arrays `drive` and `drive_grad` of the scan are not
+// looked at.
+struct LayerForward {
+  DiagonalForward scan;
+  int64_t D;
+  const float *u;                                     // (B, T, D)
+  const float *weight, *bias;                         // (2N, D), (2N)
+  float *drive;                                       // (B, T, 2N), or null if no gradient is wanted
+};
+
+struct LayerBackward {
+  DiagonalBackward scan;
+  LayerForward forward;                               // with the drive it gave; `scan` is not looked at
+  float *u_grad;                                      // or null
+  float *weight_grad, *bias_grad;                     // both or none
+};
+
 // The full cell. `tape` holds f of every stage, (B, T, stages, N padded to 16), or is null when no gradient is wanted.
 struct FullForward {
   const float *drive, *x0, *dt;                       // (B, T, N), (B, N), (B, T)
@@ -137,6 +154,8 @@ struct Table {
   const char *name;
   Status (*diagonal_forward)(const Shape &, const DiagonalForward &);
   Status (*diagonal_backward)(const Shape &, const DiagonalBackward &);
+  Status (*layer_forward)(const Shape &, const LayerForward &);
+  Status (*layer_backward)(const Shape &, const LayerBackward &);
   Status (*full_forward)(const Shape &, const FullForward &);
   Status (*full_backward)(const Shape &, const FullBackward &);
   Status (*synaptic_forward)(const Shape &, const SynapticForward &);

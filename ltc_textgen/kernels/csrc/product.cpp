@@ -1,19 +1,11 @@
 // Products of large matrices. Threads share the rows of C and wait for each other only at the end: each packs for itself
 // the piece of B that it multiplies by, which costs less than meeting. Every element is summed in the order of depth,
 // whatever the number of threads.
-#include "gemm.h"
+#include "pieces.h"
 #include "tables.h"
 
 namespace LTC_NAMESPACE {
 namespace {
-
-using ltc::Product;
-
-constexpr int64_t kDepth = 256;       // of a piece of B: one of its panels fits the first-level cache
-constexpr int64_t kColumns = 512;     // of a piece of B: it fits the second-level cache
-constexpr int64_t kTiles = 22;        // of A, kept in the second-level cache while the panels pass
-constexpr int64_t kRows = kTiles * kTall;
-constexpr int64_t kApart = kDepth * kTall + kWidth;  // from one packed tile to the next, in other cache sets
 
 constexpr int64_t kAhead = 24;  // columns
 
@@ -68,27 +60,6 @@ void add_packed_sums(const Product& p, int64_t row, int64_t rows, int64_t from, 
   }
 }
 
-// One panel of C, for `rows` rows: whole panels in place, the last one by way of `scratch` (kRows, kPanel).
-void panel(const Product& p, int64_t row, int64_t rows, const float* a, bool packed, const float* b, int64_t first,
-           int64_t from, int64_t depth, float* scratch) {
-  const int64_t width = smaller<int64_t>(kPanel, p.columns - first);
-  float* c = p.c + row * p.columns + first;
-  const bool whole = width == kPanel;
-  float* target = whole ? c : scratch;
-  const int64_t stride = whole ? p.columns : kPanel;
-  const float* start = from != 0 ? target : p.bias != nullptr ? p.bias + first : nullptr;
-  int64_t start_row = from != 0 ? stride : 0;
-  if (!whole && start != nullptr) {
-    for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(scratch + r * kPanel, from != 0 ? c + r * p.columns : start, sizeof(float) * width);
-    start = scratch;
-    start_row = kPanel;
-  }
-  if (packed) tiles<true>(rows, a, 1, kTall, b, kPanel, depth, target, stride, start, start_row, kApart);
-  else tiles<false>(rows, a, p.a_row, 1, b, kPanel, depth, target, stride, start, start_row);
-  for (int64_t r = 0; r < rows && !whole; ++r) std::memcpy(c + r * p.columns, scratch + r * kPanel, sizeof(float) * width);
-}
-
 // Rows begin .. end of C, for one thread with its `space`.
 void some_rows(const Product& p, int64_t begin, int64_t end, float* space) {
   float *packed = space, *gathered = packed + kDepth * kColumns, *scratch = gathered + kTiles * kApart;
@@ -108,7 +79,7 @@ void some_rows(const Product& p, int64_t begin, int64_t end, float* space) {
         }
         const float* a = gather ? gathered : p.a + row * p.a_row + from;
         for (int64_t n = 0; n < panels_of(columns); ++n)
-          panel(p, row, rows, a, gather, packed + n * depth * kPanel, column + n * kPanel, from, depth, scratch);
+          panel(p, row, rows, a, gather, packed + n * depth * kPanel, column + n * kPanel, from != 0, depth, scratch);
       }
     }
 }

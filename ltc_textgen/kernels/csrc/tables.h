@@ -8,6 +8,8 @@ namespace LTC_NAMESPACE {
 
 ltc::Status diagonal_forward(const ltc::Shape& shape, const ltc::DiagonalForward& arrays);
 ltc::Status diagonal_backward(const ltc::Shape& shape, const ltc::DiagonalBackward& arrays);
+ltc::Status layer_forward(const ltc::Shape& shape, const ltc::LayerForward& arrays);
+ltc::Status layer_backward(const ltc::Shape& shape, const ltc::LayerBackward& arrays);
 ltc::Status full_forward(const ltc::Shape& shape, const ltc::FullForward& arrays);
 ltc::Status full_backward(const ltc::Shape& shape, const ltc::FullBackward& arrays);
 ltc::Status synaptic_forward(const ltc::Shape& shape, const ltc::SynapticForward& arrays);
