@@ -17,7 +17,7 @@ from ltc_textgen.kernels.library import LIBRARY, Shape, pointers, raise_for, thr
 from ltc_textgen.kernels.operators import Direct, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.shapes import Float, Tensor
 
-LARGEST = 1 << 21
+LARGEST = 1 << 20
 """Weights of the projection above which the gradient of them that every thread keeps does not stay in a cache."""
 
 
