@@ -1,6 +1,7 @@
 """What makes the network a citizen of `transformers`: configuration, state in the shape of a cache, and output."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,6 +83,10 @@ class LiquidCache(Cache):
 
     transformers' own cache for recurrent layers drops the state of a model without convolution (seen in 5.23), hence
     this one. `layers` is empty, so nothing of the base class's bookkeeping by layer applies.
+
+    Args:
+        state: What was read; nothing if None.
+        seen: How many tokens that were.
     """
 
     # True would turn the attention mask into a dictionary of masks by layer type.
@@ -90,6 +95,21 @@ class LiquidCache(Cache):
     def __init__(self, state: LiquidState | None = None, seen: int = 0) -> None:
         super().__init__(layers=[])
         self.state, self.seen = state, seen
+        self._model: weakref.ref | None = None
+
+    def __bool__(self) -> bool:
+        """Yes: it has no layers, and is something all the same."""
+        return True
+
+    def require_model(self, model: Any) -> None:
+        """Belong to `model` from now on.
+
+        Raises:
+            UsageError: If another one has filled the cache: its state says nothing to this one.
+        """
+        if self.state is not None and self._model is not None and self._model() is not model:
+            raise UsageError("past_key_values: another model has filled this cache")
+        self._model = weakref.ref(model)
 
     def update_state(self, state: LiquidState, tokens: int) -> None:
         """Put the state after `tokens` more tokens in the place of the one before."""
@@ -120,6 +140,15 @@ class LiquidCache(Cache):
     def batch_select_indices(self, indices: Int[Tensor, " B"]) -> None:
         """Keep the named sequences."""
         self.reorder_cache(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse to go back: the state after a text does not say what it was some tokens before.
+
+        Raises:
+            UsageError: If a token would have to be forgotten.
+        """
+        if tokens_to_remove:
+            raise UsageError("past_key_values: a liquid state cannot forget its last tokens; keep a copy from before")
 
     def reset(self) -> None:
         """Forget everything."""

@@ -128,7 +128,7 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
         past_key_values: LiquidCache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Int[Tensor, " _"] = 0,
         num_items_in_batch: Int[Tensor, ""] | Float[Tensor, ""] | int | None = None,
         return_dict: bool | None = None,
         **unused: Any,
@@ -146,12 +146,25 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
             past_key_values: The same as `state`, as a cache; it is updated.
             use_cache: Whether to return `past_key_values`; yes if None, except in training.
             output_hidden_states: Whether to return the output of every layer.
-            logits_to_keep: Logits of the last so many tokens only; 0 for all.
+            logits_to_keep: Logits of the last so many tokens only, 0 for all; or of the tokens with these numbers.
             num_items_in_batch: Divides the loss in place of the number of targets (gradient accumulation).
             return_dict: False returns a tuple.
             **unused: What `transformers` passes to attention models.
+
+        Raises:
+            UsageError: If ids, labels, state or cache do not fit the network, or attentions are asked for.
         """
-        tokens = input_ids.shape[1]
+        if unused.get("output_attentions"):
+            raise UsageError("output_attentions: a liquid network has none")
+        if unused.get("inputs_embeds") is not None:
+            raise UsageError("inputs_embeds: this network reads token ids only")
+        if past_key_values is not None:
+            if not isinstance(past_key_values, LiquidCache):
+                raise UsageError(f"past_key_values: expected a LiquidCache, got {type(past_key_values).__name__}")
+            if state is not None:
+                raise UsageError("state and past_key_values exclude each other: both say what was read before")
+            past_key_values.require_model(self)
+        tokens = input_ids.shape[-1]
         mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()
         if state is None and past_key_values is not None:
             state = past_key_values.state
@@ -160,18 +173,28 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
         if shift_labels is not None:
             loss = self._mean_loss(hidden, shift_labels, num_items_in_batch)
         else:
-            logits = self.head.logits(hidden[:, -logits_to_keep:])
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.head.logits(hidden[:, kept])
             if labels is not None:
                 loss = self._mean_loss(hidden[:, :-1], labels[:, 1:], num_items_in_batch)
         cache = past_key_values
+        if cache is None and (use_cache or (use_cache is None and not self.training)):
+            cache = LiquidCache()
+            cache.require_model(self)
         if cache is not None:
             cache.update_state(after, tokens)
-        elif use_cache or (use_cache is None and not self.training):
-            cache = LiquidCache(after, tokens)
         output = LiquidOutput(loss, logits, after, cache, tuple(every) if output_hidden_states else None)
         return output.to_tuple() if return_dict is False else output
 
     def _mean_loss(self, hidden: Tensor, targets: Tensor, count: Any) -> Tensor:
         if count is None:
             count = (targets != IGNORED).sum().clamp_min(1)
-        return self.head.total_loss(hidden, targets) / count
+        try:
+            return self.head.total_loss(hidden, targets) / count
+        except IndexError:
+            last = self.settings.vocabulary - 1
+            raise UsageError(f"labels: expected 0 to {last}, or {IGNORED}, got {_outside(targets, last)}") from None
+
+
+def _outside(targets: Tensor, last: int) -> int:
+    return int(targets[((targets < 0) | (targets > last)) & (targets != IGNORED)][0])

@@ -160,6 +160,8 @@ class LiquidNetwork(Reader, nn.Module):
     def _check(self, input_ids: Tensor, state: LiquidState | None, mask: Tensor | None) -> tuple[int, int]:
         if input_ids.ndim != 2 or 0 in input_ids.shape:
             raise UsageError(f"input_ids: expected (B, T) with B, T >= 1, got {tuple(input_ids.shape)}")
+        if input_ids.is_floating_point():
+            raise UsageError(f"input_ids: expected integers, got {input_ids.dtype}")
         batch, tokens = input_ids.shape
         if mask is not None and (mask.shape != input_ids.shape or mask.dtype != torch.bool):
             expected = f"expected torch.bool of {(batch, tokens)}"

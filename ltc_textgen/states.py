@@ -249,6 +249,8 @@ class Reader:
                 raise UsageError("read: give a tokenizer, or load the model with load_run")
             plain = {"add_special_tokens": False} if _of_transformers(tokenizer) else {}
             text = torch.tensor([tokenizer.encode(text, **plain)], dtype=torch.int64)
+        if not isinstance(text, Tensor):
+            raise UsageError(f"read: expected a text, several texts, or token ids, got {type(text).__name__}")
         if text.ndim != 2 or 0 in text.shape:
             raise UsageError(f"read: expected (B, T) token ids with B, T >= 1, got {tuple(text.shape)}")
         low, high, size = int(text.min()), int(text.max()), weight.shape[0]

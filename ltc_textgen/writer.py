@@ -3,24 +3,14 @@
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ltc_textgen.errors import LogitsError, UsageError
+from ltc_textgen.criteria import FiniteLogits, StopStrings
+from ltc_textgen.errors import UsageError
 from ltc_textgen.huggingface import LiquidCache, LiquidOutput
 from ltc_textgen.shapes import Tensor
 from ltc_textgen.state import LiquidState
 from ltc_textgen.states import TextState
-
-
-class FiniteLogits(LogitsProcessor):
-    """Refuses logits that no token can be drawn from; transformers would write token 0 for ever."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        broken = ~scores.amax(dim=-1).isfinite()
-        if bool(broken.any()):
-            row = int(broken.nonzero()[0, 0])
-            raise LogitsError(f"the model's logits of sequence {row} are NaN or infinite: its weights are broken")
-        return scores
 
 
 class Writer:
@@ -44,33 +34,86 @@ class Writer:
         """
         given = kwargs.pop("logits_processor", None) or []
         kwargs["logits_processor"] = LogitsProcessorList([FiniteLogits(), *given])
-        mask = kwargs.get("attention_mask")
-        if mask is not None and not bool(mask[:, -1].all()):
-            raise UsageError(
-                "attention_mask: padding is on the right, where the text goes on; tokenizer.padding_side = 'left'"
-            )
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        self._require(ids, state, kwargs)
         if not isinstance(state, TextState):
             more = {} if state is None else {"state": state}
-            return super().generate(inputs, *args, **more, **kwargs)  # type: ignore[misc]
+            return super().generate(ids, *args, **more, **kwargs)  # type: ignore[misc]
         state.require_model(self)  # type: ignore[arg-type]
-        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         start = state.last[:, None]
         if ids is not None:
             if ids.shape[0] % state.batch_size:
                 raise UsageError(f"state: expected {ids.shape[0]} texts or one, got {state.batch_size}")
             start = start.repeat_interleave(ids.shape[0] // state.batch_size, dim=0)
             start = torch.cat([start.to(ids.device), ids], dim=1)
+        mask = kwargs.get("attention_mask")
         if mask is not None:
             kwargs["attention_mask"] = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         else:  # or transformers takes a last token that is also the padding for padding
             kwargs["attention_mask"] = torch.ones_like(start)
-        if kwargs.get("max_length") is not None:
-            kwargs["max_length"] += 1
+        self._count_one_more(args, kwargs)
         result = super().generate(start, *args, state=state.liquid, **kwargs)  # type: ignore[misc]
         if isinstance(result, Tensor):
             return result[:, 1:]
         result.sequences = result.sequences[:, 1:]
         return result
+
+    def _require(self, ids: Any, state: Any, options: dict[str, Any]) -> None:
+        """Refuse what transformers would misunderstand, or trip over later with an error that names something else."""
+        mask, cache = options.get("attention_mask"), options.get("past_key_values")
+        if options.get("inputs_embeds") is not None:
+            raise UsageError("inputs_embeds: this network reads token ids only")
+        if not isinstance(state, TextState | LiquidState | None):
+            raise UsageError(f"state: expected a TextState or a LiquidState, got {type(state).__name__}")
+        if state is not None and cache is not None:
+            raise UsageError("state and past_key_values exclude each other: both say what was read before")
+        if cache is not None and not isinstance(cache, LiquidCache):
+            raise UsageError(f"past_key_values: expected a LiquidCache, got {type(cache).__name__}")
+        if ids is None:
+            return
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+            raise UsageError(f"input_ids: expected a tensor (B, T), got {got}")
+        if cache is not None and cache.seen >= ids.shape[1]:
+            raise UsageError(
+                f"past_key_values: the cache has read {cache.seen} tokens, input_ids hold {ids.shape[1]}: give the "
+                "whole text and at least one token more (a cache moves on with what is written)"
+            )
+        if mask is None:
+            pad = options.get("pad_token_id", self.generation_config.pad_token_id)  # type: ignore[attr-defined]
+            ends = ids[:, -1] == (-1 if pad is None else pad)
+            padded = ids.shape[1] > 1 and bool(ends.any()) and not bool(ends.all())
+        elif mask.shape != ids.shape:
+            raise UsageError(f"attention_mask: expected {tuple(ids.shape)}, got {tuple(mask.shape)}")
+        else:
+            padded = not bool(mask[:, -1].all())
+        if padded:
+            raise UsageError(
+                "attention_mask: padding is on the right, where the text goes on; tokenizer.padding_side = 'left'"
+            )
+
+    def _count_one_more(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Lengths count the token before the text, which is read again and cut off at the end."""
+        config = options.get("generation_config") or (args[0] if args else None)
+        for name in ("max_length", "min_length"):
+            places = (options.get(name), getattr(config, name, None), getattr(self.generation_config, name))  # type: ignore[attr-defined]
+            length = next((value for value in places if value), None)
+            if length:
+                options[name] = length + 1
+        if options.get("max_new_tokens") or getattr(config, "max_new_tokens", None):
+            options.pop("max_length", None)
+
+    def _get_stopping_criteria(
+        self, generation_config: Any, stopping_criteria: StoppingCriteriaList | None, tokenizer: Any = None, **more: Any
+    ) -> StoppingCriteriaList:
+        texts, generation_config.stop_strings = generation_config.stop_strings, None
+        try:
+            found = super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **more)  # type: ignore[misc]
+        finally:
+            generation_config.stop_strings = texts
+        if texts is not None:
+            found.append(StopStrings(texts, tokenizer))
+        return found
 
     def _prepare_cache_for_generation(
         self,
@@ -83,9 +126,7 @@ class Writer:
     ) -> None:
         given = model_kwargs.get("past_key_values")
         if given is not None:
-            if not isinstance(given, LiquidCache):
-                raise UsageError(f"past_key_values: expected a LiquidCache, got {type(given).__name__}")
-            model_kwargs.pop("state", None)
+            given.require_model(self)
             return
         cache = LiquidCache(model_kwargs.pop("state", None))
         if cache.state is not None:  # one state may start many sequences

@@ -21,6 +21,7 @@ ORDER = [
         "network",
         "model",
         "huggingface",
+        "criteria",
         "writer",
         "model_card",
         "sharing",

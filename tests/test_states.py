@@ -201,7 +201,7 @@ def test_padding_on_the_right_and_foreign_caches_are_refused() -> None:
     with pytest.raises(UsageError, match="expected a LiquidCache, got DynamicCache"):
         model.generate(ids, past_key_values=DynamicCache(), **GREEDY)
     wrong = model.initial_state(1).map(lambda tensor: tensor.half())
-    with pytest.raises(UsageError, match=r"expected neurons of torch\.float32, got torch\.float16"):
+    with pytest.raises(UsageError, match=r"expected neurons of torch\.float32 or torch\.float64, got torch\.float16"):
         model.advance(ids, wrong)
 
 

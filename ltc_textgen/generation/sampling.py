@@ -45,7 +45,7 @@ def check_logits(logits: Float[Tensor, "B V"]) -> None:
 def broken_logits(row: int) -> LogitsError:
     """The error that says that a row's logits are no distribution."""
     return LogitsError(
-        f"the model's logits of sample {row} are NaN or infinite: its weights are broken; "
+        f"the model's logits of sample {row} are NaN or infinite: its weights are broken, or the state before; "
         "load an earlier checkpoint, or train again with a smaller learning rate"
     )
 

@@ -61,6 +61,7 @@ def tokenizer(kind: str) -> TextTokenizer:
 
 def write_text_files(directory: Path, made: TextTokenizer) -> dict[str, Any]:
     about = {"format": 1, "tokenizer": made.kind, "tokenizer_sha256": made.fingerprint, "separator": made.separator_id}
+    about["vocabulary"] = made.vocab_size
     (directory / "export.json").write_text(json.dumps(about))
     (directory / "tokenizer.json").write_text(made.content, encoding="utf-8")
     (directory / "decoding.json").write_text(json.dumps(made.decoding_table()), encoding="utf-8")
@@ -93,6 +94,13 @@ def test_the_program_reads_and_writes_as_the_package(kind: str, tmp_path: Path) 
         assert text.encode(hard) == made.encode(hard), hard
         assert streamed(text.stream(), made.encode(hard)) == made.decode(made.encode(hard))
     assert streamed(text.stream(), drawn) == made.decode(drawn)
+
+
+def test_the_program_refuses_the_decoding_of_another_export(tmp_path: Path) -> None:
+    about = write_text_files(tmp_path, tokenizer("char"))
+    (tmp_path / "decoding.json").write_text(json.dumps(byte_tokenizer().decoding_table()), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"decoding\.json is not the one"):
+        generate.Text(tmp_path, about)
 
 
 @needs_node

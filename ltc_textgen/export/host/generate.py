@@ -159,6 +159,8 @@ class Text:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._table = json.loads((directory / "decoding.json").read_text(encoding="utf-8"))
+        if len(self._table.get("pieces", range(about["vocabulary"]))) != about["vocabulary"]:
+            raise ValueError("decoding.json is not the one that this model was exported with")
         if str(directory) not in sys.path:
             sys.path.append(str(directory))
         self._decoding = importlib.import_module("decoding")  # a file of the export
