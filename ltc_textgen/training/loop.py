@@ -21,7 +21,7 @@ from ltc_textgen.training.lock import RunLock
 from ltc_textgen.training.metrics import check_trackers, log_interval
 from ltc_textgen.training.occupied import refuse_other_run
 from ltc_textgen.training.report import Pace, Reporter, make_reporter
-from ltc_textgen.training.runtime import Runtime, restart_warning
+from ltc_textgen.training.runtime import Runtime
 from ltc_textgen.training.session import Session, build, restore, save
 from ltc_textgen.training.step import train_step
 from ltc_textgen.training.unheard import SurvivingReporter
@@ -107,11 +107,11 @@ def train(
         DirectoryLockedError: If another process trains into `out`.
         DivergedError: If the loss rose again after the learning rate was halved.
         NonFiniteError: If too many steps in a row gave numbers that are not finite.
-        LTCError: If the disk refuses.
+        LTCError: If the disk refuses, or another process of the run is lost.
     """
     check_trackers(run.train.track)
     runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
-    with ExitStack() as stack:
+    with runtime.explaining(), ExitStack() as stack:
         stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
         if runtime.is_main:
             checkpoint.remove_leftovers(out)
@@ -120,7 +120,7 @@ def train(
         stack.callback(hears.close)
         refuse_other_run(out, resume)
         if data is None:
-            with runtime.accelerator.local_main_process_first():
+            with runtime.main_first():
                 data = data or prepare(run.data, hears.note, progress=hears.tokenizing)
         _refuse_disagreement(run, data, runtime)
         session = build(run, out, data, runtime, hears)
@@ -192,8 +192,6 @@ def _begin(session: Session, resume: bool, anyway: bool) -> bool:
     )
     hears.note(f"{data.corpus_name}: {len(data.train):,} tokens to train on, {len(data.valid):,} to validate on")
     hears.note(f"{count:,} parameters; {where}; run directory {session.out}")
-    if warning := restart_warning():
-        hears.note(warning)
     if resumed:
         hears.note(f"resumed at step {progress.step}, after {progress.seconds:.1f} s")
         if over and not ended:

@@ -7,6 +7,8 @@ and repeats samples to even them out, while the lanes of a recurrent model must 
 import atexit
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -23,13 +25,13 @@ from torch import nn
 
 from ltc_textgen.config import TrainConfig
 from ltc_textgen.devices import choose_device
-from ltc_textgen.errors import UsageError
+from ltc_textgen.errors import LTCError, UsageError
 from ltc_textgen.shapes import Tensor
+from ltc_textgen.training import meeting
 
-PATIENCE = timedelta(days=1)
-"""How long processes wait for each other: one validates or tokenises a long text while the others wait. By default
-they would give up after ten minutes. The death of a process is noticed at once, by the launcher."""
-
+ANSWER = timedelta(minutes=30)
+"""How long processes wait for each other within and between steps. One that hangs longer ends the run; the death of a
+process is noticed at once. While one tokenises, validates or writes, the others wait `meeting.PATIENCE`."""
 
 Shared = TypeVar("Shared")
 
@@ -63,7 +65,9 @@ class Runtime:
                 f"choose a multiple of {self.world}"
             )
         self.threads = _set_threads(config.threads, self.world)
+        self._patient = None
         if self.world > 1:
+            self._patient = torch.distributed.new_group(timeout=meeting.PATIENCE, backend="gloo")
             atexit.register(self.accelerator.state.destroy_process_group)
 
     @property
@@ -87,12 +91,18 @@ class Runtime:
         """Undo `prepare`: the model itself, whose forward is its own again."""
         return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
-    def sum(self, values: list[float]) -> list[float]:
-        """The sum of each value over all processes: what one of them knows, all know. Must be called by all."""
+    def sum(self, values: list[float], *, patiently: bool = False) -> list[float]:
+        """The sum of each value over all processes: what one of them knows, all know. Must be called by all.
+
+        Args:
+            values: As many in each process.
+            patiently: Whether a process may take long to come.
+        """
         if self.world == 1:
             return values
-        together = torch.tensor(values, dtype=torch.float64, device=_collective_device(self.device))
-        torch.distributed.all_reduce(together)
+        group, device = (self._patient, None) if patiently else (None, _collective_device(self.device))
+        together = torch.tensor(values, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(together, group=group)
         return together.tolist()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
@@ -112,12 +122,40 @@ class Runtime:
         if self.world == 1:
             return value
         held = [value]
-        torch.distributed.broadcast_object_list(held, src=0, device=_collective_device(self.device))
+        torch.distributed.broadcast_object_list(held, src=0, group=self._patient)
         return held[0]
 
     def wait(self) -> None:
-        """Return when all processes have called this."""
-        self.accelerator.wait_for_everyone()
+        """Return when all processes have called this, however long one takes."""
+        if self.world > 1:
+            torch.distributed.barrier(group=self._patient)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """What one process of every machine does before the others, which then find it done. Must be entered by all."""
+        first = self.accelerator.is_local_main_process
+        if not first:
+            self.wait()
+        yield
+        if first:
+            self.wait()
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Tell of a process that is lost in one line.
+
+        Raises:
+            LTCError: If another process died or did not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+                raise LTCError(
+                    f"another process has died, or has not answered for {ANSWER.total_seconds() / 60:g} minutes, so "
+                    "this one ends too; go on from the last checkpoint with --resume"
+                ) from error
+            raise
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -128,19 +166,6 @@ def check_precision(precision: str, device: torch.device) -> None:
     """
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("train.precision: fp16 needs a GPU; on a CPU use bf16 or no")
-
-
-def restart_warning() -> str | None:
-    """What to tell a run whose restarts may fail: torchrun's processes would meet where those that died left addresses.
-
-    torchrun lets all attempts share one store, and gloo may read from it where a dead process listened; then the
-    attempt is lost.
-    """
-    environment = os.environ
-    restarts = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0"))
-    if not restarts or environment.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
-        return None
-    return "torchrun's restarts may fail: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment"
 
 
 def _refuse_lone_process(world: int) -> None:
@@ -176,7 +201,7 @@ def _accelerator(
             mixed_precision=config.precision,
             log_with=list(config.track) or None,
             project_config=ProjectConfiguration(logging_dir=tracking_dir),
-            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(init_method=meeting.method(), timeout=ANSWER)],
         )
     finally:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)

@@ -49,7 +49,7 @@ class Watch:
         """
         before = session.progress.seconds
         mine = [self._main_seconds(session), value if session.runtime.is_main else 0.0]
-        session.progress.seconds, shared = session.runtime.sum(mine)
+        session.progress.seconds, shared = session.runtime.sum(mine, patiently=True)
         return session.progress.seconds - before, shared
 
     def signal_received(self, session: Session) -> str | None:

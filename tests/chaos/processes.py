@@ -108,6 +108,17 @@ def killed_rank(place: Place) -> str:
     return f"ended {seconds:.1f} s after the kill, exit {code}"
 
 
+@fault(18, "one of two processes hangs (SIGSTOP); a long validation", "the job ends when patience does; is waited for")
+def hung_rank(place: Place) -> str:
+    out = place.fresh()
+    output, code = _launch(TORCHRUN, place, "hung", out)
+    expect(code != 0, "exit 0")
+    error = json.loads((out / "results.json").read_text())["hung"].get("error", "none")
+    expect("another process has died, or has not answered" in error, error + output[-2000:])
+    expect(list_checkpoints(out / "run")[0].name == "step-00000009", list_checkpoints(out / "run"))
+    return "a validation longer than the patience was waited for; then one line, and the checkpoint is whole"
+
+
 @fault(18, "processes killed under torchrun --max-restarts 3", "goes on from the checkpoint; same weights")
 def elastic_restart(place: Place) -> str:
     out = place.fresh()
@@ -148,7 +159,6 @@ def separate_disks(place: Place) -> str:
 
 def _launch(command: list[str], place: Place, scenario: str, out: Path) -> tuple[str, int]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see docs/scaling.md
     arguments = [str(HERE / "scenarios.py"), scenario, str(place.corpus), str(out)]
     done = subprocess.run(
         [*command, *arguments],

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
@@ -14,9 +15,11 @@ from training_runs import Listener, settings
 
 from ltc_textgen.config import RunConfig
 from ltc_textgen.errors import LTCError
-from ltc_textgen.training import loop
+from ltc_textgen.training import loop, runtime, validation
 
 STEPS = 30
+PATIENCE = 15
+"""Seconds for which processes wait for one that hangs."""
 
 
 def plan(corpus: Path, *, dropout: float = 0.2, **given: object) -> RunConfig:
@@ -24,8 +27,8 @@ def plan(corpus: Path, *, dropout: float = 0.2, **given: object) -> RunConfig:
     return settings(corpus, {"dropout": dropout}, **{**values, **given})
 
 
-def kill(deaths: dict[int, tuple[int, int]]) -> None:
-    """Die by SIGKILL after a step, by the number of restarts: {restarts: (rank, step)}."""
+def kill(deaths: dict[int, tuple[int, int]], number: int = signal.SIGKILL) -> None:
+    """Die by SIGKILL, or get another signal, after a step, by the number of restarts: {restarts: (rank, step)}."""
     rank, step = deaths.get(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), (-1, -1))
     original = loop._tell
 
@@ -33,9 +36,20 @@ def kill(deaths: dict[int, tuple[int, int]]) -> None:
         original(session)
         if (session.runtime.rank, session.progress.step) == (rank, step):
             print(f"killed at {time.monotonic()}", flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     loop._tell = tell
+
+
+def linger(seconds: float) -> None:
+    """Let the first validation take long."""
+    original, score = validation.score_tokens, [seconds]
+
+    def scored(*given, **more):  # type: ignore[no-untyped-def]
+        time.sleep(score.pop() if score else 0)
+        return original(*given, **more)
+
+    validation.score_tokens = scored
 
 
 def attempt(run: RunConfig, out: Path, **how: bool) -> dict:
@@ -56,6 +70,14 @@ def main(scenario: str, corpus: Path, out: Path) -> None:
     elif scenario == "elastic":
         kill({0: (1, 10), 1: (0, 20)})
         loop.train(plan(corpus), out / "run", resume=True, reporter=Listener())
+    elif scenario == "hung":
+        runtime.ANSWER = timedelta(seconds=PATIENCE)
+        linger(1.5 * PATIENCE)
+        kill({0: (1, 10)}, signal.SIGSTOP)
+        results["hung"] = attempt(plan(corpus, eval_every=4), out / "run")
+        if rank == 0:
+            (out / "results.json").write_text(json.dumps(results))
+        sys.exit(1)
     elif scenario == "nan":
         intact = break_steps({3, 4, 9}) if rank == 1 else loop.build
         results["skipping"] = attempt(plan(corpus), out / "skipping")

@@ -6,7 +6,7 @@ import torch
 from training_runs import Listener, settings
 
 from ltc_textgen.config import ModelConfig, TrainConfig
-from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.training import snapshot
 from ltc_textgen.training.loop import train
@@ -31,17 +31,6 @@ def test_fp16_on_a_cpu_is_refused_because_it_would_silently_train_in_float32(cor
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
         train(settings(corpus, max_steps=1, precision="fp16"), tmp_path / "run", reporter=Listener())
     check_precision("fp16", torch.device("cuda"))
-
-
-@pytest.mark.parametrize(("restarts", "shared", "told"), [("3", None, True), ("3", "1", False), ("0", None, False)])
-def test_restarts_that_may_fail_are_told(corpus, tmp_path, monkeypatch, restarts, shared, told):
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
-    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
-    if shared:
-        monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", shared)
-    heard = Listener()
-    train(settings(corpus, max_steps=1), tmp_path / "run", reporter=heard)
-    assert any("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in note for note in heard.notes) is told
 
 
 def test_threads_are_set():
@@ -140,8 +129,7 @@ def test_metrics_have_no_nan_and_are_cut_back_to_the_checkpoint(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
 
 
-def test_processes_wait_for_the_one_that_validates(monkeypatch):
-    """By default a collective fails after ten minutes, in which a long text is not validated."""
+def test_the_process_group_waits_for_half_an_hour_at_a_meeting_of_our_own(monkeypatch):
     from accelerate.utils import InitProcessGroupKwargs
 
     from ltc_textgen.training import runtime
@@ -154,6 +142,17 @@ def test_processes_wait_for_the_one_that_validates(monkeypatch):
         return original(**arguments)
 
     monkeypatch.setattr(runtime, "Accelerator", spy)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     Runtime(TrainConfig(device="cpu"))
     (group,) = (handler for handler in given if isinstance(handler, InitProcessGroupKwargs))
-    assert group.timeout.total_seconds() >= 24 * 3600
+    assert group.timeout.total_seconds() == 30 * 60
+    assert group.init_method == "ltc-attempt://"
+
+
+def test_a_process_that_is_lost_is_told_in_a_line():
+    runtime = Runtime(TrainConfig(device="cpu"))
+    lost = "another process has died, or has not answered for 30 minutes"
+    with pytest.raises(LTCError, match=lost), runtime.explaining():
+        raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1ms for recv operation")
+    with pytest.raises(RuntimeError, match="of ours"), runtime.explaining():
+        raise RuntimeError("of ours")
