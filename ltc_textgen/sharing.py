@@ -7,10 +7,12 @@ from typing import Any
 
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.files import write_atomic
+from ltc_textgen.fingerprints import digest
 from ltc_textgen.model_card import model_card
 
 CODE = "modeling_ltc"
 AUTO_MAP = {"AutoConfig": f"{CODE}.LTCConfig", "AutoModelForCausalLM": f"{CODE}.LiquidTimeConstantNetwork"}
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -29,14 +31,18 @@ class Sharer:
         """As in `transformers`, from safetensors files alone: loading a pickle runs whatever its author put into it.
 
         Raises:
-            ArtifactError: If there are pickled weights and no others.
+            ArtifactError: If there are pickled weights and no others, or the checksum in the file is not that of its
+                tensors.
             UsageError: If pickles are asked for with `use_safetensors=False`.
         """
         if kwargs.get("use_safetensors") is False:
             raise UsageError("use_safetensors=False asks for pickled weights, which are refused: they can run any code")
         kwargs["use_safetensors"] = True
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            if pretrained_model_name_or_path is not None:
+                _refuse_damaged(pretrained_model_name_or_path, kwargs)
+            return loaded
         except OSError as error:
             place = Path(str(pretrained_model_name_or_path))
             pickles = sorted(path.name for path in place.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
@@ -85,3 +91,19 @@ class Sharer:
         elif tokenizer is None and all((origin / name).is_file() for name in TOKENIZER_FILES):
             for name in TOKENIZER_FILES:
                 shutil.copyfile(origin / name, directory / name)
+
+
+def _refuse_damaged(place: Any, options: dict[str, Any]) -> None:
+    """Compare the weights with the checksum that `ltc train` wrote beside them; transformers reads over it."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    same = {name: options[name] for name in ("cache_dir", "revision", "subfolder") if options.get(name) is not None}
+    # Several files (sharded by `save_pretrained`) have no checksum.
+    path = cached_file(place, WEIGHTS, local_files_only=True, _raise_exceptions_for_missing_entries=False, **same)
+    if path is None:
+        return
+    with safe_open(path, framework="pt") as file:
+        expected = (file.metadata() or {}).get("sha256")
+        if expected and digest({name: file.get_tensor(name) for name in file.keys()}) != expected:  # noqa: SIM118
+            raise ArtifactError(f"{path} is damaged: its checksum does not match its tensors")

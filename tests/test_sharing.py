@@ -222,7 +222,28 @@ def test_without_the_package_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -
         exec(compile(source, "modeling_ltc.py", "exec"), {"__name__": "modeling_ltc"})
 
 
-# --- pickles
+# --- damage and pickles
+
+
+def test_a_flipped_bit_is_refused(run_directory: Path, uploads: Hub) -> None:
+    path = run_directory / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    repository = {name: (run_directory / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    uploads.add("models", "me/story", repository)
+    for place in (run_directory, "me/story"):
+        with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged: its checksum") as error:
+            AutoModelForCausalLM.from_pretrained(place)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_without_a_checksum_load(run_directory: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run_directory)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="4KB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
