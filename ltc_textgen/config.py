@@ -7,7 +7,7 @@ text there.
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ltc_textgen.settings import Settings as Settings
 from ltc_textgen.settings import did_you_mean as did_you_mean
@@ -287,9 +287,10 @@ class TrainConfig(Settings):
     threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="CPU threads; all cores if not given."
     )
-    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
-        (), description="Trackers, if installed, that are told what metrics.jsonl is told; none if empty."
-    )
+    track: Annotated[
+        tuple[Literal["tensorboard", "trackio", "wandb"], ...],
+        BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
+    ] = Field((), description="Trackers, if installed, told what metrics.jsonl is told; several as wandb,tensorboard.")
 
 
 class SamplingConfig(Settings):

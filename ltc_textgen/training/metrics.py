@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,17 @@ def check_trackers(names: tuple[str, ...]) -> None:
         UsageError: Naming the package to install.
     """
     for name in names:
-        if find_spec(name) is None:
+        # As `accelerate` looks for them: wandb leaves a folder of its name, which Python would import too.
+        if find_spec(name) is None or not _is_distributed(name):
             raise UsageError(f"train.track: {name} is not installed here; pip install {name}")
+
+
+def _is_distributed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 class Trackers:
@@ -80,7 +90,7 @@ class Trackers:
     Args:
         accelerator: Knows which were asked for.
         name: Of the run.
-        settings: Of the run; the trackers keep what is a number or a text.
+        settings: Of the run, by section; the trackers keep what is a number or a text, as "section.key".
         notify: Is told in one line which has failed.
 
     Raises:
@@ -88,12 +98,17 @@ class Trackers:
     """
 
     def __init__(
-        self, accelerator: Accelerator, name: str, settings: dict[str, Any], notify: Callable[[str], None]
+        self, accelerator: Accelerator, name: str, settings: dict[str, dict[str, Any]], notify: Callable[[str], None]
     ) -> None:
         self._trackers: list[GeneralTracker] = []
         self._notify = notify
         if accelerator.log_with:
-            flat = {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
+            flat = {
+                f"{section}.{key}": value
+                for section, values in settings.items()
+                for key, value in values.items()
+                if isinstance(value, str | int | float | bool)
+            }
             try:
                 accelerator.init_trackers(name, config=flat)
             except Exception as error:  # each of these packages has its own

@@ -110,8 +110,12 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
         budget=Budget.plan(config, lanes.steps_per_epoch, len(data.valid)),
         reporter=reporter,
         metrics=MetricsLog(out / METRICS),
-        trackers=Trackers(runtime.accelerator, out.name, config.model_dump(mode="json"), reporter.note),
+        trackers=Trackers(runtime.accelerator, out.name, _all_settings(run, model), reporter.note),
     )
+
+
+def _all_settings(run: RunConfig, model: LiquidTimeConstantNetwork) -> dict[str, dict[str, Any]]:
+    return run.model_dump(mode="json") | {"model": model.settings.model_dump(mode="json")}
 
 
 def count_tokens(tokens: np.ndarray, vocabulary: int) -> Int[Tensor, " V"]:
