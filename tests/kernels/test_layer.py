@@ -26,7 +26,7 @@ SHAPES = [(8, 5, 3, 37), (2, 300, 9, 18), (2, 1, 1, 1), (9, 67, 33, 64), (4, 128
 
 @pytest.fixture
 def used(monkeypatch):
-    """The pass for every size, wherever the tests run; a list that grows with every call."""
+    """The pass for every size, wherever the tests run, on two threads; a list that grows with every call."""
     monkeypatch.setattr(linear, "PAYS", True)
     monkeypatch.setattr(linear, "SMALLEST", 0)
     calls: list[int] = []
@@ -36,14 +36,9 @@ def used(monkeypatch):
         return fused_layer(*arguments)
 
     monkeypatch.setattr(cells, "fused_layer", counted)
-    return calls
-
-
-@pytest.fixture
-def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    yield calls
     torch.set_num_threads(before)
 
 
@@ -82,7 +77,7 @@ def run(cell, inputs, choice="auto", dtype=torch.float32, mask=None, last_alone=
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("solver", list(Solver))
-def test_equals_the_float64_reference(used, two_threads, name, solver):
+def test_equals_the_float64_reference(used, name, solver):
     torch.manual_seed(0)
     assert library.use_instruction_set(name)
     try:
@@ -108,7 +103,7 @@ def test_padding_contraction_and_the_last_state_alone(used):
     assert len(used) == 2
 
 
-def test_same_bits_every_time_and_the_same_numbers_on_one_thread(used, two_threads):
+def test_same_bits_every_time_and_the_same_numbers_on_one_thread(used):
     torch.manual_seed(2)
     cell, inputs = build(40, 64), draw(10, 70, 40, 64)
     many, again = run(cell, inputs), run(cell, inputs)
@@ -159,7 +154,7 @@ def test_gradients_without_memory(used):
     assert not torch.autograd.grad(states, u, torch._efficientzerotensor(states.shape))[0].any()
 
 
-def test_where_it_may_not_run_the_two_steps_do(used, monkeypatch, two_threads):
+def test_where_it_may_not_run_the_two_steps_do(used, monkeypatch):
     cell, u = build(6, 20), torch.randn(4, 9, 6)
     expected = cell(u)[0]
     assert used == [1]
