@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -174,12 +173,12 @@ def test_what_was_made_for_a_hub_is_written_with_as_lightly(run: Path, tmp_path:
 
 def test_the_test_sees_what_is_imported(run: Path) -> None:
     """With a key that only transformers can know it is asked; else the tests above could not fail."""
-    config = json.loads((run / "config.json").read_text())
+    own = (run / "config.json").read_text()
     try:
-        (run / "config.json").write_text(json.dumps(config | {"num_labels": 2}))
+        (run / "config.json").write_text(json.dumps(json.loads(own) | {"num_labels": 2}))
         assert "transformers" in command(["generate", run, "-n", 1])[-1]
     finally:
-        (run / "config.json").write_text(json.dumps(config))
+        (run / "config.json").write_text(own)
 
 
 def test_a_network_of_another_kind_is_not_taken_for_ours() -> None:
@@ -187,8 +186,7 @@ def test_a_network_of_another_kind_is_not_taken_for_ours() -> None:
         pass
 
     settings = ModelConfig.parse({"input_size": 9, "hidden_size": 8, "coupling": "diagonal", "block": "liquid"}, "")
-    reason: Callable[[LiquidNetwork], str] = why_not
-    assert reason(Other(settings))
+    assert why_not(Other(settings))
     if LIBRARY is not None:
-        assert "Other" in reason(Other(settings))
-        assert not reason(LiquidNetwork(settings))
+        assert "Other" in why_not(Other(settings))
+        assert not why_not(LiquidNetwork(settings))
