@@ -33,12 +33,25 @@ X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
 }
+DECODER_SETS = {"avx512vnni": [*X86_SETS["avx512"], "-mavx512vnni"]}
+"""Sets that only the decoder is compiled for; its products of bytes gain by them."""
 
 
 def instruction_sets() -> dict[str, list[str]]:
     """Name of every instruction set to compile for -> its flags."""
-    x86 = platform.machine().lower() in {"x86_64", "amd64"}
-    return {"baseline": [], **(X86_SETS if x86 else {})}
+    return {"baseline": [], **(X86_SETS if on_x86() else {})}
+
+
+def on_x86() -> bool:
+    """Whether this is built for a processor that has the sets of x86."""
+    return platform.machine().lower() in {"x86_64", "amd64"}
+
+
+def compilations(sources: Path) -> list[tuple[Path, str, list[str]]]:
+    """Every (source, instruction set, flags of the set) but api.cpp, which belongs to none."""
+    kernels = sorted(path for path in sources.glob("*.cpp") if path.name != "api.cpp")
+    jobs = [(source, name, flags) for name, flags in instruction_sets().items() for source in kernels]
+    return jobs + [(sources / "decoder.cpp", name, flags) for name, flags in DECODER_SETS.items() if on_x86()]
 
 
 class BuildKernels(build_ext):
@@ -57,9 +70,8 @@ class BuildKernels(build_ext):
     def _build(self, ext: Extension) -> None:
         threads = self._thread_flags()
         jobs = [(str(SOURCES / "api.cpp"), "api", FLAGS + threads)]
-        for name, flags in instruction_sets().items():
-            kernels = sorted(str(path) for path in SOURCES.glob("*.cpp") if path.name != "api.cpp")
-            jobs += [(source, name, [*FLAGS, *threads, *flags, f"-DLTC_ISA={name}"]) for source in kernels]
+        for source, name, flags in compilations(SOURCES):
+            jobs.append((str(source), name, [*FLAGS, *threads, *flags, f"-DLTC_ISA={name}"]))
         with ThreadPoolExecutor() as pool:
             objects = [path for paths in pool.map(lambda job: self._compile(*job), jobs) for path in paths]
         target = Path(self.get_ext_fullpath(ext.name))

@@ -63,7 +63,7 @@ LIBRARY, WHY_NOT = _load()
 
 
 def instruction_set() -> str:
-    """Name of the instruction set in use: avx512, avx2 or baseline."""
+    """Name of the instruction set in use: avx512vnni (avx512 with a decoder for bytes), avx512, avx2 or baseline."""
     assert LIBRARY is not None
     return str(LIBRARY.ltc_instruction_set().decode())
 

@@ -98,7 +98,7 @@ def test_logits_and_state_are_those_of_the_model(more: dict[str, object]) -> Non
         close(native.read(ids), state, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("name", ["avx512vnni", "avx512", "avx2", "baseline"])
 @pytest.mark.parametrize("int8", [False, True])
 def test_every_instruction_set_computes_the_same(name: str, int8: bool) -> None:
     best = library.instruction_set()
@@ -111,6 +111,18 @@ def test_every_instruction_set_computes_the_same(name: str, int8: bool) -> None:
     finally:
         library.use_instruction_set(best)
     torch.testing.assert_close(native.logits(ids)[0], reference, atol=2e-3 if int8 else 2e-5, rtol=0)
+
+
+def test_dot_products_of_bytes_are_exact() -> None:
+    best, model, ids, found = library.instruction_set(), make_model(hidden_size=40), ids_of(11, 6), []
+    try:
+        for name in ("avx512vnni", "avx512"):
+            if not library.use_instruction_set(name):
+                pytest.skip("not on this CPU")
+            found.append(NativeDecoder(model, int8=True).logits(ids)[0])
+    finally:
+        library.use_instruction_set(best)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from setup import SOURCES, instruction_sets  # noqa: E402
+from setup import SOURCES, compilations  # noqa: E402
 
 FLAGS = [
     "-std=c++17",
@@ -39,9 +39,8 @@ def main() -> int:
             (sources / "api.cpp", folder / "api.o", []),
             (Path(__file__).with_suffix(".cpp"), folder / "main.o", []),
         ]
-        for isa, flags in instruction_sets().items():
-            kernels = [path for path in sources.glob("*.cpp") if path.name != "api.cpp"]
-            jobs += [(path, folder / f"{isa}-{path.stem}.o", [*flags, f"-DLTC_ISA={isa}"]) for path in kernels]
+        for path, isa, flags in compilations(sources):
+            jobs.append((path, folder / f"{isa}-{path.stem}.o", [*flags, f"-DLTC_ISA={isa}"]))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: compile_one(*job), jobs))
         program = folder / "sanitize"

@@ -18,14 +18,29 @@ extern const ltc::Table table;
 namespace ltc_avx512 {
 extern const ltc::Table table;
 }
+namespace ltc_avx512vnni {
+ltc::Decoder* decoder_new(const ltc::DecoderModel& model);
+}
 #endif
 
 namespace {
 
 constexpr int kCapacitance = 2, kLeak = 3, kElapsed = 4;  // beside ltc::Status; named in library.py
 
+#if defined(LTC_X86_CLONES)
+// Only the decoder has products of bytes: the rest is that of avx512.
+ltc::Table with_dot_products() {
+  ltc::Table table = ltc_avx512::table;
+  table.name = "avx512vnni";
+  table.decoder_new = ltc_avx512vnni::decoder_new;
+  return table;
+}
+const ltc::Table avx512vnni = with_dot_products();
+#endif
+
 bool supported(const ltc::Table& table) {
 #if defined(LTC_X86_CLONES)
+  if (&table == &avx512vnni) return supported(ltc_avx512::table) && __builtin_cpu_supports("avx512vnni");
   if (&table == &ltc_avx512::table)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -36,6 +51,7 @@ bool supported(const ltc::Table& table) {
 
 const ltc::Table* const kTables[] = {
 #if defined(LTC_X86_CLONES)
+    &avx512vnni,
     &ltc_avx512::table,
     &ltc_avx2::table,
 #endif
@@ -136,7 +152,7 @@ LTC_EXPORT int ltc_sums_backward(int64_t rows, int64_t sources, int64_t targets,
 // 1 where `ltc_product` is faster than the BLAS of PyTorch: MKL leaves AVX-512 unused on processors that are not Intel's.
 LTC_EXPORT int ltc_product_pays() {
 #if defined(LTC_X86_CLONES)
-  return __builtin_cpu_is("amd") && in_use == &ltc_avx512::table;
+  return __builtin_cpu_is("amd") && (in_use == &avx512vnni || in_use == &ltc_avx512::table);
 #else
   return 0;
 #endif

@@ -50,7 +50,10 @@ struct Bytes {
     return reinterpret_cast<vshort>(pair - vint{});
   }
   static LTC_INLINE void add(vint& sum, vshort value, vshort weight) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512VNNI__)
+    sum = reinterpret_cast<vint>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(value),
+                                                     reinterpret_cast<__m512i>(weight)));
+#elif defined(__AVX512BW__)
     sum += reinterpret_cast<vint>(
         _mm512_madd_epi16(reinterpret_cast<__m512i>(value), reinterpret_cast<__m512i>(weight)));
 #elif defined(__AVX2__)
