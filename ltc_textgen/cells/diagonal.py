@@ -31,6 +31,7 @@ from ltc_textgen.cells.base import MembraneCell, precise, solver_settings
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import choose, hooked, runs_eagerly
+from ltc_textgen.kernels.arguments import Method, Neurons
 from ltc_textgen.kernels.diagonal import diagonal_scan
 from ltc_textgen.kernels.layer import LayerWeights, fused_layer, worthwhile
 from ltc_textgen.kernels.library import SOLVER_CODES
@@ -160,10 +161,10 @@ class DiagonalCell(MembraneCell):
         fused = SCANS.get(choose(drive))
         if fused is None:
             return super().scan(drive, x, elapsed)
-        h = elapsed * self.step_size
-        return fused(drive, x, h, *self.physics(), self.steps, self.solver, self.adaptive)
+        method = Method(self.steps, self.solver, self.adaptive)
+        return fused(drive, x, elapsed * self.step_size, self.physics(), method)
 
-    def physics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Feedback r and reversal E (2, N), C and g_leak (N,), as the recurrence uses them."""
+    def physics(self) -> Neurons:
+        """The parameters as the recurrence uses them."""
         leak = torch.exp(precise(self.log_leak))
-        return precise(self.feedback), precise(self.reversal), precise(self.capacitance), leak
+        return Neurons(precise(self.feedback), precise(self.reversal), precise(self.capacitance), leak)

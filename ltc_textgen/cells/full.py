@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ltc_textgen.cells.base import MembraneCell, precise
 from ltc_textgen.kernels import choose
-from ltc_textgen.kernels.full import full_scan
+from ltc_textgen.kernels.arguments import Method
+from ltc_textgen.kernels.full import CoupledNeurons, full_scan
 from ltc_textgen.kernels.linear import linear
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
@@ -75,10 +76,7 @@ class FullCell(MembraneCell):
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
         if choose(drive) != "cpu":
             return super().scan(drive, x, elapsed)
-        weight, reversal, leak = (
-            precise(self.recurrent_weight),
-            precise(self.reversal),
-            torch.exp(-precise(self.log_tau)),
-        )
-        h = elapsed * self.step_size
-        return full_scan(drive, x, h, weight, reversal, self.capacitance, leak, self.steps, self.solver, self.adaptive)
+        weight, leak = precise(self.recurrent_weight), torch.exp(-precise(self.log_tau))
+        neurons = CoupledNeurons(weight, precise(self.reversal), self.capacitance, leak)
+        method = Method(self.steps, self.solver, self.adaptive)
+        return full_scan(drive, x, elapsed * self.step_size, neurons, method)

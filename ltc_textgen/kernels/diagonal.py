@@ -1,6 +1,6 @@
 """The fused scan of the diagonal coupling on the CPU. Reference: `cells.diagonal`; source: csrc/diagonal.cpp."""
 
-from ltc_textgen.config import Solver
+from ltc_textgen.kernels.arguments import Method, Neurons
 from ltc_textgen.kernels.operators import ScanOperator
 from ltc_textgen.shapes import Float, Tensor
 
@@ -17,13 +17,8 @@ def diagonal_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    self_weight: Float[Tensor, "2 N"],
-    reversal: Float[Tensor, "2 N"],
-    capacitance: Float[Tensor, " N"],
-    leak: Float[Tensor, " N"],
-    steps: int,
-    solver: Solver,
-    adaptive: bool,
+    neurons: Neurons,
+    method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """Integrate all tokens in order. float32 tensors on the CPU.
 
@@ -31,13 +26,8 @@ def diagonal_scan(
         drive: W_e u + b_e and W_i u + b_i, side by side.
         x0: State before the first token.
         dt: Length of a sub-step of each token, step_size * elapsed, >= 0 and finite. Zero leaves the state as it is.
-        self_weight: r_e and r_i.
-        reversal: E_e and E_i.
-        capacitance: C > 0.
-        leak: g_leak >= 0.
-        steps: Sub-steps per token.
-        solver: How a sub-step is taken.
-        adaptive: Whether synapses change the time constants.
+        neurons: Parameters.
+        method: How a token is integrated.
 
     Returns:
         States after each token, and the last. All tensors are differentiable, once.
@@ -45,5 +35,5 @@ def diagonal_scan(
     Raises:
         UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
-    inputs = (drive, x0, dt, self_weight, reversal, capacitance, leak)
-    return SCAN(*inputs, steps=steps, solver=solver, adaptive=adaptive)
+    steps, solver, adaptive = method
+    return SCAN(drive, x0, dt, *neurons, steps=steps, solver=solver, adaptive=adaptive)

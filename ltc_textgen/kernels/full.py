@@ -1,6 +1,8 @@
 """The fused scan of the full coupling on the CPU. Reference: `cells.full`; source: csrc/full.cpp."""
 
-from ltc_textgen.config import Solver
+from typing import NamedTuple
+
+from ltc_textgen.kernels.arguments import Method
 from ltc_textgen.kernels.operators import ScanOperator
 from ltc_textgen.shapes import Float, Tensor
 
@@ -13,17 +15,28 @@ _scan = ScanOperator(
 )
 
 
+class CoupledNeurons(NamedTuple):
+    """What the membranes of a full layer are made of (see `cells.full`).
+
+    Args:
+        weight: W_rec, [target, source].
+        reversal: A.
+        capacitance: C > 0.
+        leak: g_leak >= 0.
+    """
+
+    weight: Float[Tensor, "N N"]
+    reversal: Float[Tensor, " N"]
+    capacitance: Float[Tensor, " N"]
+    leak: Float[Tensor, " N"]
+
+
 def full_scan(
     drive: Float[Tensor, "B T N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    weight: Float[Tensor, "N N"],
-    reversal: Float[Tensor, " N"],
-    capacitance: Float[Tensor, " N"],
-    leak: Float[Tensor, " N"],
-    steps: int,
-    solver: Solver,
-    adaptive: bool,
+    neurons: CoupledNeurons,
+    method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """Integrate all tokens in order. float32 tensors on the CPU.
 
@@ -34,13 +47,8 @@ def full_scan(
         drive: W_in u + b.
         x0: State before the first token.
         dt: Length of a sub-step of each token, step_size * elapsed, >= 0 and finite. Zero leaves the state as it is.
-        weight: W_rec, [target, source].
-        reversal: A.
-        capacitance: C > 0.
-        leak: g_leak >= 0.
-        steps: Sub-steps per token.
-        solver: How a sub-step is taken.
-        adaptive: Whether synapses change the time constants.
+        neurons: Parameters.
+        method: How a token is integrated.
 
     Returns:
         States after each token, and the last. All tensors are differentiable, once.
@@ -48,5 +56,5 @@ def full_scan(
     Raises:
         UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
-    inputs = (drive, x0, dt, weight, reversal, capacitance, leak)
-    return _scan(*inputs, steps=steps, solver=solver, adaptive=adaptive)
+    steps, solver, adaptive = method
+    return _scan(drive, x0, dt, *neurons, steps=steps, solver=solver, adaptive=adaptive)

@@ -24,13 +24,13 @@ Source:
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels.arguments import Neurons, check_arguments
+from ltc_textgen.kernels.arguments import Method, Neurons, check_arguments
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import LONGEST_STEP, integrate
 
@@ -48,14 +48,6 @@ TOLERANCE = {torch.float32: (3e-5, 5e-6), torch.float64: (1e-7, 1e-12)}
 order of its square; the residual of an exact solution is the rounding of one token."""
 
 
-class Method(NamedTuple):
-    """How a token is integrated."""
-
-    steps: int
-    solver: Solver
-    adaptive: bool
-
-
 def worthwhile(drive: Float[Tensor, "B T two_N"]) -> bool:
     """Whether to prefer `parallel_scan` to a loop over tokens where no fused kernel runs.
 
@@ -70,13 +62,8 @@ def parallel_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    self_weight: Float[Tensor, "2 N"],
-    reversal: Float[Tensor, "2 N"],
-    capacitance: Float[Tensor, " N"],
-    leak: Float[Tensor, " N"],
-    steps: int,
-    solver: Solver,
-    adaptive: bool,
+    neurons: Neurons,
+    method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """All states of a diagonal layer, the tokens in parallel.
 
@@ -84,13 +71,8 @@ def parallel_scan(
         drive: W u + b of both synapses, excitatory half first.
         x0: State before the first token.
         dt: Length of a sub-step at each token (step_size * elapsed), token time, >= 0. Zero keeps the state.
-        self_weight: r_e, r_i.
-        reversal: E_e, E_i; the inhibitory synapse pulls towards -E_i.
-        capacitance: C > 0.
-        leak: g_leak > 0.
-        steps: Sub-steps per token, >= 1.
-        solver: How a sub-step is taken.
-        adaptive: Whether the time constant moves with the conductances.
+        neurons: Parameters; g_leak > 0.
+        method: How a token is integrated.
 
     Returns:
         State after each token, and the last one. Equal to the sequential scan up to rounding, gradients too.
@@ -98,13 +80,12 @@ def parallel_scan(
     Raises:
         UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
-    check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
-    neurons, method = Neurons(self_weight, reversal, capacitance, leak), Method(steps, Solver(solver), adaptive)
+    check_arguments(drive, x0, dt, neurons, method.steps)
     dt = dt.clamp_max(LONGEST_STEP)
     with torch.no_grad():
         solution = solve(drive, x0, dt, neurons, method)
     if solution is None:
-        return sequential_scan(drive, x0, dt, *neurons, *method)
+        return sequential_scan(drive, x0, dt, neurons, method)
     states = _Implicit.apply(solution, drive, x0, dt, *neurons, method)
     return states, states[:, -1]
 
@@ -113,16 +94,10 @@ def sequential_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    self_weight: Float[Tensor, "2 N"],
-    reversal: Float[Tensor, "2 N"],
-    capacitance: Float[Tensor, " N"],
-    leak: Float[Tensor, " N"],
-    steps: int,
-    solver: Solver,
-    adaptive: bool,
+    neurons: Neurons,
+    method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """The same states, one token after the other. Arguments as `parallel_scan`."""
-    neurons, method = Neurons(self_weight, reversal, capacitance, leak), Method(steps, Solver(solver), adaptive)
     x, states = x0, []
     for t in range(drive.shape[1]):
         x = token(x, drive[:, t], dt[:, t, None], neurons, method)

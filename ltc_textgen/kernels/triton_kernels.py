@@ -113,8 +113,12 @@ def single_stage_pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.c
         scale = h / c
         if SOLVER == EXPONENTIAL:
             decay = tl.exp(-conductance * scale)
-            gain, gain_slope = exponential_gain(conductance * scale)
-            g_rate = g * (current * scale * gain_slope - x * decay)
+            rate = conductance * scale
+            gain, gain_slope = exponential_gain(rate)
+            # phi' falls below the smallest float for long steps while scale phi' does not: there, (e^-q - phi) / G.
+            far = tl.where(rate < 0.25, 1.0, conductance)
+            gain_slope = tl.where(rate < 0.25, scale * gain_slope, (decay - gain) / far)
+            g_rate = g * (current * gain_slope - x * decay)
             gx, g_current, g_conductance = g * decay, g * scale * gain, g_rate * scale
             g_scale = g * current * gain + g_rate * conductance
         else:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels.arguments import PRECISIONS, check_arguments
+from ltc_textgen.kernels.arguments import PRECISIONS, Method, Neurons, check_arguments
 from ltc_textgen.shapes import Float
 from ltc_textgen.solvers import LONGEST_STEP
 
@@ -52,13 +52,8 @@ def triton_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    self_weight: Float[Tensor, "2 N"],
-    reversal: Float[Tensor, "2 N"],
-    capacitance: Float[Tensor, " N"],
-    leak: Float[Tensor, " N"],
-    steps: int,
-    solver: Solver,
-    adaptive: bool,
+    neurons: Neurons,
+    method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """All states of a diagonal layer, and the last one. Arguments as `parallel.parallel_scan`.
 
@@ -68,9 +63,9 @@ def triton_scan(
     Raises:
         UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
-    check_arguments(drive, x0, dt, self_weight, reversal, capacitance, leak, steps)
+    check_arguments(drive, x0, dt, neurons, method.steps)
     dt = dt.clamp_max(LONGEST_STEP)
-    states = _scan(drive, x0, dt, self_weight, reversal, capacitance, leak, steps, CODES[Solver(solver)], adaptive)
+    states = _scan(drive, x0, dt, *neurons, method.steps, CODES[method.solver], method.adaptive)
     return states, states[:, -1]
 
 

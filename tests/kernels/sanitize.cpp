@@ -256,7 +256,7 @@ void decoder(int64_t B, int64_t D, int64_t N, int64_t K, int64_t L, int64_t V, i
 int main() {
   const int64_t sizes[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 2, 17, 6}, {35, 2, 31, 1}, {5, 4, 64, 3}, {1, 9, 130, 2}};
   int sets = 0;
-  for (const std::string name : {"avx512", "avx2", "baseline"}) {
+  for (const std::string name : {"avx512vnni", "avx512", "avx2", "baseline"}) {
     if (!ltc_use_instruction_set(name.c_str())) continue;
     ++sets;
     for (const auto& size : sizes)

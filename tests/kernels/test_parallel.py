@@ -13,6 +13,16 @@ from ltc_textgen.kernels.parallel import Method, Neurons, sequential_scan
 SOLVERS = list(Solver)
 
 
+def in_parallel(drive, x0, dt, *rest):
+    """`parallel_scan` of arguments in a row, as `problem` makes them, and a method."""
+    return parallel.parallel_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
+
+
+def in_order(drive, x0, dt, *rest):
+    """`sequential_scan` in the same way."""
+    return sequential_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
+
+
 def problem(tokens=37, batch=3, neurons=5, feedback=0.5, dtype=torch.float64, seed=0):
     """Arguments of a scan: uneven elapsed times with zeros among them, and a state that does not start at rest."""
     draw = torch.Generator().manual_seed(seed)
@@ -67,7 +77,7 @@ def gradients(scan, arguments, method):
 @pytest.mark.parametrize("tokens", [1, 2, 37, 64])
 def test_equals_the_loop_of_the_cell(no_way_back, solver, adaptive, tokens):
     arguments = problem(tokens)
-    states, last = parallel.parallel_scan(*arguments, 3, solver, adaptive)
+    states, last = in_parallel(*arguments, 3, solver, adaptive)
     torch.testing.assert_close(states, cell_scan(arguments, 3, solver, adaptive), rtol=1e-10, atol=1e-12)
     assert torch.equal(last, states[:, -1])
     zeros = arguments[2] == 0
@@ -78,8 +88,8 @@ def test_equals_the_loop_of_the_cell(no_way_back, solver, adaptive, tokens):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_gradients_equal_those_of_the_sequential_scan(no_way_back, solver, adaptive):
     arguments, method = problem(), Method(3, solver, adaptive)
-    ours = gradients(parallel.parallel_scan, arguments, method)
-    theirs = gradients(sequential_scan, arguments, method)
+    ours = gradients(in_parallel, arguments, method)
+    theirs = gradients(in_order, arguments, method)
     for mine, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
 
@@ -89,7 +99,7 @@ def test_gradcheck(no_way_back, solver):
     arguments = [*problem(tokens=5, batch=2, neurons=2)]
     arguments[2] += 0.1  # finite differences would push an elapsed time of zero below zero
     arguments = [tensor.clone().requires_grad_() for tensor in arguments]
-    assert torch.autograd.gradcheck(lambda *given: parallel.parallel_scan(*given, 2, solver, True), arguments)
+    assert torch.autograd.gradcheck(lambda *given: in_parallel(*given, 2, solver, True), arguments)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -118,11 +128,11 @@ def test_a_recurrence_that_does_not_contract_falls_back(monkeypatch):
     monkeypatch.setattr(parallel, "sequential_scan", sequential)
     monkeypatch.setattr(parallel, "MAX_ITERATIONS", 6)
     method = Method(3, Solver.semi_implicit, False)
-    states, _ = parallel.parallel_scan(*arguments, *method)
+    states, _ = in_parallel(*arguments, *method)
     assert len(calls) == 1
-    torch.testing.assert_close(states, sequential_scan(*arguments, *method)[0])
-    given = gradients(parallel.parallel_scan, arguments, method)
-    for mine, expected in zip(given, gradients(sequential_scan, arguments, method), strict=True):
+    torch.testing.assert_close(states, in_order(*arguments, *method)[0])
+    given = gradients(in_parallel, arguments, method)
+    for mine, expected in zip(given, gradients(in_order, arguments, method), strict=True):
         torch.testing.assert_close(mine, expected)
 
 
@@ -132,8 +142,8 @@ def test_an_infinite_state_falls_back_to_the_same_answer(monkeypatch):
     monkeypatch.setattr(parallel, "token_with_slope", lambda *given: (tried.append(0), once(*given))[1])
     arguments = problem(tokens=40)
     diverging = (*arguments[:2], arguments[2] * 1e6, *arguments[3:])
-    states, _ = parallel.parallel_scan(*diverging, 2, Solver.explicit, True)
-    expected, _ = sequential_scan(*diverging, 2, Solver.explicit, True)
+    states, _ = in_parallel(*diverging, 2, Solver.explicit, True)
+    expected, _ = in_order(*diverging, 2, Solver.explicit, True)
     assert not torch.isfinite(expected).all()
     torch.testing.assert_close(states, expected, equal_nan=True)
     assert 1 <= len(tried) < 4  # it gives up as soon as a guess is not finite
@@ -144,14 +154,14 @@ def test_bad_arguments_are_refused():
     with pytest.raises(
         UsageError, match=r"x0: expected \(2, 3\), torch.float64, cpu, got \(2, 3\), torch.float32, cpu"
     ):
-        parallel.parallel_scan(drive, x0.float(), dt, *rest, 1, Solver.explicit, True)
+        in_parallel(drive, x0.float(), dt, *rest, 1, Solver.explicit, True)
 
 
 def test_float32_stays_close_to_float64(no_way_back):
     arguments = problem(tokens=1000, neurons=8)
-    expected, _ = sequential_scan(*arguments, 2, Solver.semi_implicit, True)
+    expected, _ = in_order(*arguments, 2, Solver.semi_implicit, True)
     single = tuple(tensor.float() for tensor in arguments)
-    states, _ = parallel.parallel_scan(*single, 2, Solver.semi_implicit, True)
+    states, _ = in_parallel(*single, 2, Solver.semi_implicit, True)
     assert states.dtype == torch.float32
     assert (states - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -173,7 +183,7 @@ def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adapt
     rest[1][:, ::2] *= -1
     method = Method(2, solver, adaptive)
     low, high = parallel.state_bounds(3 * x0, Neurons(*rest), method)
-    states, _ = sequential_scan(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
+    states, _ = in_order(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
     assert ((states >= low - 1e-12) & (states <= high + 1e-12)).all()
     reached = torch.maximum((states - low).amin(), (high - states).amin())
     assert reached < 0.1  # the bounds are not merely generous
