@@ -20,11 +20,17 @@ from torch import nn
 
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels import hooked
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.solvers import Membrane, integrate
 
 Elapsed = Float[Tensor, "..."] | Int[Tensor, "..."] | float | int | None
 """Time from each token to the next: None (1 everywhere), a number, or a tensor of shape (), (B,), (B, 1) or (B, T)."""
+
+
+def unwatched(layer: nn.Module) -> bool:
+    """Whether a layer is one linear map that nobody has adapted or looks at, so that its weights say all of it."""
+    return type(layer) is nn.Linear and (torch.compiler.is_compiling() or not hooked(layer))
 
 
 class LiquidCell(nn.Module):

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltc_textgen.cells.base import LiquidCell, precise
+from ltc_textgen.cells.base import LiquidCell, precise, unwatched
 from ltc_textgen.cells.wirings import Wiring, build_wiring
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
@@ -117,10 +117,10 @@ class ClosedForm(nn.Module):
 
     def project(self, u: Float[Tensor, "*B D"]) -> Float[Tensor, "*B H"]:
         """What the inputs add to the first layer: the part that does not depend on the state."""
-        if type(self.input) is not nn.Linear:  # an adapter, whose `weight` is that of the layer inside it
-            if self.mask is not None:
-                raise UsageError("cell.input has the mask of a wiring, which an adapter would ignore: leave it out")
+        if self.mask is None and not unwatched(self.input):
             return self.input(u)
+        if type(self.input) is not nn.Linear:
+            raise UsageError("cell.input has the mask of a wiring, which an adapter would ignore: leave it out")
         weight = self.input.weight if self.mask is None else self.input.weight * self.mask
         return linear(u, weight.to(u.dtype), self.input.bias.to(u.dtype))
 

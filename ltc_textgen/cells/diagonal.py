@@ -27,10 +27,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from ltc_textgen.cells.base import MembraneCell, precise, solver_settings
+from ltc_textgen.cells.base import MembraneCell, precise, solver_settings, unwatched
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import choose, hooked, runs_eagerly
+from ltc_textgen.kernels import choose, runs_eagerly
 from ltc_textgen.kernels.arguments import Method, Neurons
 from ltc_textgen.kernels.diagonal import diagonal_scan
 from ltc_textgen.kernels.layer import LayerWeights, fused_layer, worthwhile
@@ -98,8 +98,7 @@ class DiagonalCell(MembraneCell):
         self.log_leak.uniform_(math.log(LEAK_RANGE[0]), math.log(LEAK_RANGE[1]))
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T two_N"]:
-        # An adapter, whose `weight` is that of the layer inside it, or a layer that somebody looks at.
-        if type(self.input) is not nn.Linear or (not torch.compiler.is_compiling() and hooked(self.input)):
+        if not unwatched(self.input):
             return self.input(u)
         return linear(u, self.input.weight, self.input.bias)
 
@@ -124,7 +123,7 @@ class DiagonalCell(MembraneCell):
         """Whether `project` is one linear map that nobody looks at, and `scan` the one of this class."""
         own = type(self).project is DiagonalCell.project and type(self).scan is DiagonalCell.scan
         own = own and not {"project", "scan"} & vars(self).keys()
-        return own and type(self.input) is nn.Linear and self.input.bias is not None and not hooked(self.input)
+        return own and unwatched(self.input) and self.input.bias is not None
 
     @property
     def capacitance(self) -> Float[Tensor, " N"]:

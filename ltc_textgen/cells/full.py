@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltc_textgen.cells.base import MembraneCell, precise
+from ltc_textgen.cells.base import MembraneCell, precise, unwatched
 from ltc_textgen.kernels import choose
 from ltc_textgen.kernels.arguments import Method
 from ltc_textgen.kernels.full import CoupledNeurons, full_scan
@@ -53,7 +53,7 @@ class FullCell(MembraneCell):
         self.reversal.bernoulli_(0.5).mul_(2 * REVERSAL).sub_(REVERSAL)
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
-        if type(self.input) is not nn.Linear:  # an adapter, whose `weight` is that of the layer inside it
+        if not unwatched(self.input):
             return self.input(u)
         return linear(u, self.input.weight, self.input.bias)
 

@@ -151,3 +151,15 @@ class TestWired:
     def test_wiring_of_other_sizes_is_refused(self):
         with pytest.raises(UsageError, match=r"expected 4 inputs and 16 neurons, got \(3, 16\)"):
             CfCCell(4, 16, wiring=self.wiring)
+
+
+def test_inputs_are_projected_once_for_all_tokens(monkeypatch):
+    """Item by item only what depends on the state is left."""
+    from ltc_textgen.cells import cfc
+
+    shapes = []
+    monkeypatch.setattr(
+        cfc, "linear", lambda u, *rest: (shapes.append(tuple(u.shape)), torch.nn.functional.linear(u, *rest))[1]
+    )
+    make()(torch.randn(2, 9, 3, dtype=torch.float64))
+    assert shapes == [(2, 9, 3)]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ltc_textgen.cells import DiagonalCell, FullCell, SynapticCell
+from ltc_textgen.cells import DiagonalCell, FullCell, SynapticCell, build_cell
 from ltc_textgen.cells.full import REVERSAL, TAU_RANGE
-from ltc_textgen.config import Solver
+from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.solvers import integrate
 
 BOUNDED = [Solver.semi_implicit, Solver.exponential]
@@ -205,3 +205,16 @@ class TestInitialisation:
         tau = self.at_rest(SynapticCell(width, width))
         assert tau.min() > 0.05
         assert tau.max() < 2
+
+
+@pytest.mark.parametrize("coupling", ["diagonal", "full", "cfc"])
+def test_a_hook_on_the_input_projection_runs(coupling):
+    """Also where a kernel of our own would take the weights and pass the module by."""
+    cell = build_cell(ModelConfig.parse({"input_size": 2, "hidden_size": 256, "coupling": coupling}), 64, 256)
+    layer = cell.forms[0].input if coupling == "cfc" else cell.input
+    seen, u = [], torch.randn(8, 64, 64)
+    handle = layer.register_forward_hook(lambda _, given, out: seen.append(tuple(out.shape[:2])))
+    watched = cell(u)[0]
+    handle.remove()
+    assert seen == [(8, 64)]
+    torch.testing.assert_close(cell(u)[0], watched, rtol=1e-4, atol=1e-5)

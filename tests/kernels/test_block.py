@@ -1,6 +1,8 @@
 """The liquid block as one node against the same block out of PyTorch's operations, in float64."""
 
 import copy
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -249,3 +251,25 @@ def test_dropout_leaves_out_whole_features_and_is_the_same_fused_or_not() -> Non
     whole, _ = ours.eval()(u, (neurons, columns), elapsed, None, None)
     scaled = u + 2 * (whole - u)
     torch.testing.assert_close(outs[0], torch.where(kept[:, None], scaled, u), rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_compiles_to_one_graph() -> None:
+    """In a process without the run-time checks of annotations, which a compiler cannot read."""
+    program = """
+import sys, torch
+sys.path.insert(0, "tests/kernels")
+from test_block import block, inputs
+of = block(20)
+given = inputs(of, 2, 5)
+call = lambda run: run(given[0].clone().requires_grad_(), tuple(given[1:3]), given[3], None, None)
+for out in (call(torch.compile(of, fullgraph=True, backend="aot_eager")), call(of)):
+    of.zero_grad()
+    (out[0].sum() + out[1][0].sum()).backward()
+    found = [out[0].detach(), *(p.grad.clone() for p in of.parameters() if p.grad is not None)]
+    if "first" not in globals():
+        first = found
+assert len(found) == len(first) > 9
+for one, other in zip(first, found):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
