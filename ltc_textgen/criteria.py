@@ -59,4 +59,9 @@ class StopStrings(StoppingCriteria):
 
     def _ends(self, ids: list[int]) -> bool:
         before, now = (self.tokenizer.decode(part) for part in (ids[:-1], ids))
-        return any(now.count(text) > before.count(text) for text in self.texts)
+        return any(_occurrences(text, now) > _occurrences(text, before) for text in self.texts)
+
+
+def _occurrences(text: str, within: str) -> int:
+    """How often a text occurs, also where one begins before another has ended."""
+    return sum(within.startswith(text, start) for start in range(len(within)))

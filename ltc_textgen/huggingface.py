@@ -101,6 +101,10 @@ class LiquidCache(Cache):
         """Yes: it has no layers, and is something all the same."""
         return True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As `pickle` keeps it: in another process no model has filled it."""
+        return {**self.__dict__, "_model": None}
+
     def require_model(self, model: Any) -> None:
         """Belong to `model` from now on.
 

@@ -74,6 +74,8 @@ class Writer:
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
             raise UsageError(f"input_ids: expected a tensor (B, T), got {got}")
+        if ids.shape[1] == 0:
+            raise UsageError(f"input_ids: expected (B, T) with T >= 1, got {tuple(ids.shape)}")
         if cache is not None and cache.seen >= ids.shape[1]:
             raise UsageError(
                 f"past_key_values: the cache has read {cache.seen} tokens, input_ids hold {ids.shape[1]}: give the "

@@ -1,5 +1,6 @@
 """`generate` of transformers: what it would misunderstand is refused in one line, and stop strings stop."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,12 @@ def test_a_stop_string_across_the_bytes_of_a_character() -> None:
     assert [index for index, end in enumerate(ends) if end] == [5, 9]
 
 
+def test_a_stop_string_that_begins_in_the_text_before() -> None:
+    stop = StopStrings("aa", TOKENIZER)
+    assert [bool(stop(encode("a" * count), None)) for count in (1, 2, 3)] == [False, True, True]
+    assert not bool(stop(encode("aa "), None))
+
+
 @pytest.mark.parametrize(
     ("texts", "tokenizer", "message"),
     [("a", None, "give generate the tokenizer"), ([], TOKENIZER, "not empty"), (["a", ""], TOKENIZER, "not empty")],
@@ -95,6 +102,9 @@ def test_a_cache_does_not_go_back_and_is_something() -> None:
     cache.crop(0)
     assert cache
     assert LiquidCache()
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.seen == cache.seen
+    assert again.state.neurons[0].equal(cache.state.neurons[0])
 
 
 def padded(right: bool) -> torch.Tensor:
@@ -133,6 +143,7 @@ def test_state_and_cache_exclude_each_other() -> None:
         ({"inputs_embeds": torch.zeros(1, 2, 12)}, "reads token ids only"),
         ({"inputs": torch.zeros(3, dtype=torch.int64)}, r"input_ids: expected a tensor \(B, T\), got \(3,\)"),
         ({"input_ids": [[1, 2]]}, "got list"),
+        ({"inputs": torch.zeros(1, 0, dtype=torch.int64)}, "with T >= 1"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict, message: str) -> None:

@@ -158,7 +158,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -193,7 +193,8 @@ def quantiles(tau: "Tensor") -> dict[str, float | None]:
     """Of the time constants of a layer, over tokens and neurons; None where one is infinite, which JSON has not."""
     import torch
 
-    values = torch.quantile(tau.flatten(), torch.tensor(QUANTILES), interpolation="nearest").tolist()
+    ordered = tau.flatten().sort().values  # torch.quantile refuses many
+    values = ordered[(torch.tensor(QUANTILES) * (len(ordered) - 1)).round().long()].tolist()
     return {
         f"q{round(100 * q)}": value if math.isfinite(value) else None
         for q, value in zip(QUANTILES, values, strict=True)

@@ -21,7 +21,7 @@ from ltc_textgen.training.lock import RunLock
 from ltc_textgen.training.metrics import check_trackers, log_interval
 from ltc_textgen.training.occupied import refuse_other_run
 from ltc_textgen.training.report import Pace, Reporter, make_reporter
-from ltc_textgen.training.runtime import Runtime
+from ltc_textgen.training.runtime import Runtime, explaining
 from ltc_textgen.training.session import Session, build, restore, save
 from ltc_textgen.training.step import train_step
 from ltc_textgen.training.unheard import SurvivingReporter
@@ -110,8 +110,8 @@ def train(
         LTCError: If the disk refuses, or another process of the run is lost.
     """
     check_trackers(run.train.track)
-    runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
-    with runtime.explaining(), ExitStack() as stack:
+    with explaining(), ExitStack() as stack:
+        runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
         stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
         if runtime.is_main:
             checkpoint.remove_leftovers(out)

@@ -140,22 +140,23 @@ class Runtime:
         if first:
             self.wait()
 
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Tell of a process that is lost in one line.
 
-        Raises:
-            LTCError: If another process died or did not answer.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-                raise LTCError(
-                    f"another process has died, or has not answered for {ANSWER.total_seconds() / 60:g} minutes, so "
-                    "this one ends too; go on from the last checkpoint with --resume"
-                ) from error
-            raise
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Tell of a process that is lost in one line.
+
+    Raises:
+        LTCError: If another process died or did not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise LTCError(
+                f"another process has died, or has not answered for {ANSWER.total_seconds() / 60:g} minutes, so "
+                "this one ends too; go on from the last checkpoint with --resume"
+            ) from error
+        raise
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from ltc_textgen.errors import LTCError
 from ltc_textgen.training import loop, runtime, validation
 
 STEPS = 30
-PATIENCE = 15
+PATIENCE = 30
 """Seconds for which processes wait for one that hangs."""
 
 
