@@ -36,5 +36,6 @@ def test_resident_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     assert not rows["large, cached"]["made"], "its tokens were there"
     assert found["beyond"] == rows["large"]["peak"] - rows["small"]["peak"]
     assert f"{MEGABYTES} MB of text cost {found['beyond'] / 1e6:,.0f} MB of resident memory" in table
-    assert found["beyond"] < BOUND
+    # Pages of mapped token files are resident too, as many as the system likes: it takes them back when it needs them.
+    assert rows["large"]["private"] - rows["small"]["private"] < BOUND
     assert list(tmp_path.iterdir()) == [], "the texts are removed again"
