@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the text and the tokens are kept meanwhile")
     options = parser.parse_args()
     if options.folder is not None:
-        Path(options.folder).mkdir(parents=True, exist_ok=True)
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found = compare(options, Path(folder))
     print(f"{'text':<16}{'peak RSS':>12}{'private':>12}{'processes':>11}{'seconds':>9}")

@@ -261,7 +261,7 @@ def _load(directory: Path, build: "Callable[[ModelConfig], LiquidNetwork]", devi
         raise ArtifactError(f"{directory}: tokenizer.json is not the one that {WEIGHTS} was trained with")
     if (directory / "generation_config.json").exists():
         _configure_generation(model, directory / "generation_config.json")
-    config, facts = _load_facts(directory / "training.json")
+    config, facts = load_facts(directory / "training.json")
     model.tokenizer = tokenizer
     return PlainRun(directory, model.to(device).eval(), tokenizer, config, facts)
 
@@ -276,7 +276,12 @@ def _configure_generation(model: "LiquidNetwork", path: Path) -> None:
             raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:
+def load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:
+    """The settings of a run, and what is known of its corpus and result; None and nothing without a training.json.
+
+    Raises:
+        ArtifactError: If the file is damaged.
+    """
     if not path.exists():
         return None, {}
     content = read_json(path)

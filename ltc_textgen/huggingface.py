@@ -159,6 +159,18 @@ class LiquidCache(Cache):
         self.state, self.seen = None, 0
 
 
+def check_past(state: Any, cache: Any) -> None:
+    """Refuse what cannot be what was read before.
+
+    Raises:
+        UsageError: If the cache is none of ours, or there is a state too.
+    """
+    if cache is not None and not isinstance(cache, LiquidCache):
+        raise UsageError(f"past_key_values: expected a LiquidCache, got {type(cache).__name__}")
+    if state is not None and cache is not None:
+        raise UsageError("state and past_key_values exclude each other: both say what was read before")
+
+
 @dataclasses.dataclass
 class LiquidOutput(ModelOutput):
     """What a forward pass returns.

@@ -12,7 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.head import IGNORED, FullHead
-from ltc_textgen.huggingface import LiquidCache, LiquidOutput, LTCConfig
+from ltc_textgen.huggingface import LiquidCache, LiquidOutput, LTCConfig, check_past
 from ltc_textgen.network import LiquidNetwork
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.sharing import Sharer
@@ -158,11 +158,8 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
             raise UsageError("output_attentions: a liquid network has none")
         if unused.get("inputs_embeds") is not None:
             raise UsageError("inputs_embeds: this network reads token ids only")
+        check_past(state, past_key_values)
         if past_key_values is not None:
-            if not isinstance(past_key_values, LiquidCache):
-                raise UsageError(f"past_key_values: expected a LiquidCache, got {type(past_key_values).__name__}")
-            if state is not None:
-                raise UsageError("state and past_key_values exclude each other: both say what was read before")
             past_key_values.require_model(self)
         tokens = input_ids.shape[-1]
         mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()

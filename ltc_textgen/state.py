@@ -40,8 +40,9 @@ class LiquidState:
         types = {tensor.dtype for tensor in self.neurons} - {torch.float32, torch.float64}
         if types:
             raise UsageError(f"state: expected neurons of torch.float32 or torch.float64, got {types.pop()}")
-        if not all(tensor.is_floating_point() for tensor in self.columns):
-            raise UsageError(f"state: expected columns of numbers with a point, got {self.columns[0].dtype}")
+        for tensor in self.columns:
+            if not tensor.is_floating_point():
+                raise UsageError(f"state: expected floating-point columns, got {tensor.dtype}")
         for name, tensors, shape in (("neurons", self.neurons, neurons), ("columns", self.columns, columns)):
             expected = [shape] * layers if shape else []
             got = [tuple(tensor.shape) for tensor in tensors]

@@ -7,7 +7,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ltc_textgen.criteria import FiniteLogits, StopStrings
 from ltc_textgen.errors import UsageError
-from ltc_textgen.huggingface import LiquidCache, LiquidOutput
+from ltc_textgen.huggingface import LiquidCache, LiquidOutput, check_past
 from ltc_textgen.shapes import Tensor
 from ltc_textgen.state import LiquidState
 from ltc_textgen.states import TextState
@@ -65,10 +65,7 @@ class Writer:
             raise UsageError("inputs_embeds: this network reads token ids only")
         if not isinstance(state, TextState | LiquidState | None):
             raise UsageError(f"state: expected a TextState or a LiquidState, got {type(state).__name__}")
-        if state is not None and cache is not None:
-            raise UsageError("state and past_key_values exclude each other: both say what was read before")
-        if cache is not None and not isinstance(cache, LiquidCache):
-            raise UsageError(f"past_key_values: expected a LiquidCache, got {type(cache).__name__}")
+        check_past(state, cache)
         if ids is None:
             return
         if not isinstance(ids, Tensor) or ids.ndim != 2:

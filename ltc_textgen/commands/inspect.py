@@ -11,7 +11,7 @@ import typer
 
 from ltc_textgen.commands import plots
 from ltc_textgen.commands.common import DEFAULT_RUN, Json, RunDirectory, print_json
-from ltc_textgen.errors import ArtifactError, LTCError, UsageError
+from ltc_textgen.errors import ArtifactError, DataError, UsageError
 
 if TYPE_CHECKING:
     from ltc_textgen.artifacts import Run
@@ -125,8 +125,7 @@ def read_contents(run_dir: Path, validated: bool) -> Contents:
     Raises:
         ArtifactError: If it is no run, or damaged.
     """
-    from ltc_textgen.artifacts import PICKLES, WEIGHTS, load_run, load_settings, read_json
-    from ltc_textgen.config import RunConfig
+    from ltc_textgen.artifacts import PICKLES, WEIGHTS, load_facts, load_run, load_settings
     from ltc_textgen.data.tokenizers import TextTokenizer
 
     weights = any((run_dir / name).exists() for name in (WEIGHTS, *PICKLES))
@@ -134,14 +133,12 @@ def read_contents(run_dir: Path, validated: bool) -> Contents:
         run = load_run(run_dir)
         count = sum(p.numel() for p in run.model.parameters())
         return Contents(run.model.settings, run.tokenizer, count, _chosen(run.config), run.facts, run)
-    settings, content = load_settings(run_dir), read_json(run_dir / "training.json")
-    recipe, facts = content.get("run"), content.get("facts")
-    if not isinstance(recipe, dict) or not isinstance(facts, dict) or not isinstance(facts.get("parameters"), int):
+    settings, (config, facts) = load_settings(run_dir), load_facts(run_dir / "training.json")
+    if not isinstance(facts.get("parameters"), int):
         raise ArtifactError(f"{run_dir / 'training.json'} is damaged: it lacks run, or facts with parameters")
     try:
         tokenizer = TextTokenizer.load(run_dir)
-        config = RunConfig.parse(recipe, str(run_dir / "training.json"))
-    except LTCError as error:
+    except DataError as error:
         raise ArtifactError(str(error)) from None
     return Contents(settings, tokenizer, facts["parameters"], _chosen(config), facts, None)
 

@@ -128,9 +128,13 @@ def _checked(method: tuple[int, int, bool], inputs: tuple[Tensor, ...]) -> tuple
     shapes = ((B, T, D), (B, N), (B, T), (2 * N, D), (2 * N,), (2, N), (2, N), (N,), (N,))
     names = ("u", "x0", "dt", *LayerWeights._fields)
     given = [dense(name, tensor, shape) for name, tensor, shape in zip(names, inputs, shapes, strict=True)]
-    shape = SCAN.shape((B, T, N), *method)
-    shape.threads = threads_for(B * T * weight.numel())
-    return given, shape, D
+    return given, _shape((B, T, N), method, weight), D
+
+
+def _shape(sizes: tuple[int, int, int], method: tuple[int, int, bool], weight: Tensor) -> Shape:
+    shape = SCAN.shape(sizes, *method)
+    shape.threads = threads_for(sizes[0] * sizes[1] * weight.numel())
+    return shape
 
 
 def _pull(
@@ -138,8 +142,7 @@ def _pull(
 ) -> tuple[Tensor | None, ...]:
     u, x0, dt, weight, feedback, reversal, capacitance, leak, states, drive = kept
     B, T, N = states.shape
-    shape = SCAN.shape((B, T, N), *method)
-    shape.threads = threads_for(B * T * weight.numel())
+    shape = _shape((B, T, N), method, weight)
     states_grad = _readable("gradient of states", gradients[0], (B, T, N))
     last_grad = _readable("gradient of last", gradients[1], (B, N))
     with_weight = needed[3] or needed[4]

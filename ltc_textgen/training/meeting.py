@@ -73,7 +73,7 @@ def _wait(happened: Callable[[], bool], deadline: float, whom: str) -> None:
         time.sleep(_PAUSE)
 
 
-def _meet(url: str, timeout: timedelta = PATIENCE, **_: Any) -> Iterator[tuple[Store, int, int]]:
+def _meet(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
     """PyTorch's own meeting by environment variables, in a corner of the store that is this attempt's alone."""
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
     name = agree(PrefixStore("ltc-meeting", store), rank, world)
