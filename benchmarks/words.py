@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data.corpora import load_corpus
-from ltc_textgen.files import write_atomic
+from ltc_textgen.io.atomic import write_atomic
 
 UNKNOWN = "<unk>"
 END = "<eos>"

@@ -12,24 +12,24 @@ from typing import Any
 from ltc_textgen.registration import install
 
 _HOME = {
-    "LiquidTimeConstantNetwork": "model",
-    "LTCConfig": "huggingface",
-    "LiquidState": "state",
-    "TextState": "states",
-    "mix": "states",
-    "ModelConfig": "config",
-    "DataConfig": "config",
-    "TrainConfig": "config",
-    "RunConfig": "config",
-    "SamplingConfig": "config",
-    "Solver": "config",
-    "Coupling": "config",
-    "LTCError": "errors",
-    "load_run": "artifacts",
-    "generate": "generation",
-    "generate_stream": "generation",
-    "evaluate": "evaluation",
-    "train": "training",
+    "LiquidTimeConstantNetwork": "ltc_textgen.model",
+    "LTCConfig": "ltc_textgen.huggingface",
+    "LiquidState": "ltc_textgen.state",
+    "TextState": "ltc_textgen.states",
+    "mix": "ltc_textgen.states",
+    "ModelConfig": "ltc_textgen.config",
+    "DataConfig": "ltc_textgen.config",
+    "TrainConfig": "ltc_textgen.config",
+    "RunConfig": "ltc_textgen.config",
+    "SamplingConfig": "ltc_textgen.config",
+    "Solver": "ltc_textgen.config",
+    "Coupling": "ltc_textgen.config",
+    "LTCError": "ltc_textgen.errors",
+    "load_run": "ltc_textgen.artifacts",
+    "generate": "ltc_textgen.generation",
+    "generate_stream": "ltc_textgen.generation",
+    "evaluate": "ltc_textgen.evaluation",
+    "train": "ltc_textgen.training",
 }
 
 __all__ = list(_HOME)
@@ -37,7 +37,7 @@ __all__ = list(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f"ltc_textgen.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'ltc_textgen' has no attribute {name!r}")
 
 

@@ -13,8 +13,6 @@ The checksum lies inside the weights file because then one rename replaces both.
 wrote loads too; it has no checksum to check.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
-from ltc_textgen.files import write_atomic
-from ltc_textgen.fingerprints import digest as digest
-from ltc_textgen.fingerprints import fingerprint as fingerprint
-from ltc_textgen.fingerprints import own_tensors as own_tensors
-from ltc_textgen.shapes import Tensor
+from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
+from ltc_textgen.io.hashing import digest as digest
+from ltc_textgen.io.hashing import fingerprint as fingerprint
+from ltc_textgen.io.hashing import own_tensors as own_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +38,6 @@ WEIGHTS = "model.safetensors"
 USUAL_KEYS = frozenset({"model_type", "transformers_version", "architectures", "dtype", "auto_map"})
 """Keys beside the settings in what `save_run`, `save_pretrained` and `save_for_hub` write. Only where there are others
 is transformers, which takes seconds to import, asked what it knows."""
-
-PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "weights.pt", "ltc_weights.pth")
 
 
 @dataclass(frozen=True)
@@ -60,34 +56,6 @@ class Run(PlainRun):
     """A loaded run directory whose network is a model of transformers."""
 
     model: "LiquidTimeConstantNetwork"
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, atomically."""
-    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ArtifactError: If there is none, or it is not JSON; the message names the file and the line.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path.parent} is not a run directory: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def write_manifest(directory: Path, extra: Mapping[str, Any]) -> None:
@@ -179,21 +147,6 @@ def load_weights(path: Path, model: "LiquidNetwork") -> dict[str, str]:
             raise ArtifactError(f"{path} does not fit the configuration: {name}: {shapes}")
     model.load_state_dict(tensors, strict=False)  # in place, so that what was tied stays tied
     return header
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header fields of a safetensors file; never anything pickled."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        pickled = [name for name in PICKLES if (path.parent / name).exists()]
-        advice = "; pickled weights are refused: convert them with safetensors.torch.save_file" if pickled else ""
-        raise ArtifactError(f"{path.parent} has no {path.name}{', only ' + pickled[0] if pickled else ''}{advice}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
 
 
 def load_settings(directory: Path) -> ModelConfig:

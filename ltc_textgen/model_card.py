@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ltc_textgen.errors import LogitsError
-from ltc_textgen.fingerprints import digest, own_tensors
+from ltc_textgen.io.hashing import digest, own_tensors
 from ltc_textgen.modes import evaluating
 from ltc_textgen.shapes import Int, Tensor
 

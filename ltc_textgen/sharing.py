@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ltc_textgen.errors import ArtifactError, UsageError
-from ltc_textgen.files import write_atomic
-from ltc_textgen.fingerprints import digest
+from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.hashing import digest
 from ltc_textgen.model_card import model_card
 
 CODE = "modeling_ltc"

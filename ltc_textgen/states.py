@@ -19,8 +19,8 @@ from safetensors.torch import save
 
 from ltc_textgen.cells.base import Elapsed
 from ltc_textgen.errors import ArtifactError, UsageError
-from ltc_textgen.files import write_atomic
-from ltc_textgen.fingerprints import digest, fingerprint, own_tensors
+from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.hashing import digest, fingerprint, own_tensors
 from ltc_textgen.modes import evaluating
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.state import LiquidState

@@ -12,8 +12,8 @@ from ltc_textgen.artifacts import load_run
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
-from ltc_textgen.fingerprints import digest
 from ltc_textgen.generation import generate
+from ltc_textgen.io.hashing import digest
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.states import TextState, mix
 

@@ -125,8 +125,9 @@ def read_contents(run_dir: Path, validated: bool) -> Contents:
     Raises:
         ArtifactError: If it is no run, or damaged.
     """
-    from ltc_textgen.artifacts import PICKLES, WEIGHTS, load_facts, load_run, load_settings
+    from ltc_textgen.artifacts import WEIGHTS, load_facts, load_run, load_settings
     from ltc_textgen.data.tokenizers import TextTokenizer
+    from ltc_textgen.io.checked import PICKLES
 
     weights = any((run_dir / name).exists() for name in (WEIGHTS, *PICKLES))
     if validated or weights or not (run_dir / "training.json").is_file():

@@ -18,7 +18,7 @@ from typing import Any
 
 from ltc_textgen.data.cache import cache_directory
 from ltc_textgen.errors import DataError
-from ltc_textgen.files import write_atomic
+from ltc_textgen.io.atomic import write_atomic
 
 LARGE = 2_000_000_000
 """Bytes of all files of a repository from which it is streamed."""

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from ltc_textgen.data.decoding import ByteStream, StreamDecoder, WindowStream, WordStream
 from ltc_textgen.errors import DataError, UsageError
-from ltc_textgen.files import write_atomic
+from ltc_textgen.io.atomic import write_atomic
 
 SEPARATOR = "<|separator|>"
 UNKNOWN = "<|unknown|>"

@@ -21,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from ltc_textgen.artifacts import Run, digest, own_tensors, sha256_file, write_json
+from ltc_textgen.artifacts import Run
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.evaluation import tokenize
 from ltc_textgen.export import check, int8, onnx_graph
-from ltc_textgen.export.directory import new_directory
 from ltc_textgen.export.host.generate import FORMAT, Network
 from ltc_textgen.export.step import TokenStep
+from ltc_textgen.io.atomic import new_directory
+from ltc_textgen.io.checked import sha256_file, write_json
+from ltc_textgen.io.hashing import digest, own_tensors
 
 MODEL, SMALL, MANIFEST = "model.onnx", "model.int8.onnx", "export.json"
 HOST_FILES = ("generate.py", "index.html", "page.js", "ltc.js")

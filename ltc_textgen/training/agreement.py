@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ltc_textgen.artifacts import sha256_file
 from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.io.checked import sha256_file
 from ltc_textgen.training.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
 from ltc_textgen.training.runtime import Runtime
 

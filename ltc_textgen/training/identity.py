@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ltc_textgen.artifacts import fingerprint
 from ltc_textgen.config import ModelConfig, TrainConfig
 from ltc_textgen.data.tokens import TokenData
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.hashing import fingerprint
 
 LANES_START_AFRESH = frozenset({"tokenizer", "corpus", "model", "batch_size", "sequence_length"})
 """Differences after which the states of the lanes belong to other text, or to another network."""

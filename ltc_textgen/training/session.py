@@ -14,7 +14,7 @@ from ltc_textgen.data.lanes import Lanes
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.data.tokens import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
-from ltc_textgen.files import sync_directory
+from ltc_textgen.io.atomic import sync_directory
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.state import LiquidState

@@ -336,7 +336,7 @@ def test_the_id_of_bert_is_bert(hub: object) -> None:
 def test_saving_replaces_whole_files_and_leaves_what_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ltc_textgen import files
+    from ltc_textgen.io import atomic
 
     character_tokenizer(set("ab")).save(tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
@@ -346,7 +346,7 @@ def test_saving_replaces_whole_files_and_leaves_what_is_the_same(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(LTCError, match="No space left on device"):
         character_tokenizer(set("abc")).save(tmp_path)
     assert {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()} == before

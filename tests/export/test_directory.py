@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ltc_textgen.errors import LTCError, UsageError
-from ltc_textgen.export.directory import new_directory
+from ltc_textgen.io.atomic import new_directory
 
 
 def make(out: Path, overwrite: bool = False, content: str = "new") -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from training_runs import settings
 
-from ltc_textgen.artifacts import read_json, write_json
+from ltc_textgen.io.checked import read_json, write_json
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.report import PlainReporter, Reporter

@@ -1,0 +1,55 @@
+"""Reading files that may be damaged or foreign: JSON objects, safetensors, checksums."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ltc_textgen.errors import ArtifactError
+from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.shapes import Tensor
+
+PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "weights.pt", "ltc_weights.pth")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, atomically."""
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ArtifactError: If there is none, or it is not JSON; the message names the file and the line.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.parent} is not a run directory: it has no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header fields of a safetensors file; never anything pickled."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        pickled = [name for name in PICKLES if (path.parent / name).exists()]
+        advice = "; pickled weights are refused: convert them with safetensors.torch.save_file" if pickled else ""
+        raise ArtifactError(f"{path.parent} has no {path.name}{', only ' + pickled[0] if pickled else ''}{advice}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
