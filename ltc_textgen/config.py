@@ -2,15 +2,92 @@
 
 The command line, the recipe files and the documentation are made from these classes. A description here is the help
 text there.
+
+What every group of settings does: it refuses what it does not know, in words that say what was meant.
+
+Settings of what a model may do at test time: learn from the text it reads, and look things up in it.
+
+The defaults were chosen on tiny-shakespeare's validation text (characters) and on the validation part of the
+documentation inside Python (word pieces); see docs/command-line.md.
 """
 
+import difflib
+from collections.abc import Collection
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ltc_textgen.settings import Settings as Settings
-from ltc_textgen.settings import did_you_mean as did_you_mean
+from ltc_textgen.errors import UsageError
+
+AnySettings = TypeVar("AnySettings", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base: frozen, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls: type[AnySettings], values: dict[str, Any], where: str = "") -> AnySettings:
+        """Validate `values`.
+
+        Args:
+            values: Keys and values, as from a file or the command line.
+            where: What to name in an error: a file, a flag.
+
+        Raises:
+            UsageError: One line that names the key, what is wrong, and the nearest known key for an unknown one.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = [cls._explain(dict(problem), where) for problem in error.errors()]
+            raise UsageError("; ".join(problems)) from None
+
+    def refuse_idle(self, names: Collection[str], needs: str) -> None:
+        """Refuse values that would do nothing. Defaults pass: a file that holds every setting must load again.
+
+        Args:
+            names: Settings that have no effect as things are.
+            needs: What would give them one, as the end of "needs ...".
+
+        Raises:
+            ValueError: If one of them is not at its default.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} = {value} has no effect: it needs {needs}")
+
+    @classmethod
+    def _explain(cls, problem: dict[str, Any], where: str) -> str:
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        prefix = f"{where}: " if where else ""
+        if problem["type"] == "extra_forbidden":
+            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], cls._known(path[:-1]))}"
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        return f"{prefix}{key}: {message}, got {problem['input']!r}" if key else f"{prefix}{message}"
+
+    @classmethod
+    def _known(cls, path: list[str]) -> list[str]:
+        fields = cls.model_fields
+        for part in path:
+            annotation = fields[part].annotation if part in fields else None
+            options = getattr(annotation, "__args__", (annotation,))
+            nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+            fields = nested.model_fields if nested else {}
+        return list(fields)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A clause that ends an error about an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f" (did you mean '{near[0]}'?)"
+    return f" (known: {', '.join(sorted(known))})" if known else ""
 
 
 class _Names(StrEnum):
@@ -339,3 +416,31 @@ class RunConfig(Settings):
     def model_config_for(self, vocabulary: int) -> ModelConfig:
         """The model's configuration once the tokenizer, and with it the vocabulary, is known."""
         return ModelConfig.parse({**self.model, "input_size": vocabulary}, "model")
+
+
+class DynamicConfig(Settings):
+    """Dynamic evaluation (see `evaluation.adaptive`)."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        3e-4, description="How far a weight moves at a gradient of usual size."
+    )
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        1e-3, description="Share of the way back to the trained weights that a usual weight goes after each segment."
+    )
+    segment: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        16, description="Tokens that are scored before the weights learn from them."
+    )
+
+
+class CacheConfig(Settings):
+    """A continuous cache (see `evaluation.adaptive`)."""
+
+    size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        2000, description="Tokens back to which the cache remembers; memory grows with it."
+    )
+    theta: Annotated[float, Field(ge=0, le=1000)] = Field(
+        20.0, description="How much better a similar context counts than a dissimilar one; 0: all count alike."
+    )
+    weight: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="Share lambda of the cache in the mixture; the network has the rest."
+    )

@@ -9,9 +9,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ltc_textgen.config import ModelConfig
+from ltc_textgen.config import ModelConfig, did_you_mean
 from ltc_textgen.errors import UsageError
-from ltc_textgen.settings import did_you_mean
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.state import LiquidState
 

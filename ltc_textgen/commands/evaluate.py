@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltc_textgen.adaptation import CacheConfig, DynamicConfig
 from ltc_textgen.commands.common import (
     DEFAULT_RUN,
     Device,
@@ -18,9 +17,8 @@ from ltc_textgen.commands.common import (
     print_json,
     progress_bar,
 )
-from ltc_textgen.config import DataConfig, SamplingConfig
+from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConfig, SamplingConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.settings import AnySettings
 
 if TYPE_CHECKING:
     from ltc_textgen.artifacts import Run

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ltc_textgen.adaptation import CacheConfig, DynamicConfig
+from ltc_textgen.config import CacheConfig, DynamicConfig
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.model import LiquidTimeConstantNetwork

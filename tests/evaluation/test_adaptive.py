@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltc_textgen.adaptation import CacheConfig, DynamicConfig
-from ltc_textgen.config import ModelConfig
+from ltc_textgen.config import CacheConfig, DynamicConfig, ModelConfig
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import adaptive, score_tokens
 from ltc_textgen.evaluation.adaptive import EPSILON, ContinuousCache, Learner, score_adaptively
