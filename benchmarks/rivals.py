@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ltc_textgen.blocks import LiquidBlock
 from ltc_textgen.cells import LiquidCell
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels.parallel import linear_scan
+from ltc_textgen.kernels.newton_scan import linear_scan
 from ltc_textgen.model import LiquidTimeConstantNetwork
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ltc_textgen import process, recipes
 from ltc_textgen.config import ModelConfig, RunConfig
-from ltc_textgen.kernels.linear import PAYS, product
+from ltc_textgen.kernels.matmul import PAYS, product
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.report import Reporter
 

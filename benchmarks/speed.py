@@ -24,7 +24,7 @@ import torch
 from bars import BARS, Sizes, against_ncps
 from torch import nn
 
-from ltc_textgen import kernels, process
+from ltc_textgen import process
 from ltc_textgen.benchmarking import (
     Contender,
     LayerSpeed,
@@ -38,6 +38,7 @@ from ltc_textgen.benchmarking import (
     threads,
 )
 from ltc_textgen.config import Solver
+from ltc_textgen.kernels import dispatch
 
 SPEEDS = ("forward_tokens_per_second", "train_tokens_per_second", "activation_bytes_per_token")
 
@@ -148,7 +149,7 @@ def machine() -> dict[str, Any]:
         "load_at_start": load,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "kernels": kernels.report(),
+        "kernels": dispatch.report(),
     }
 
 

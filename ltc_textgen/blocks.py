@@ -14,11 +14,11 @@ from ltc_textgen.cells import build_cell
 from ltc_textgen.cells.base import precise
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels import hooked, runs_eagerly
-from ltc_textgen.kernels.block import BlockMethod, BlockWeights, fused_block
+from ltc_textgen.kernels.autograd import is_direct
+from ltc_textgen.kernels.dispatch import hooked, runs_eagerly
 from ltc_textgen.kernels.library import SOLVER_CODES
-from ltc_textgen.kernels.linear import Linear
-from ltc_textgen.kernels.operators import is_direct
+from ltc_textgen.kernels.liquid_block import BlockMethod, BlockWeights, fused_block
+from ltc_textgen.kernels.matmul import Linear
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 LayerState = tuple[Tensor, Tensor | None]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels import hooked
-from ltc_textgen.kernels.linear import Linear, linear
+from ltc_textgen.kernels.dispatch import hooked
+from ltc_textgen.kernels.matmul import Linear, linear
 from ltc_textgen.shapes import Float, Int, Tensor
 
 IGNORED = -100

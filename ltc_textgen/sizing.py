@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels.linear import linear
+from ltc_textgen.kernels.matmul import linear
 from ltc_textgen.recipes import Recipe, load_preset, merge
 
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ltc_textgen import benchmarking, kernels
+from ltc_textgen import benchmarking
 from ltc_textgen.benchmarking import Contender
+from ltc_textgen.kernels import dispatch
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
 
@@ -75,7 +76,7 @@ def test_saved_bytes_counts_each_storage_once_and_no_weights():
 def test_contender_trains_and_honours_reference():
     class Probe(nn.Linear):
         def forward(self, u):
-            seen.append((torch.is_grad_enabled(), kernels.choose(u)))
+            seen.append((torch.is_grad_enabled(), dispatch.choose(u)))
             return super().forward(u), "state"
 
     seen = []

@@ -20,7 +20,7 @@ from torch import nn
 
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import hooked
+from ltc_textgen.kernels.dispatch import hooked
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.solvers import Membrane, integrate
 

@@ -30,13 +30,12 @@ from torch import nn
 from ltc_textgen.cells.base import MembraneCell, precise, solver_settings, unwatched
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import choose, runs_eagerly
-from ltc_textgen.kernels.arguments import Method, Neurons
-from ltc_textgen.kernels.diagonal import diagonal_scan
-from ltc_textgen.kernels.layer import LayerWeights, fused_layer, worthwhile
+from ltc_textgen.kernels.diagonal_layer import LayerWeights, fused_layer, worthwhile
+from ltc_textgen.kernels.dispatch import choose, runs_eagerly
 from ltc_textgen.kernels.library import SOLVER_CODES
-from ltc_textgen.kernels.linear import linear
-from ltc_textgen.kernels.parallel import parallel_scan
+from ltc_textgen.kernels.matmul import linear
+from ltc_textgen.kernels.newton_scan import parallel_scan
+from ltc_textgen.kernels.scans import Method, Neurons, diagonal_scan
 from ltc_textgen.kernels.triton_scan import triton_scan
 from ltc_textgen.shapes import Bool, Float, Tensor
 from ltc_textgen.solvers import Membrane

@@ -16,10 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.cells.base import MembraneCell, precise, unwatched
-from ltc_textgen.kernels import choose
-from ltc_textgen.kernels.arguments import Method
-from ltc_textgen.kernels.full import CoupledNeurons, full_scan
-from ltc_textgen.kernels.linear import linear
+from ltc_textgen.kernels.dispatch import choose
+from ltc_textgen.kernels.matmul import linear
+from ltc_textgen.kernels.scans import CoupledNeurons, Method, full_scan
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 

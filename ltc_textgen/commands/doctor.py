@@ -65,7 +65,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, Any]:
-    from ltc_textgen.kernels import report
+    from ltc_textgen.kernels.dispatch import report
 
     found = dict(report())
     native = not found["cpu"].startswith("none") and found["override"] in ("auto", "cpu")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ltc_textgen import kernels
 from ltc_textgen.cells.base import MembraneCell
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.export.host.generate import METADATA
 from ltc_textgen.export.step import TokenStep
+from ltc_textgen.kernels import dispatch
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,7 @@ def trace(step: TokenStep) -> torch.export.ExportedProgram:
     state = [value.expand(2, *value.shape).contiguous() for value in step.initial.values()]
     arguments = (torch.zeros(2, dtype=torch.int64), torch.ones(2), *state)
     shapes = {"token": {0: batch}, "elapsed": {0: batch}, "state": tuple({0: batch} for _ in state)}
-    with kernels.use("reference"), torch.no_grad():
+    with dispatch.use("reference"), torch.no_grad():
         return torch.export.export(step, arguments, dynamic_shapes=shapes, strict=False)
 
 
@@ -92,7 +92,7 @@ def build(step: TokenStep, description: dict[str, Any]) -> "onnx.ModelProto":
     outputs = ["logits", *(f"next_{name}" for name in names), *constants]
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
-    with kernels.use("reference"), torch.no_grad(), warnings.catch_warnings():
+    with dispatch.use("reference"), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         noisy.setLevel(logging.ERROR)
         try:

@@ -16,9 +16,9 @@ import torch
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.block import BlockWeights
+from ltc_textgen.kernels.autograd import address, dense, room
 from ltc_textgen.kernels.library import LIBRARY, SMALL, SOLVER_CODES, WHY_NOT, pointers, threads_for
-from ltc_textgen.kernels.operators import address, dense, room
+from ltc_textgen.kernels.liquid_block import BlockWeights
 from ltc_textgen.shapes import Float, Int, Tensor
 
 BUSY = 1 << 18

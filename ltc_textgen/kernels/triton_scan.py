@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels.arguments import PRECISIONS, Method, Neurons, check_arguments
+from ltc_textgen.kernels.scans import PRECISIONS, Method, Neurons, check_arguments
 from ltc_textgen.shapes import Float
 from ltc_textgen.solvers import LONGEST_STEP
 

@@ -6,7 +6,6 @@ import psutil
 import pytest
 import torch
 
-from ltc_textgen import kernels
 from ltc_textgen.config import ModelConfig, SamplingConfig, Solver
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import UsageError
@@ -15,7 +14,7 @@ from ltc_textgen.generation.native import NativeDecoder, weights_of, why_not
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
 from ltc_textgen.generation.writers import NativeWriter, TorchWriter, open_writer
 from ltc_textgen.kernels import decoder as binding
-from ltc_textgen.kernels import library
+from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels.decoder import Choice, Decoder, Weights
 from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.state import LiquidState
@@ -384,7 +383,7 @@ def test_changed_models_are_refused() -> None:
     assert "Other" in why_not(Other.from_settings(settings))
     model = make_model()
     assert not why_not(model)
-    with kernels.use("reference"):
+    with dispatch.use("reference"):
         assert "kernels switched on" in why_not(model)
     assert "float64" in why_not(make_model().double())
     model.layers[1].register_forward_hook(lambda *_: None)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ltc_textgen import kernels
 from ltc_textgen.cells import DiagonalCell, FullCell, LiquidCell, SynapticCell
 from ltc_textgen.cells.wirings import auto_ncp, fully_connected
-from ltc_textgen.kernels import library
+from ltc_textgen.kernels import dispatch, library
 
 KINDS = ("diagonal", "full", "synaptic")
 SETS = [name for name in ("avx512", "avx2", "baseline") if library.use_instruction_set(name)]
@@ -59,7 +58,7 @@ class Case:
         """States, last state, and every gradient by name."""
         cell = copy.deepcopy(cell).to(dtype)
         inputs = {name: getattr(self, name).detach().to(dtype).requires_grad_() for name in ("drive", "x", "elapsed")}
-        with kernels.use(choice):
+        with dispatch.use(choice):
             states, last = cell.scan(*inputs.values())
         loss = (states * self.states_weight.to(dtype)).sum() + (last * self.last_weight.to(dtype)).sum()
         loss.backward()

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ltc_textgen import kernels
 from ltc_textgen.blocks import CausalConvolution, LiquidBlock
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.block import BlockMethod, _FusedBlock
+from ltc_textgen.kernels import dispatch
 from ltc_textgen.kernels.library import LIBRARY
-from ltc_textgen.kernels.linear import Linear
+from ltc_textgen.kernels.liquid_block import BlockMethod, _FusedBlock
+from ltc_textgen.kernels.matmul import Linear
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="built without a compiler")
 
@@ -88,7 +88,7 @@ def test_only_some_outputs_have_a_gradient() -> None:
     for chosen in range(3):
         gradients = []
         for choice in ("auto", "reference"):
-            with kernels.use(choice):  # type: ignore[arg-type]
+            with dispatch.use(choice):  # type: ignore[arg-type]
                 out, (neurons, columns) = ours(given[0].requires_grad_(), (given[1], given[2]), given[3], None, None)
                 (gradient,) = torch.autograd.grad((out, neurons, columns)[chosen].square().sum(), given[0])
             gradients.append(gradient)
@@ -132,7 +132,7 @@ def test_others_who_look_inside_get_the_plain_operations() -> None:
     ours.conv = CausalConvolution(20, 4)
     with torch.autocast("cpu", dtype=torch.float16):
         assert not fused(ours)
-    with kernels.use("reference"):
+    with dispatch.use("reference"):
         assert not fused(ours)
     assert not ours._fuses(torch.zeros(1, 1, 20, dtype=torch.float64))
 
@@ -144,7 +144,7 @@ def test_states_of_another_precision_are_taken_as_they_are_elsewhere() -> None:
     given = u, (neurons.double(), columns.bfloat16()), elapsed
     found, (state, after) = ours(*given, None, None)
     assert (state.dtype, after.dtype) == (torch.float32, torch.float32)
-    with kernels.use("reference"):
+    with dispatch.use("reference"):
         torch.testing.assert_close(found, ours(*given, None, None)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -241,7 +241,7 @@ def test_dropout_leaves_out_whole_features_and_is_the_same_fused_or_not() -> Non
     outs = []
     for choice in ("auto", "reference"):
         torch.manual_seed(5)
-        with kernels.use(choice):  # type: ignore[arg-type]
+        with dispatch.use(choice):  # type: ignore[arg-type]
             out, _ = ours(u, (neurons, columns), elapsed, None, None)
         outs.append(out)
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)

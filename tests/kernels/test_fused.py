@@ -7,9 +7,8 @@ import pytest
 import torch
 from fused_cases import KINDS, SETS, Case, build, disagreements
 
-from ltc_textgen import kernels
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels import library
+from ltc_textgen.kernels import dispatch, library
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 
@@ -85,7 +84,7 @@ def test_the_inputs_synapses_equal_the_reference():
     for choice, dtype in (("auto", torch.float32), ("reference", torch.float64)):
         cell, values = cell.to(dtype), u.detach().to(dtype).requires_grad_()
         cell.zero_grad()
-        with kernels.use(choice):
+        with dispatch.use(choice):
             drive = cell.project(values)
         (drive * weight.to(dtype)).sum().backward()
         gradients = {f"gradient of {n}": p.grad.clone() for n, p in cell.sensory.named_parameters()}

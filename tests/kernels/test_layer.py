@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ltc_textgen import kernels
 from ltc_textgen.cells import DiagonalCell
 from ltc_textgen.cells import diagonal as cells
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import layer, library, linear
-from ltc_textgen.kernels.layer import LayerWeights, fused_layer
+from ltc_textgen.kernels import diagonal_layer, dispatch, library
+from ltc_textgen.kernels.diagonal_layer import LayerWeights, fused_layer
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 
@@ -27,8 +26,8 @@ SHAPES = [(8, 5, 3, 37), (2, 300, 9, 18), (2, 1, 1, 1), (9, 67, 33, 64), (4, 128
 @pytest.fixture
 def used(monkeypatch):
     """The pass for every size, wherever the tests run, on two threads; a list that grows with every call."""
-    monkeypatch.setattr(linear, "PAYS", True)
-    monkeypatch.setattr(linear, "SMALLEST", 0)
+    monkeypatch.setattr(matmul, "PAYS", True)
+    monkeypatch.setattr(matmul, "SMALLEST", 0)
     calls: list[int] = []
 
     def counted(*arguments):
@@ -64,7 +63,7 @@ def run(cell, inputs, choice="auto", dtype=torch.float32, mask=None, last_alone=
     """States, last state, and every gradient by name."""
     cell = copy.deepcopy(cell).to(dtype)
     leaves = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in inputs.items()}
-    with kernels.use(choice):
+    with dispatch.use(choice):
         states, last = cell(**leaves, mask=mask)
     draws = torch.Generator().manual_seed(1)
     weights = [torch.randn(out.shape, generator=draws).to(dtype) for out in (states, last)]
@@ -176,16 +175,16 @@ def test_where_it_may_not_run_the_two_steps_do(used, monkeypatch):
     torch.testing.assert_close(torch.func.grad(loss)(u), of_u, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cell(u)
-    with kernels.use("reference"):
+    with dispatch.use("reference"):
         cell(u)
     cell.double()(u.double())
     cell.float()(u[:3])  # one of two threads would have nothing to do for a third of the time
     for name, value in (("PAYS", False), ("SMALLEST", 1 << 20)):
         with monkeypatch.context() as patch:
-            patch.setattr(linear, name, value)
+            patch.setattr(matmul, name, value)
             cell(u)
     with monkeypatch.context() as patch:
-        patch.setattr(layer, "LARGEST", 239)
+        patch.setattr(diagonal_layer, "LARGEST", 239)
         cell(u)
     assert used == [1, 1]
     cell(u)
@@ -207,7 +206,7 @@ def arguments():
 
 def call(inputs, method=(1, 0, True)):
     """Past the annotations, which are checked in tests alone."""
-    return layer._run(method, tuple(inputs.values()), keep=True)
+    return diagonal_layer._run(method, tuple(inputs.values()), keep=True)
 
 
 def test_values_that_cannot_be():

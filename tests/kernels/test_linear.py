@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from ltc_textgen.benchmarking import liquid_layer
 from ltc_textgen.kernels import library
-from ltc_textgen.kernels import linear as module
-from ltc_textgen.kernels.linear import Linear, linear, product
+from ltc_textgen.kernels import matmul as module
+from ltc_textgen.kernels.matmul import Linear, linear, product
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 

@@ -12,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
-from ltc_textgen import kernels
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import library
-from ltc_textgen.kernels.diagonal import SCAN
-from ltc_textgen.kernels.full import _scan as full
-from ltc_textgen.kernels.synaptic import _scan as synaptic
+from ltc_textgen.kernels import dispatch, library
+from ltc_textgen.kernels.scans import DIAGONAL, FULL, SYNAPTIC
+from ltc_textgen.kernels.scans import _scan as full
+from ltc_textgen.kernels.scans import _scan as synaptic
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 
-OPERATORS = {"diagonal": SCAN, "full": full, "synaptic": synaptic}
+OPERATORS = {"diagonal": DIAGONAL, "full": FULL, "synaptic": SYNAPTIC}
 
 
 def arguments(kind, batch=2, tokens=3, neurons=5):
@@ -103,27 +102,27 @@ def test_function_transforms_take_the_reference(kind):
     x = case.x.clone().requires_grad_()
     expected = torch.autograd.grad(loss(x), x)[0]
     for choice in ("auto", "parallel"):
-        with kernels.use(choice):
+        with dispatch.use(choice):
             torch.testing.assert_close(torch.func.grad(loss)(case.x), expected)
 
 
 def test_choice(monkeypatch):
     drive = torch.zeros(1, 1, 2)
-    assert kernels.choose(drive) == "cpu"
-    assert kernels.choose(drive.double()) == "reference"
-    with kernels.use("reference"):
-        assert kernels.choose(drive) == "reference"
-        assert kernels.report()["override"] == "reference"
-    assert kernels.choose(drive) == "cpu"
-    monkeypatch.setattr(kernels, "LIBRARY", None)
-    monkeypatch.setattr(kernels, "WHY_NOT", "no compiler")
-    assert kernels.choose(drive) == "reference"
-    assert "no compiler" in kernels.report()["cpu"]
-    with kernels.use("cpu"), pytest.raises(UsageError, match="no compiler"):
-        kernels.choose(drive)
-    monkeypatch.setattr(kernels, "_chosen", "gpu")
+    assert dispatch.choose(drive) == "cpu"
+    assert dispatch.choose(drive.double()) == "reference"
+    with dispatch.use("reference"):
+        assert dispatch.choose(drive) == "reference"
+        assert dispatch.report()["override"] == "reference"
+    assert dispatch.choose(drive) == "cpu"
+    monkeypatch.setattr(dispatch, "LIBRARY", None)
+    monkeypatch.setattr(dispatch, "WHY_NOT", "no compiler")
+    assert dispatch.choose(drive) == "reference"
+    assert "no compiler" in dispatch.report()["cpu"]
+    with dispatch.use("cpu"), pytest.raises(UsageError, match="no compiler"):
+        dispatch.choose(drive)
+    monkeypatch.setattr(dispatch, "_chosen", "gpu")
     with pytest.raises(UsageError, match="LTC_KERNELS: expected one of auto, cpu, .*, got 'gpu'"):
-        kernels.choose(drive)
+        dispatch.choose(drive)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +200,7 @@ def test_forward_mode_derivatives_take_the_reference(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_in_bfloat16_mean_the_same_to_both_paths(kind):
     cell, case = build(kind, 64).bfloat16(), Case.draw(kind, 2, 9, 64)
-    with kernels.use("reference"), torch.no_grad():
+    with dispatch.use("reference"), torch.no_grad():
         expected, _ = cell.scan(case.drive, case.x, case.elapsed)
     with torch.no_grad():
         torch.testing.assert_close(cell.scan(case.drive, case.x, case.elapsed)[0], expected, rtol=1e-5, atol=1e-5)
@@ -210,13 +209,13 @@ def test_weights_in_bfloat16_mean_the_same_to_both_paths(kind):
 def test_doctor_says_why_a_gpu_cannot(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    kernels.triton_scan.why_not.cache_clear()
+    dispatch.triton_scan.why_not.cache_clear()
     try:
         with monkeypatch.context() as patch:
             patch.setattr("importlib.util.find_spec", lambda name: "found")
-            assert kernels.report()["triton"] == "none: compute capability 6.1, and Triton needs 7.0"
+            assert dispatch.report()["triton"] == "none: compute capability 6.1, and Triton needs 7.0"
     finally:
-        kernels.triton_scan.why_not.cache_clear()
+        dispatch.triton_scan.why_not.cache_clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)

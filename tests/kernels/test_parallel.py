@@ -3,19 +3,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltc_textgen import kernels
 from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import parallel
-from ltc_textgen.kernels.parallel import Method, Neurons, sequential_scan
+from ltc_textgen.kernels import dispatch, newton_scan
+from ltc_textgen.kernels.newton_scan import Method, Neurons, sequential_scan
 
 SOLVERS = list(Solver)
 
 
 def in_parallel(drive, x0, dt, *rest):
     """`parallel_scan` of arguments in a row, as `problem` makes them, and a method."""
-    return parallel.parallel_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
+    return newton_scan.parallel_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
 
 
 def in_order(drive, x0, dt, *rest):
@@ -62,7 +61,7 @@ def cell_scan(arguments, steps, solver, adaptive):
 @pytest.fixture
 def no_way_back(monkeypatch):
     """A scan that falls back to the loop over tokens fails."""
-    monkeypatch.setattr(parallel, "sequential_scan", lambda *_: pytest.fail("fell back to the sequential scan"))
+    monkeypatch.setattr(newton_scan, "sequential_scan", lambda *_: pytest.fail("fell back to the sequential scan"))
 
 
 def gradients(scan, arguments, method):
@@ -111,9 +110,9 @@ def test_slope_is_the_derivative_of_a_token(solver, adaptive):
     x = x0.clone().requires_grad_()
     drive[: len(drive) // 2] -= 18
     h = dt[:, 0, None] + 0.01
-    (expected,) = torch.autograd.grad(parallel.token(x, drive[:, 0], h, neurons, method).sum(), x)
-    value, slope = parallel.token_with_slope(x0, drive[:, 0], h, neurons, method)
-    torch.testing.assert_close(value, parallel.token(x0, drive[:, 0], h, neurons, method))
+    (expected,) = torch.autograd.grad(newton_scan.token(x, drive[:, 0], h, neurons, method).sum(), x)
+    value, slope = newton_scan.token_with_slope(x0, drive[:, 0], h, neurons, method)
+    torch.testing.assert_close(value, newton_scan.token(x0, drive[:, 0], h, neurons, method))
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -125,8 +124,8 @@ def test_a_recurrence_that_does_not_contract_falls_back(monkeypatch):
         calls.append(given)
         return sequential_scan(*given)
 
-    monkeypatch.setattr(parallel, "sequential_scan", sequential)
-    monkeypatch.setattr(parallel, "MAX_ITERATIONS", 6)
+    monkeypatch.setattr(newton_scan, "sequential_scan", sequential)
+    monkeypatch.setattr(newton_scan, "MAX_ITERATIONS", 6)
     method = Method(3, Solver.semi_implicit, False)
     states, _ = in_parallel(*arguments, *method)
     assert len(calls) == 1
@@ -138,8 +137,8 @@ def test_a_recurrence_that_does_not_contract_falls_back(monkeypatch):
 
 def test_an_infinite_state_falls_back_to_the_same_answer(monkeypatch):
     tried = []
-    once = parallel.token_with_slope
-    monkeypatch.setattr(parallel, "token_with_slope", lambda *given: (tried.append(0), once(*given))[1])
+    once = newton_scan.token_with_slope
+    monkeypatch.setattr(newton_scan, "token_with_slope", lambda *given: (tried.append(0), once(*given))[1])
     arguments = problem(tokens=40)
     diverging = (*arguments[:2], arguments[2] * 1e6, *arguments[3:])
     states, _ = in_parallel(*diverging, 2, Solver.explicit, True)
@@ -173,7 +172,7 @@ def test_linear_scan_solves_the_recurrence(tokens):
     for t in range(tokens):
         x = slope[:, t] * x + offset[:, t]
         expected.append(x)
-    torch.testing.assert_close(parallel.linear_scan(slope, offset), torch.stack(expected, 1))
+    torch.testing.assert_close(newton_scan.linear_scan(slope, offset), torch.stack(expected, 1))
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -182,35 +181,35 @@ def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adapt
     drive, x0, dt, *rest = problem(tokens=60, feedback=8.0)
     rest[1][:, ::2] *= -1
     method = Method(2, solver, adaptive)
-    low, high = parallel.state_bounds(3 * x0, Neurons(*rest), method)
+    low, high = newton_scan.state_bounds(3 * x0, Neurons(*rest), method)
     states, _ = in_order(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
     assert ((states >= low - 1e-12) & (states <= high + 1e-12)).all()
     reached = torch.maximum((states - low).amin(), (high - states).amin())
     assert reached < 0.1  # the bounds are not merely generous
-    assert parallel.state_bounds(x0, Neurons(*rest), Method(2, Solver.explicit, adaptive)) is None
+    assert newton_scan.state_bounds(x0, Neurons(*rest), Method(2, Solver.explicit, adaptive)) is None
 
 
 def test_a_cpu_never_prefers_it_but_can_be_told():
     drive = torch.empty(1, 100_000, 2)
-    assert not parallel.worthwhile(drive)
-    assert kernels.choose(drive) != "parallel"
-    with kernels.use("parallel"):
-        assert kernels.choose(drive) == "parallel"
+    assert not newton_scan.worthwhile(drive)
+    assert dispatch.choose(drive) != "parallel"
+    with dispatch.use("parallel"):
+        assert dispatch.choose(drive) == "parallel"
 
 
 def test_an_accelerator_without_fused_kernel_prefers_it_for_long_sequences(monkeypatch):
-    monkeypatch.setattr(parallel, "HOSTS", {"cpu"})  # "meta" stands in for an accelerator
-    assert kernels.choose(torch.empty(1, parallel.MIN_TOKENS, 2, device="meta")) == "parallel"
-    assert kernels.choose(torch.empty(1, parallel.MIN_TOKENS - 1, 2, device="meta")) == "reference"
+    monkeypatch.setattr(newton_scan, "HOSTS", {"cpu"})  # "meta" stands in for an accelerator
+    assert dispatch.choose(torch.empty(1, newton_scan.MIN_TOKENS, 2, device="meta")) == "parallel"
+    assert dispatch.choose(torch.empty(1, newton_scan.MIN_TOKENS - 1, 2, device="meta")) == "reference"
 
 
 def test_the_cell_runs_it():
     cell = DiagonalCell(3, 6)
     torch.nn.init.normal_(cell.self_weight)
     u, elapsed = torch.randn(2, 30, 3), torch.rand(2, 30)
-    with kernels.use("reference"):
+    with dispatch.use("reference"):
         expected = cell(u, elapsed=elapsed)
-    with kernels.use("parallel"):
+    with dispatch.use("parallel"):
         states, last = cell(u, elapsed=elapsed)
     torch.testing.assert_close((states, last), expected)
     assert "Implicit" in type(states.grad_fn).__name__
@@ -230,17 +229,17 @@ def test_contractive_cells_contract(solver, adaptive):
         cell.log_leak.uniform_(-5, 4)
         neurons = Neurons(cell.feedback, cell.reversal, cell.capacitance, cell.log_leak.exp())
         method = Method(1, solver, adaptive)
-        low, high = parallel.state_bounds(torch.zeros(1, count, dtype=torch.float64), neurons, method)
+        low, high = newton_scan.state_bounds(torch.zeros(1, count, dtype=torch.float64), neurons, method)
         x = low[:, 0] + (high - low)[:, 0] * torch.rand(1, count, dtype=torch.float64)
         h = 10 ** torch.empty(1, 1, dtype=torch.float64).uniform_(-3, 3).expand(1, 1)
         drive = 4 * torch.randn(1, 2 * count, dtype=torch.float64)
         # Half of the draws sit where a synapse is half open, which is where its slope is largest.
         drive[:, ::2] = -(cell.feedback * x).flatten()[None, ::2]
         for size in (h, h * 0 + 0.1, h * 0 + 1e3):
-            _, slope = parallel.token_with_slope(x, drive, size, neurons, method)
+            _, slope = newton_scan.token_with_slope(x, drive, size, neurons, method)
             assert slope.abs().max() < 1
             wild = neurons._replace(self_weight=neurons.self_weight * 8)
-            assert parallel.token_with_slope(x, drive, size, wild, method)[1].abs().max() > 1
+            assert newton_scan.token_with_slope(x, drive, size, wild, method)[1].abs().max() > 1
 
 
 @settings(max_examples=15, deadline=None)

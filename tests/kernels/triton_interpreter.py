@@ -9,7 +9,7 @@ from test_parallel import gradients, in_order, problem
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.arguments import Method, Neurons
+from ltc_textgen.kernels.scans import Method, Neurons
 from ltc_textgen.kernels.triton_scan import BLOCK, _scan, _scan_backward, triton_scan
 
 SOLVERS = list(Solver)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ltc_textgen.kernels.diagonal import SCAN
+from ltc_textgen.kernels.autograd import address, dense, room
 from ltc_textgen.kernels.library import LIBRARY, pointers, raise_for, threads_for
-from ltc_textgen.kernels.linear import PAYS, product
-from ltc_textgen.kernels.operators import address, dense, room
+from ltc_textgen.kernels.matmul import PAYS, product
+from ltc_textgen.kernels.scans import DIAGONAL
 from ltc_textgen.shapes import Float, Tensor
 
 ELEMENT = 4
@@ -162,7 +162,7 @@ class _FusedBlock(torch.autograd.Function):
         flat = mixed.view(-1, D)
         drive = _times(method.half, flat, w.drive.t(), w.drive_bias).view(B, T, -1)
         scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
-        states, last, _ = SCAN.forward(*scan, method.steps, method.solver, method.adaptive, False)
+        states, last, _ = DIAGONAL.forward(*scan, method.steps, method.solver, method.adaptive, False)
         z = _times(method.half, flat, w.gate.t(), w.gate_bias)
         gated = torch.empty_like(z)
         gate = _Gate(address(states), address(z), address(gated))
@@ -190,7 +190,7 @@ class _FusedBlock(torch.autograd.Function):
         scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
         method = (ctx.method.steps, ctx.method.solver, ctx.method.adaptive)
         with_dt = ctx.needs_input_grad[3]
-        drive_grad, neurons_grad, dt_grad, *cell_grads = SCAN.backward(
+        drive_grad, neurons_grad, dt_grad, *cell_grads = DIAGONAL.backward(
             states_grad, last_grad, states, room(0), *scan, *method, with_dt
         )
         flat, drive_grad = mixed.view(-1, D), drive_grad.view(-1, 2 * N)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import linear
-from ltc_textgen.kernels.diagonal import SCAN
+from ltc_textgen.kernels import matmul
+from ltc_textgen.kernels.autograd import Direct, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.kernels.library import LIBRARY, Shape, pointers, raise_for, threads_for
-from ltc_textgen.kernels.operators import Direct, address, dense, is_direct, room, wants_gradient
+from ltc_textgen.kernels.scans import DIAGONAL
 from ltc_textgen.shapes import Float, Tensor
 
 LARGEST = 1 << 20
@@ -23,7 +23,7 @@ LARGEST = 1 << 20
 
 class _Forward(ctypes.Structure):
     _fields_ = (
-        ("scan", SCAN.forward_arrays),
+        ("scan", DIAGONAL.forward_arrays),
         ("D", ctypes.c_int64),
         *pointers("u", "weight", "bias", "drive"),
     )
@@ -31,7 +31,7 @@ class _Forward(ctypes.Structure):
 
 class _Backward(ctypes.Structure):
     _fields_ = (
-        ("scan", SCAN.backward_arrays),
+        ("scan", DIAGONAL.backward_arrays),
         ("forward", _Forward),
         *pointers("u_grad", "weight_grad", "bias_grad"),
     )
@@ -62,11 +62,11 @@ def worthwhile(u: Tensor, x0: Tensor, elapsed: Tensor, weights: LayerWeights) ->
 
     It is where our own product is. Threads share out sequences alone, so there must be enough of them.
     """
-    if not linear.PAYS or torch.is_autocast_enabled("cpu") or not is_direct(u, x0, elapsed, *weights):
+    if not matmul.PAYS or torch.is_autocast_enabled("cpu") or not is_direct(u, x0, elapsed, *weights):
         return False
     (B, T, _), size, threads = u.shape, weights.input.numel(), torch.get_num_threads()
     shared = B % threads == 0 or 4 * threads <= B
-    if not shared or size > LARGEST or B * T * size < linear.SMALLEST:
+    if not shared or size > LARGEST or B * T * size < matmul.SMALLEST:
         return False
     return all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in (u, *weights))
 
@@ -110,7 +110,7 @@ def _run(method: tuple[int, int, bool], inputs: tuple[Tensor, ...], keep: bool) 
     capacitance, leak = log_capacitance.exp(), log_leak.exp()
     B, T, N = shape.B, shape.T, shape.N
     states, drive = room(B, T, N), room(B, T, 2 * N) if keep else None
-    scan = SCAN.forward_arrays(None, *map(address, (x0, dt, feedback, reversal, capacitance, leak, states)))
+    scan = DIAGONAL.forward_arrays(None, *map(address, (x0, dt, feedback, reversal, capacitance, leak, states)))
     call = _Forward(scan, D, *map(address, (u, weight, bias, drive)))
     assert LIBRARY is not None
     status = LIBRARY.ltc_layer_forward(ctypes.byref(shape), ctypes.byref(call))
@@ -132,7 +132,7 @@ def _checked(method: tuple[int, int, bool], inputs: tuple[Tensor, ...]) -> tuple
 
 
 def _shape(sizes: tuple[int, int, int], method: tuple[int, int, bool], weight: Tensor) -> Shape:
-    shape = SCAN.shape(sizes, *method)
+    shape = DIAGONAL.shape(sizes, *method)
     shape.threads = threads_for(sizes[0] * sizes[1] * weight.numel())
     return shape
 
@@ -150,8 +150,8 @@ def _pull(
     dt_grad = room(B, T) if needed[2] else None
     weight_grad, bias_grad = (room(2 * N, u.shape[2]), room(2 * N)) if with_weight else (None, None)
     x0_grad, rest = room(B, N), [room(*tensor.shape) for tensor in (feedback, reversal, capacitance, leak)]
-    scan = SCAN.forward_arrays(None, *map(address, (x0, dt, feedback, reversal, capacitance, leak, states)))
-    backward = SCAN.backward_arrays(scan, *map(address, (states_grad, last_grad, None, x0_grad, dt_grad, *rest)))
+    scan = DIAGONAL.forward_arrays(None, *map(address, (x0, dt, feedback, reversal, capacitance, leak, states)))
+    backward = DIAGONAL.backward_arrays(scan, *map(address, (states_grad, last_grad, None, x0_grad, dt_grad, *rest)))
     forward = _Forward(scan, u.shape[2], *map(address, (u, weight, None, drive)))
     call = _Backward(backward, forward, *map(address, (u_grad, weight_grad, bias_grad)))
     assert LIBRARY is not None

@@ -30,7 +30,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels.arguments import Method, Neurons, check_arguments
+from ltc_textgen.kernels.scans import Method, Neurons, check_arguments
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import LONGEST_STEP, integrate
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import runs_on_cpu
+from ltc_textgen.kernels.autograd import Direct, address, dense, is_direct, room, wants_gradient
+from ltc_textgen.kernels.dispatch import runs_on_cpu
 from ltc_textgen.kernels.library import LIBRARY, raise_for, threads_for
-from ltc_textgen.kernels.operators import Direct, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.shapes import Float, Tensor
 
 SMALLEST = 1 << 22

@@ -1,20 +1,170 @@
-"""The fused scan of the synaptic coupling on the CPU, and the sums over synapses from the inputs.
+"""The fused scan of the diagonal coupling on the CPU. Reference: `cells.diagonal`; source: csrc/diagonal.cpp.
+
+What the diagonal scans are given, checked where no compiled code does it.
+
+The fused scan of the full coupling on the CPU. Reference: `cells.full`; source: csrc/full.cpp.
+
+The fused scan of the synaptic coupling on the CPU, and the sums over synapses from the inputs.
 
 Reference: `cells.synaptic`; source: csrc/synaptic.cpp and csrc/synapses.h.
 """
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.autograd import Direct, ScanOperator, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.kernels.library import LIBRARY, pointers, raise_for, threads_for
-from ltc_textgen.kernels.operators import Direct, ScanOperator, address, dense, is_direct, room, wants_gradient
 from ltc_textgen.shapes import Bool, Float, Tensor
 
-_scan = ScanOperator(
+PRECISIONS = {torch.float32, torch.float64}
+
+
+class Neurons(NamedTuple):
+    """What the membranes of a diagonal layer are made of (see `cells.diagonal`).
+
+    Args:
+        self_weight: r_e and r_i.
+        reversal: E_e and E_i; the inhibitory synapse pulls towards -E_i.
+        capacitance: C > 0.
+        leak: g_leak >= 0.
+    """
+
+    self_weight: Float[Tensor, "2 N"]
+    reversal: Float[Tensor, "2 N"]
+    capacitance: Float[Tensor, " N"]
+    leak: Float[Tensor, " N"]
+
+
+class Method(NamedTuple):
+    """How a token is integrated.
+
+    Args:
+        steps: Sub-steps per token, >= 1.
+        solver: How a sub-step is taken.
+        adaptive: Whether synapses change the time constants.
+    """
+
+    steps: int
+    solver: Solver
+    adaptive: bool
+
+
+def check_arguments(drive: Tensor, x0: Tensor, dt: Tensor, neurons: Neurons, steps: int) -> None:
+    """Check the shapes, precision and device of what a diagonal scan is given.
+
+    Values are not looked at: on an accelerator that would make the host wait.
+
+    Raises:
+        UsageError: Naming the first argument that does not fit, what was expected and what was given.
+    """
+    if drive.ndim != 3 or 0 in drive.shape or drive.shape[2] % 2:
+        raise UsageError(f"drive: expected (B, T, 2 N) with B, T, N >= 1, got {tuple(drive.shape)}")
+    if drive.dtype not in PRECISIONS:
+        raise UsageError(f"drive: expected float32 or float64, got {drive.dtype}")
+    if steps < 1:
+        raise UsageError(f"steps: expected 1 or more, got {steps}")
+    B, T, N = drive.shape[0], drive.shape[1], drive.shape[2] // 2
+    shapes = ((B, N), (B, T), (2, N), (2, N), (N,), (N,))
+    for name, tensor, shape in zip(("x0", "dt", *Neurons._fields), (x0, dt, *neurons), shapes, strict=True):
+        expected, got = (shape, drive.dtype, drive.device), (tuple(tensor.shape), tensor.dtype, tensor.device)
+        if expected != got:
+            raise UsageError(f"{name}: expected {', '.join(map(str, expected))}, got {', '.join(map(str, got))}")
+
+
+DIAGONAL = ScanOperator(
+    "diagonal",
+    ("drive", "x0", "dt", "self_weight", "reversal", "capacitance", "leak"),
+    lambda B, T, N: ((B, T, 2 * N), (B, N), (B, T), (2, N), (2, N), (N,), (N,)),
+    per_stage=0,
+    work=lambda N: 2 * N,
+)
+
+
+def diagonal_scan(
+    drive: Float[Tensor, "B T two_N"],
+    x0: Float[Tensor, "B N"],
+    dt: Float[Tensor, "B T"],
+    neurons: Neurons,
+    method: Method,
+) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+    """Integrate all tokens in order. float32 tensors on the CPU.
+
+    Args:
+        drive: W_e u + b_e and W_i u + b_i, side by side.
+        x0: State before the first token.
+        dt: Length of a sub-step of each token, step_size * elapsed, >= 0 and finite. Zero leaves the state as it is.
+        neurons: Parameters.
+        method: How a token is integrated.
+
+    Returns:
+        States after each token, and the last. All tensors are differentiable, once.
+
+    Raises:
+        UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
+    """
+    steps, solver, adaptive = method
+    return DIAGONAL(drive, x0, dt, *neurons, steps=steps, solver=solver, adaptive=adaptive)
+
+
+FULL = ScanOperator(
+    "full",
+    ("drive", "x0", "dt", "weight", "reversal", "capacitance", "leak"),
+    lambda B, T, N: ((B, T, N), (B, N), (B, T), (N, N), (N,), (N,), (N,)),
+    per_stage=1,
+    work=lambda N: N + N * N // 16,
+)
+
+
+class CoupledNeurons(NamedTuple):
+    """What the membranes of a full layer are made of (see `cells.full`).
+
+    Args:
+        weight: W_rec, [target, source].
+        reversal: A.
+        capacitance: C > 0.
+        leak: g_leak >= 0.
+    """
+
+    weight: Float[Tensor, "N N"]
+    reversal: Float[Tensor, " N"]
+    capacitance: Float[Tensor, " N"]
+    leak: Float[Tensor, " N"]
+
+
+def full_scan(
+    drive: Float[Tensor, "B T N"],
+    x0: Float[Tensor, "B N"],
+    dt: Float[Tensor, "B T"],
+    neurons: CoupledNeurons,
+    method: Method,
+) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+    """Integrate all tokens in order. float32 tensors on the CPU.
+
+    For the gradient it keeps f of every solver stage, B x T x stages x N numbers: fewer operations than computing the
+    products by W again.
+
+    Args:
+        drive: W_in u + b.
+        x0: State before the first token.
+        dt: Length of a sub-step of each token, step_size * elapsed, >= 0 and finite. Zero leaves the state as it is.
+        neurons: Parameters.
+        method: How a token is integrated.
+
+    Returns:
+        States after each token, and the last. All tensors are differentiable, once.
+
+    Raises:
+        UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
+    """
+    steps, solver, adaptive = method
+    return FULL(drive, x0, dt, *neurons, steps=steps, solver=solver, adaptive=adaptive)
+
+
+SYNAPTIC = ScanOperator(
     "synaptic",
     ("drive", "x0", "dt", "w", "sigma", "mu", "reversal", "mask", "capacitance", "leak", "current"),
     lambda B, T, N: ((B, T, 2 * N), (B, N), (B, T), *((N, N),) * 5, (N,), (N,), (N,)),
@@ -68,7 +218,7 @@ def synaptic_scan(
         UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
     inputs = (drive, x0, dt, w, sigma, mu, reversal, mask, capacitance, leak, current)
-    return _scan(*inputs, steps=steps, solver=solver, adaptive=adaptive)
+    return SYNAPTIC(*inputs, steps=steps, solver=solver, adaptive=adaptive)
 
 
 NAMES = ("values", "w", "sigma", "mu", "reversal", "mask")
