@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ltc_textgen.benchmarking import Contender, activation_bytes, inputs, liquid_layer, ncps_ltc, race, ratio, threads
-from ltc_textgen.cells import LiquidCell, cell_from_ncps
 from ltc_textgen.config import Coupling, Solver
+from ltc_textgen.layers import LiquidCell, cell_from_ncps
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ltc_textgen.benchmarking import Contender, inputs, ncps_ltc
-from ltc_textgen.cells import cell_from_ncps
+from ltc_textgen.layers import cell_from_ncps
 
 
 def main() -> None:

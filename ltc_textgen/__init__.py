@@ -14,9 +14,9 @@ from ltc_textgen.registration import install
 _HOME = {
     "LiquidTimeConstantNetwork": "ltc_textgen.model",
     "LTCConfig": "ltc_textgen.huggingface",
-    "LiquidState": "ltc_textgen.state",
-    "TextState": "ltc_textgen.states",
-    "mix": "ltc_textgen.states",
+    "LiquidState": "ltc_textgen.model.state",
+    "TextState": "ltc_textgen.model.text_state",
+    "mix": "ltc_textgen.model.text_state",
     "ModelConfig": "ltc_textgen.config",
     "DataConfig": "ltc_textgen.config",
     "TrainConfig": "ltc_textgen.config",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.model import LiquidTimeConstantNetwork
-    from ltc_textgen.network import LiquidNetwork
+    from ltc_textgen.model.network import LiquidNetwork
 
 FORMAT = "1"
 WEIGHTS = "model.safetensors"
@@ -190,7 +190,7 @@ def load_plain_run(path: Path | str, device: "torch.device | str" = "cpu") -> Pl
     Raises:
         ArtifactError: As in `load_run`.
     """
-    from ltc_textgen.network import LiquidNetwork
+    from ltc_textgen.model.network import LiquidNetwork
 
     return _load(Path(path), LiquidNetwork, device)
 

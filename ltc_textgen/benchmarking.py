@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltc_textgen.cells import LiquidCell, build_cell
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.kernels.dispatch import Choice, use
 from ltc_textgen.kernels.newton_scan import linear_scan
+from ltc_textgen.layers import LiquidCell, build_cell
 from ltc_textgen.shapes import Float, Tensor
 
 Call = Callable[[], object]

@@ -11,8 +11,8 @@ from transformers.utils import ModelOutput
 
 from ltc_textgen.config import ModelConfig, did_you_mean
 from ltc_textgen.errors import UsageError
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
-from ltc_textgen.state import LiquidState
 
 FROM_TRANSFORMERS = frozenset(
     {"model_type", "auto_map", "name_or_path", "num_labels", "torch_dtype", "output_attentions", "use_cache"}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ltc_textgen.errors import LogitsError
 from ltc_textgen.io.hashing import digest, own_tensors
-from ltc_textgen.modes import evaluating
+from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.shapes import Int, Tensor
 
 BEGIN = "<!-- written by ltc-textgen, and renewed with every upload: what you write outside of the marks stays -->"

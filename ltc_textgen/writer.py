@@ -8,9 +8,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from ltc_textgen.criteria import FiniteLogits, StopStrings
 from ltc_textgen.errors import UsageError
 from ltc_textgen.huggingface import LiquidCache, LiquidOutput, check_past
+from ltc_textgen.model.state import LiquidState
+from ltc_textgen.model.text_state import TextState
 from ltc_textgen.shapes import Tensor
-from ltc_textgen.state import LiquidState
-from ltc_textgen.states import TextState
 
 
 class Writer:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ltc_textgen.cells import build_wiring
 from ltc_textgen.config import DataConfig, ModelConfig, RunConfig, SamplingConfig, Solver, TrainConfig, WiringConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.layers import build_wiring
 
 WIRED = {"coupling": "cfc", "wiring": {"kind": "auto_ncp", "output_size": 3}}
 

@@ -9,12 +9,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ltc_textgen
-from ltc_textgen.blocks import LockedDropout
 from ltc_textgen.config import Coupling, ModelConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.huggingface import LTCConfig
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.state import LiquidState
+from ltc_textgen.model.blocks import LockedDropout
+from ltc_textgen.model.state import LiquidState
 
 VOCABULARY = 23
 SHAPES = [
@@ -317,8 +317,8 @@ def test_arguments_are_checked_once_not_in_every_layer(monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("checked again")
 
-    monkeypatch.setattr("ltc_textgen.cells.base.broadcast_elapsed", never)
-    monkeypatch.setattr("ltc_textgen.cells.base.LiquidCell._check", never)
+    monkeypatch.setattr("ltc_textgen.layers.base.broadcast_elapsed", never)
+    monkeypatch.setattr("ltc_textgen.layers.base.LiquidCell._check", never)
     monkeypatch.setattr(torch, "aminmax", never)
     torch.testing.assert_close(model(ids, elapsed=2.0).logits, expected, rtol=0, atol=0)
     with pytest.raises(AssertionError, match="checked again"):

@@ -17,7 +17,7 @@ from ltc_textgen.generation import generate
 from ltc_textgen.generation.native import why_not
 from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.network import FIRST_STD, LiquidNetwork
+from ltc_textgen.model.network import FIRST_STD, LiquidNetwork
 
 KINDS = {
     "plain": {},

@@ -7,7 +7,7 @@ import torch
 
 from ltc_textgen.errors import UsageError
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.state import LiquidState
+from ltc_textgen.model.state import LiquidState
 
 PLAIN: dict = {}
 LIQUID = {"block": "liquid", "coupling": "diagonal", "num_layers": 2, "expansion": 1.5}

@@ -15,7 +15,7 @@ from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.generation import generate
 from ltc_textgen.io.hashing import digest
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.states import TextState, mix
+from ltc_textgen.model.text_state import TextState, mix
 
 TOKENIZER = character_tokenizer(STORY)
 KINDS = [{}, {"block": "liquid", "coupling": "diagonal", "num_layers": 2}]

@@ -26,7 +26,7 @@ from ltc_textgen.errors import UsageError
 if TYPE_CHECKING:
     from ltc_textgen.artifacts import PlainRun
     from ltc_textgen.generation import Piece
-    from ltc_textgen.states import TextState
+    from ltc_textgen.model.text_state import TextState
 
 Engine = Literal["auto", "torch", "native", "int8"]
 
@@ -124,7 +124,7 @@ def read_before(
     import torch
 
     from ltc_textgen.generation.decode import encode_prompt
-    from ltc_textgen.states import TextState
+    from ltc_textgen.model.text_state import TextState
 
     before = None if state is None else TextState.load(state, run.model)
     if before is not None and before.batch_size != 1:

@@ -35,7 +35,8 @@ from ltc_textgen.config import CacheConfig, DynamicConfig
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.reading import CHUNK, evaluating
+from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.model.network import CHUNK
 from ltc_textgen.shapes import Float, Int, Tensor
 
 EPSILON = 1e-12

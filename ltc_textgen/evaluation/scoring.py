@@ -8,9 +8,10 @@ import torch
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.reading import CHUNK, evaluating
+from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.model.network import CHUNK
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
-from ltc_textgen.state import LiquidState
 
 BATCH_TOKENS = 16_384
 """Tokens that go through the network at once when windows are scored side by side."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ltc_textgen.cells.base import MembraneCell
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.export.host.generate import METADATA
 from ltc_textgen.export.step import TokenStep
 from ltc_textgen.kernels import dispatch
+from ltc_textgen.layers.base import MembraneCell
 
 if TYPE_CHECKING:
     import onnx

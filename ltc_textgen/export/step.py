@@ -5,10 +5,10 @@ token (B,), elapsed (B,), state tensors  ->  logits (B, V), state tensors after 
 
 from torch import nn
 
-from ltc_textgen.blocks import LayerState, LiquidBlock, PlainLayer
 from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.model.blocks import LayerState, LiquidBlock, PlainLayer
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
-from ltc_textgen.state import LiquidState
 
 
 class TokenStep(nn.Module):

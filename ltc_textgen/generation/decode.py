@@ -20,10 +20,10 @@ from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.stops import StopScanner
 from ltc_textgen.generation.writers import Engine, open_writer
-from ltc_textgen.network import LiquidNetwork
-from ltc_textgen.reading import evaluating
-from ltc_textgen.state import LiquidState
-from ltc_textgen.states import TextState
+from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.model.network import LiquidNetwork
+from ltc_textgen.model.state import LiquidState
+from ltc_textgen.model.text_state import TextState
 
 FinishReason = Literal["stop", "length"]
 

@@ -9,19 +9,18 @@ import sys
 import torch
 from torch import nn
 
-from ltc_textgen.blocks import CausalConvolution, LearnedStart, LiquidBlock
-from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.errors import UsageError
-from ltc_textgen.head import FullHead
 from ltc_textgen.kernels.decoder import Choice, Decoder, Drawn, Weights
 from ltc_textgen.kernels.dispatch import hooked, report, runs_on_cpu
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 from ltc_textgen.kernels.liquid_block import BlockWeights
 from ltc_textgen.kernels.matmul import Linear
-from ltc_textgen.network import LiquidNetwork
-from ltc_textgen.reading import evaluating
+from ltc_textgen.layers.diagonal import DiagonalCell
+from ltc_textgen.model.blocks import CausalConvolution, LearnedStart, LiquidBlock, evaluating
+from ltc_textgen.model.heads import FullHead
+from ltc_textgen.model.network import LiquidNetwork
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
-from ltc_textgen.state import LiquidState
 
 KNOWN = {
     *(LiquidBlock, LearnedStart, CausalConvolution, DiagonalCell, FullHead),

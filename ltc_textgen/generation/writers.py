@@ -14,10 +14,9 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.native import NativeDecoder, stacked
 from ltc_textgen.generation.sampling import UniformStreams, broken_logits, draw, shape_logits
 from ltc_textgen.kernels.decoder import Choice
-from ltc_textgen.network import LiquidNetwork
-from ltc_textgen.reading import read
+from ltc_textgen.model.network import LiquidNetwork, read
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
-from ltc_textgen.state import LiquidState
 
 Engine = Literal["auto", "torch", "native", "int8"]
 

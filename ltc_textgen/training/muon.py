@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltc_textgen.cells.diagonal import DiagonalCell
+from ltc_textgen.layers.diagonal import DiagonalCell
 from ltc_textgen.shapes import Float, Tensor
 
 ITERATIONS = ((7.9116, -23.0863, 17.0503), (3.5581, -2.7803, 0.5727), (2.7735, -2.2397, 0.5584))

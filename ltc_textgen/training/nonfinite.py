@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from ltc_textgen.errors import LTCError
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
-from ltc_textgen.state import LiquidState
 from ltc_textgen.training.progress import Progress
 from ltc_textgen.training.snapshot import model_tensors
 

@@ -16,8 +16,8 @@ from ltc_textgen.data.tokens import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.atomic import sync_directory
 from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
-from ltc_textgen.state import LiquidState
 from ltc_textgen.training import checkpoint, snapshot
 from ltc_textgen.training.agreement import agreed_checkpoint
 from ltc_textgen.training.budget import Budget

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import torch
 
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
-from ltc_textgen.state import LiquidState
 from ltc_textgen.training import nonfinite, snapshot
 from ltc_textgen.training.divergence import rate_scale
 from ltc_textgen.training.schedule import rate_factor

@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 import torch
 
-from ltc_textgen.cells import CfCCell, DiagonalCell, FullCell, LiquidCell, MembraneCell, SynapticCell
-from ltc_textgen.cells.wirings import auto_ncp, random
 from ltc_textgen.config import Solver
+from ltc_textgen.layers import CfCCell, DiagonalCell, FullCell, LiquidCell, MembraneCell, SynapticCell
+from ltc_textgen.layers.wirings import auto_ncp, random
 
 INPUTS, NEURONS = 3, 8
 

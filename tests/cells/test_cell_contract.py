@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from ltc_textgen.cells import CELLS, build_cell
 from ltc_textgen.config import Coupling, ModelConfig, Solver, WiringConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.layers import CELLS, build_cell
 
 SAME = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ltc_textgen.cells import CfCCell
-from ltc_textgen.cells.cfc import TAU_RANGE, lecun_tanh
-from ltc_textgen.cells.wirings import auto_ncp, fully_connected
 from ltc_textgen.errors import UsageError
+from ltc_textgen.layers import CfCCell
+from ltc_textgen.layers.cfc import TAU_RANGE, lecun_tanh
+from ltc_textgen.layers.wirings import auto_ncp, fully_connected
 
 
 def make(mode="default", **settings):
@@ -155,7 +155,7 @@ class TestWired:
 
 def test_inputs_are_projected_once_for_all_tokens(monkeypatch):
     """Item by item only what depends on the state is left."""
-    from ltc_textgen.cells import cfc
+    from ltc_textgen.layers import cfc
 
     shapes = []
     monkeypatch.setattr(

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ltc_textgen.cells import DiagonalCell, FullCell, SynapticCell, build_cell
-from ltc_textgen.cells.full import REVERSAL, TAU_RANGE
 from ltc_textgen.config import ModelConfig, Solver
+from ltc_textgen.layers import DiagonalCell, FullCell, SynapticCell, build_cell
+from ltc_textgen.layers.full import REVERSAL, TAU_RANGE
 from ltc_textgen.solvers import integrate
 
 BOUNDED = [Solver.semi_implicit, Solver.exponential]

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from ltc_textgen.cells import CfCCell, SynapticCell, cell_from_ncps
 from ltc_textgen.errors import ArtifactError
+from ltc_textgen.layers import CfCCell, SynapticCell, cell_from_ncps
 
 D, BATCH, TOKENS = 5, 3, 4
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # float64: what is left is the epsilon in their denominators

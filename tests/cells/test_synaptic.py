@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ltc_textgen.cells import SynapticCell, synaptic
-from ltc_textgen.cells.synaptic import REVERSAL, inverse_softplus, synaptic_sums
-from ltc_textgen.cells.wirings import auto_ncp, fully_connected
 from ltc_textgen.errors import UsageError
+from ltc_textgen.layers import SynapticCell, synaptic
+from ltc_textgen.layers.synaptic import REVERSAL, inverse_softplus, synaptic_sums
+from ltc_textgen.layers.wirings import auto_ncp, fully_connected
 
 
 def cell_and_text(**settings):

@@ -4,9 +4,9 @@ import ncps.wirings
 import numpy as np
 import pytest
 
-from ltc_textgen.cells.wirings import Wiring, auto_ncp, build_wiring, fully_connected, ncp, random
 from ltc_textgen.config import WiringConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.layers.wirings import Wiring, auto_ncp, build_wiring, fully_connected, ncp, random
 
 
 def assert_same(ours: Wiring, theirs: ncps.wirings.Wiring, input_size: int) -> None:

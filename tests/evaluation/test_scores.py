@@ -11,7 +11,7 @@ from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, r
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import count_words, evaluate, score_tokens, tokenize
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.state import LiquidState
+from ltc_textgen.model.state import LiquidState
 
 CHARS = character_tokenizer("ab\n ")  # ids: \n 0, space 1, a 2, b 3, separator 4, unknown 5
 A, B, SEPARATOR, UNKNOWN = 2, 3, CHARS.separator_id, CHARS.unknown_id

@@ -21,8 +21,9 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
 from ltc_textgen.generation.sampling import UniformStreams
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.reading import CHUNK, evaluating, read
-from ltc_textgen.state import LiquidState
+from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.model.network import CHUNK, read
+from ltc_textgen.model.state import LiquidState
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=20)
 BERT = [

@@ -17,7 +17,7 @@ from ltc_textgen.kernels import decoder as binding
 from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels.decoder import Choice, Decoder, Weights
 from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.state import LiquidState
+from ltc_textgen.model.state import LiquidState
 
 pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason="no library")
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ltc_textgen.cells import DiagonalCell, FullCell, LiquidCell, SynapticCell
-from ltc_textgen.cells.wirings import auto_ncp, fully_connected
 from ltc_textgen.kernels import dispatch, library
+from ltc_textgen.layers import DiagonalCell, FullCell, LiquidCell, SynapticCell
+from ltc_textgen.layers.wirings import auto_ncp, fully_connected
 
 KINDS = ("diagonal", "full", "synaptic")
 SETS = [name for name in ("avx512", "avx2", "baseline") if library.use_instruction_set(name)]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ltc_textgen.blocks import CausalConvolution, LiquidBlock
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import dispatch
 from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.kernels.liquid_block import BlockMethod, _FusedBlock
 from ltc_textgen.kernels.matmul import Linear
+from ltc_textgen.model.blocks import CausalConvolution, LiquidBlock
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="built without a compiler")
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ltc_textgen.cells import DiagonalCell
-from ltc_textgen.cells import diagonal as cells
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import diagonal_layer, dispatch, library
+from ltc_textgen.kernels import diagonal_layer, dispatch, library, matmul
 from ltc_textgen.kernels.diagonal_layer import LayerWeights, fused_layer
+from ltc_textgen.layers import DiagonalCell
+from ltc_textgen.layers import diagonal as cells
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 

@@ -16,8 +16,6 @@ from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels.scans import DIAGONAL, FULL, SYNAPTIC
-from ltc_textgen.kernels.scans import _scan as full
-from ltc_textgen.kernels.scans import _scan as synaptic
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 

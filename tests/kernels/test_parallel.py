@@ -3,11 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import dispatch, newton_scan
 from ltc_textgen.kernels.newton_scan import Method, Neurons, sequential_scan
+from ltc_textgen.layers.diagonal import DiagonalCell
 
 SOLVERS = list(Solver)
 

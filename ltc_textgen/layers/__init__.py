@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from ltc_textgen.cells.base import LiquidCell, MembraneCell
-from ltc_textgen.cells.cfc import CfCCell
-from ltc_textgen.cells.diagonal import DiagonalCell
-from ltc_textgen.cells.full import FullCell
-from ltc_textgen.cells.ncps import cell_from_ncps
-from ltc_textgen.cells.synaptic import SynapticCell
-from ltc_textgen.cells.wirings import Wiring, build_wiring
 from ltc_textgen.config import Coupling, ModelConfig
+from ltc_textgen.layers.base import LiquidCell, MembraneCell
+from ltc_textgen.layers.cfc import CfCCell
+from ltc_textgen.layers.diagonal import DiagonalCell
+from ltc_textgen.layers.full import FullCell
+from ltc_textgen.layers.ncps import cell_from_ncps
+from ltc_textgen.layers.synaptic import SynapticCell
+from ltc_textgen.layers.wirings import Wiring, build_wiring
 
 CELLS: Mapping[Coupling, type[LiquidCell]] = {
     Coupling.full: FullCell,

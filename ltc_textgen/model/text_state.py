@@ -17,13 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ltc_textgen.cells.base import Elapsed
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import digest, fingerprint, own_tensors
-from ltc_textgen.modes import evaluating
+from ltc_textgen.layers.base import Elapsed
+from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
-from ltc_textgen.state import LiquidState
 
 FORMAT = "1"
 CHUNK = 512

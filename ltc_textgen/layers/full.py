@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltc_textgen.cells.base import MembraneCell, precise, unwatched
 from ltc_textgen.kernels.dispatch import choose
 from ltc_textgen.kernels.matmul import linear
 from ltc_textgen.kernels.scans import CoupledNeurons, Method, full_scan
+from ltc_textgen.layers.base import MembraneCell, precise, unwatched
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 

@@ -4,6 +4,8 @@
 
 `model.LiquidTimeConstantNetwork` is this network as a model of transformers. What only writes text has no use for that,
 and starts in half of the time without it: nothing here imports transformers.
+
+Reading text without learning from it: what generation and evaluation share.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,14 +14,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ltc_textgen.blocks import LayerState, LockedDropout, build_layer
-from ltc_textgen.cells.base import broadcast_elapsed
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.head import build_head
+from ltc_textgen.layers.base import broadcast_elapsed
+from ltc_textgen.model.blocks import LayerState, LockedDropout, build_layer
+from ltc_textgen.model.blocks import evaluating as evaluating
+from ltc_textgen.model.heads import build_head
+from ltc_textgen.model.state import LiquidState
+from ltc_textgen.model.text_state import Reader
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
-from ltc_textgen.state import LiquidState
-from ltc_textgen.states import Reader
 
 FIRST_STD = 0.02
 """Spread of the embedding at the start when the output layer shares it, so that the first logits are small."""
@@ -187,3 +190,30 @@ def _split(state: LiquidState) -> list[LayerState]:
 def _join(states: list[LayerState]) -> LiquidState:
     neurons, columns = zip(*states, strict=True)
     return LiquidState(tuple(neurons), tuple(c for c in columns if c is not None))
+
+
+CHUNK = 512
+"""Tokens of a sequence that go through the network at once: the memory of reading does not grow with the text."""
+
+
+@torch.inference_mode()
+def read(
+    model: LiquidNetwork, ids: Int[Tensor, "B T"], state: LiquidState | None = None, chunk: int = CHUNK
+) -> tuple[Float[Tensor, "B D"], LiquidState]:
+    """Read tokens of any number in chunks.
+
+    Args:
+        model: Network, in evaluation mode (see `evaluating`).
+        ids: Token ids, T >= 1, on any device.
+        state: State before the first token; rest if None.
+        chunk: Tokens read at once; the result does not depend on it.
+
+    Returns:
+        Hidden vector at the last token, which predicts the next one, and the state after it.
+    """
+    device = model.embedding.weight.device
+    first, *others = ids.split(chunk, dim=1)
+    hidden, after = model.advance(first.to(device), state)
+    for piece in others:
+        hidden, after = model.advance(piece.to(device), after)
+    return hidden[:, -1], after

@@ -4,21 +4,26 @@
 
 Both take and return the whole of their state. Sequences are padded on the right only: `lengths` says how many tokens
 of each are real (`model` sorts padding to the right).
+
+Evaluation mode for as long as it is needed.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltc_textgen.cells import build_cell
-from ltc_textgen.cells.base import precise
-from ltc_textgen.cells.diagonal import DiagonalCell
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.kernels.autograd import is_direct
 from ltc_textgen.kernels.dispatch import hooked, runs_eagerly
 from ltc_textgen.kernels.library import SOLVER_CODES
 from ltc_textgen.kernels.liquid_block import BlockMethod, BlockWeights, fused_block
 from ltc_textgen.kernels.matmul import Linear
+from ltc_textgen.layers import build_cell
+from ltc_textgen.layers.base import precise
+from ltc_textgen.layers.diagonal import DiagonalCell
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 LayerState = tuple[Tensor, Tensor | None]
@@ -232,3 +237,15 @@ class CausalConvolution(nn.Module):
 def build_layer(settings: ModelConfig) -> PlainLayer | LiquidBlock:
     """One layer of the kind that `settings.block` names."""
     return PlainLayer(settings) if settings.block == "plain" else LiquidBlock(settings)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and at the end on again in just those modules where it was on."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

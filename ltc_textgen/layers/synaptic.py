@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ltc_textgen.cells.base import MembraneCell, precise, solver_settings
-from ltc_textgen.cells.wirings import Wiring, build_wiring, fully_connected
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import scans as fused
 from ltc_textgen.kernels.dispatch import choose
+from ltc_textgen.layers.base import MembraneCell, precise, solver_settings
+from ltc_textgen.layers.wirings import Wiring, build_wiring, fully_connected
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 from ltc_textgen.solvers import Membrane, integrate
 

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltc_textgen.cells.base import LiquidCell, precise, unwatched
-from ltc_textgen.cells.wirings import Wiring, build_wiring
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.matmul import linear
+from ltc_textgen.layers.base import LiquidCell, precise, unwatched
+from ltc_textgen.layers.wirings import Wiring, build_wiring
 from ltc_textgen.shapes import Bool, Float, Tensor
 
 Mode = Literal["default", "pure", "no_gate"]

@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from ltc_textgen.cells.base import MembraneCell, precise, solver_settings, unwatched
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.diagonal_layer import LayerWeights, fused_layer, worthwhile
@@ -37,6 +36,7 @@ from ltc_textgen.kernels.matmul import linear
 from ltc_textgen.kernels.newton_scan import parallel_scan
 from ltc_textgen.kernels.scans import Method, Neurons, diagonal_scan
 from ltc_textgen.kernels.triton_scan import triton_scan
+from ltc_textgen.layers.base import MembraneCell, precise, solver_settings, unwatched
 from ltc_textgen.shapes import Bool, Float, Tensor
 from ltc_textgen.solvers import Membrane
 

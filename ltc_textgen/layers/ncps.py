@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ltc_textgen.cells.base import LiquidCell
-from ltc_textgen.cells.cfc import Activation, CfCCell, ClosedForm, Mode
-from ltc_textgen.cells.synaptic import SynapticCell, inverse_softplus
-from ltc_textgen.cells.wirings import Wiring
 from ltc_textgen.errors import ArtifactError
+from ltc_textgen.layers.base import LiquidCell
+from ltc_textgen.layers.cfc import Activation, CfCCell, ClosedForm, Mode
+from ltc_textgen.layers.synaptic import SynapticCell, inverse_softplus
+from ltc_textgen.layers.wirings import Wiring
 from ltc_textgen.shapes import Tensor
 
 SMALLEST = 1e-12

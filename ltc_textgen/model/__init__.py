@@ -1,0 +1,1 @@
+"""The network: token ids to hidden vectors to logits, and the state it carries."""
