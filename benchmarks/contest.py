@@ -14,7 +14,7 @@ from rivals import Awd, Drop, Gpt2, Liquid, MinGruCell, Rival, exchange_cells
 from trial import Plan
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.recipes import Recipe, assignments
 
 BLOCK: dict[str, Any] = {"block": "liquid", "coupling": "diagonal", "steps": 1, "step_size": 1.0}

@@ -30,9 +30,9 @@ from ltc_textgen.benchmarking import race
 from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.generation.writers import open_writer
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.decoder import Choice
 from ltc_textgen.kernels.dispatch import report
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.recipes import load_preset
 
 TEMPERATURE = 0.8

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.newton_scan import linear_scan
 from ltc_textgen.layers import LiquidCell
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import LiquidBlock
 
 

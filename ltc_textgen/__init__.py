@@ -9,11 +9,11 @@ registers the network with transformers: `AutoModelForCausalLM.from_pretrained("
 import importlib
 from typing import Any
 
-from ltc_textgen.registration import install
+from ltc_textgen.hf.registration import install
 
 _HOME = {
-    "LiquidTimeConstantNetwork": "ltc_textgen.model",
-    "LTCConfig": "ltc_textgen.huggingface",
+    "LiquidTimeConstantNetwork": "ltc_textgen.hf.modeling",
+    "LTCConfig": "ltc_textgen.hf.config",
     "LiquidState": "ltc_textgen.model.state",
     "TextState": "ltc_textgen.model.text_state",
     "mix": "ltc_textgen.model.text_state",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from ltc_textgen.data.tokenizers import TextTokenizer
-    from ltc_textgen.model import LiquidTimeConstantNetwork
+    from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
     from ltc_textgen.model.network import LiquidNetwork
 
 FORMAT = "1"
@@ -161,7 +161,7 @@ def load_settings(directory: Path) -> ModelConfig:
         raise ArtifactError(f"{path}: model_type is {content.get('model_type')!r}, expected 'ltc'")
     try:
         if not content.keys() <= USUAL_KEYS | ModelConfig.model_fields.keys():
-            from ltc_textgen.huggingface import LTCConfig
+            from ltc_textgen.hf.config import LTCConfig
 
             LTCConfig.refuse_unknown(content, str(path))
         return ModelConfig.parse({k: v for k, v in content.items() if k in ModelConfig.model_fields}, str(path))
@@ -175,7 +175,7 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     Raises:
         ArtifactError: If anything in it is missing, damaged, unsafe or does not fit the rest; the message names it.
     """
-    from ltc_textgen.model import LiquidTimeConstantNetwork
+    from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
     plain = _load(Path(path), LiquidTimeConstantNetwork.from_settings, device)
     model = plain.model

@@ -23,8 +23,8 @@ from ltc_textgen.config import ModelConfig, RunConfig, WiringConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LTCError
-from ltc_textgen.huggingface import LTCConfig
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.config import LTCConfig
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 SETTINGS = {"coupling": "diagonal", "block": "liquid", "hidden_size": 6, "num_layers": 2}
 

@@ -8,11 +8,11 @@ import torch
 from outcomes import STORY
 from transformers import GenerationConfig
 
-from ltc_textgen.criteria import StopStrings
 from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer
 from ltc_textgen.errors import LogitsError, UsageError
-from ltc_textgen.huggingface import LiquidCache
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.config import LiquidCache
+from ltc_textgen.hf.generation import StopStrings
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 TOKENIZER = character_tokenizer(STORY)
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": TOKENIZER.separator_id}

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.huggingface import LTCConfig
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.config import LTCConfig
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 VOCABULARY = 23
 LIQUID = {"block": "liquid", "coupling": "diagonal", "num_layers": 2}

@@ -15,7 +15,7 @@ from ltc_textgen.artifacts import save_run, save_weights
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import character_tokenizer, read_tokenizer
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 pytest.importorskip("lm_eval", reason="pip install lm-eval")
 

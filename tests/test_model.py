@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ltc_textgen
 from ltc_textgen.config import Coupling, ModelConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.huggingface import LTCConfig
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.config import LTCConfig
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import LockedDropout
 from ltc_textgen.model.state import LiquidState
 

@@ -15,8 +15,8 @@ from ltc_textgen.artifacts import load_plain_run, load_run
 from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.generation import generate
 from ltc_textgen.generation.native import why_not
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.library import LIBRARY
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.model.network import FIRST_STD, LiquidNetwork
 
 KINDS = {

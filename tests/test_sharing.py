@@ -14,13 +14,13 @@ from outcomes import STORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import hub as transformers_hub
 
-from ltc_textgen import model_card, modeling_ltc
 from ltc_textgen.artifacts import load_run, save_run, save_weights
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
-from ltc_textgen.model import LiquidTimeConstantNetwork
-from ltc_textgen.sharing import AUTO_MAP
+from ltc_textgen.hf import modeling_ltc, sharing
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.hf.sharing import AUTO_MAP
 
 TOKENIZER = character_tokenizer(STORY)
 SETTINGS = {"block": "liquid", "coupling": "diagonal", "hidden_size": 12, "num_layers": 2}
@@ -61,10 +61,10 @@ def card_of(hub: Hub) -> ModelCard:
 
 
 def test_a_card_says_what_is_known(run_directory: Path) -> None:
-    text = model_card.model_card(load_run(run_directory).model, "me/story", run_directory)
+    text = sharing.model_card(load_run(run_directory).model, "me/story", run_directory)
     card = ModelCard(text)
     assert card.data.pipeline_tag == "text-generation"
-    assert set(model_card.TAGS) <= set(card.data.tags)
+    assert set(sharing.TAGS) <= set(card.data.tags)
     assert "secret" not in text, "a path of somebody's machine"
     for row in (
         "| corpus | story.txt, 90,000 tokens |",
@@ -81,33 +81,33 @@ def test_a_card_says_what_is_known(run_directory: Path) -> None:
 
 def test_time_constants_of_a_card_are_those_of_the_layers(run_directory: Path) -> None:
     model = load_run(run_directory).model.train()
-    ids = model_card.written(model.eval(), 40)
+    ids = sharing.written(model.eval(), 40)
     assert ids.shape == (1, 41)
-    assert ids.equal(model_card.written(model, 40))
+    assert ids.equal(sharing.written(model, 40))
     assert ids[0, 0] == TOKENIZER.separator_id
     model.train()
-    text = model_card.model_card(model, "me/story", run_directory)
+    text = sharing.model_card(model, "me/story", run_directory)
     assert model.training
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| 0 |", "| 1 |"))]
     assert len(rows) == 2
     model.eval()
-    for row, tau in zip(rows, model.time_constants(model_card.written(model)), strict=True):
+    for row, tau in zip(rows, model.time_constants(sharing.written(model)), strict=True):
         shortest, *_, longest = (float(value.strip(" |")) for value in row[1:])
         assert (shortest, longest) == pytest.approx((tau.min().item(), tau.max().item()), abs=0.006)
 
 
 def test_a_model_that_has_learned_since_claims_no_loss(run_directory: Path) -> None:
     model = load_run(run_directory).model
-    assert model_card.training_facts(model, run_directory) == FACTS
+    assert sharing.training_facts(model, run_directory) == FACTS
     with torch.no_grad():
         model.head.projection.bias[0] += 1
-    assert model_card.training_facts(model, run_directory) == {}
-    text = model_card.model_card(model, "me/story", run_directory)
+    assert sharing.training_facts(model, run_directory) == {}
+    text = sharing.model_card(model, "me/story", run_directory)
     assert "nats" not in text
     assert "no record" in text
     for content in ("", "{}", "[1]", '{"facts": 3}'):
         (run_directory / "training.json").write_text(content)
-        assert model_card.training_facts(load_run_without_facts(run_directory), run_directory) == {}
+        assert sharing.training_facts(load_run_without_facts(run_directory), run_directory) == {}
 
 
 def load_run_without_facts(directory: Path) -> LiquidTimeConstantNetwork:
@@ -116,18 +116,18 @@ def load_run_without_facts(directory: Path) -> LiquidTimeConstantNetwork:
 
 def test_what_the_owner_wrote_stays(run_directory: Path) -> None:
     model = load_run(run_directory).model
-    first = model_card.model_card(model, "me/story")
+    first = sharing.model_card(model, "me/story")
     edited = first.replace("---\n", "---\nlicense: mit\n", 1)
-    edited = edited.replace(model_card.BEGIN, f"My model.\n\n{model_card.BEGIN}")
-    second = model_card.model_card(model, "me/story", run_directory, f"{edited}\nThanks.\n")
+    edited = edited.replace(sharing.BEGIN, f"My model.\n\n{sharing.BEGIN}")
+    second = sharing.model_card(model, "me/story", run_directory, f"{edited}\nThanks.\n")
     assert ModelCard(second).data.license == "mit"
     assert "My model." in second
     assert second.endswith("\nThanks.\n")
     assert "None is given here" not in second
     assert "nats per token" in second, "what is ours is renewed"
-    assert second.count(model_card.BEGIN) == second.count(model_card.END) == 1
+    assert second.count(sharing.BEGIN) == second.count(sharing.END) == 1
     own = "---\nlicense: mit\n---\n# All my own words\n"
-    kept = model_card.model_card(model, "me/story", run_directory, own)
+    kept = sharing.model_card(model, "me/story", run_directory, own)
     assert ModelCard(kept).text == ModelCard(own).text
 
 
@@ -142,7 +142,7 @@ def test_broken_weights_are_not_shared(run_directory: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("settings", [{}, {"coupling": "cfc"}, {"head": "adaptive", "adaptive_cutoffs": (9,)}])
 def test_every_kind_of_network_has_a_card(settings: dict) -> None:
     model = LiquidTimeConstantNetwork(23, 12, steps=2, step_size=0.5, **settings)
-    assert "| median |" in model_card.model_card(model, "me/story")
+    assert "| median |" in sharing.model_card(model, "me/story")
 
 
 # --- to the hub and back
@@ -159,8 +159,8 @@ def test_what_is_pushed_loads_again(load: object, run_directory: Path, tmp_path:
     assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP
     card = card_of(uploads)
     assert "nats per token, over 10,000 tokens" in card.text
-    assert {"sea", *model_card.TAGS} <= set(card.data.tags)
-    assert model_card.GENERIC not in card.text
+    assert {"sea", *sharing.TAGS} <= set(card.data.tags)
+    assert sharing.GENERIC not in card.text
 
     again = AutoModelForCausalLM.from_pretrained("me/story")
     assert type(again) is LiquidTimeConstantNetwork
@@ -216,7 +216,7 @@ assert again(ids).logits.equal(model(ids).logits)
 
 def test_without_the_package_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(modeling_ltc.__file__).read_text()
-    for name in ("ltc_textgen", "ltc_textgen.huggingface"):
+    for name in ("ltc_textgen", "ltc_textgen.hf.config"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match="^this model needs the package ltc-textgen: pip install ltc-textgen$"):
         exec(compile(source, "modeling_ltc.py", "exec"), {"__name__": "modeling_ltc"})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 
 PLAIN: dict = {}

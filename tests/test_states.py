@@ -13,8 +13,8 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.generation import generate
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.hashing import digest
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.model.text_state import TextState, mix
 
 TOKENIZER = character_tokenizer(STORY)

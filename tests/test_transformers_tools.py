@@ -27,7 +27,7 @@ from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.native import why_not
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 # The Trainer and peft use names that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

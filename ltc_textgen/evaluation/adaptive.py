@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from ltc_textgen.config import CacheConfig, DynamicConfig
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, LTCError
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import CHUNK
 from ltc_textgen.shapes import Float, Int, Tensor

@@ -16,7 +16,7 @@ import torch
 
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.evaluation.scoring import score_tokens
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from ltc_textgen.data.shards import text_parts
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation.scoring import score_tokens
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 PARTS_AT_ONCE = 32
 """Texts of at most `data.tokens.PART` characters that are tokenised at once."""

@@ -7,7 +7,7 @@ import torch
 
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, UsageError
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import CHUNK
 from ltc_textgen.model.state import LiquidState

@@ -9,7 +9,7 @@ import torch
 
 from ltc_textgen.errors import LTCError
 from ltc_textgen.export.host.generate import Network
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.shapes import Float
 
 CHAINED = 10_000

@@ -5,7 +5,7 @@ token (B,), elapsed (B,), state tensors  ->  logits (B, V), state tensors after 
 
 from torch import nn
 
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import LayerState, LiquidBlock, PlainLayer
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor

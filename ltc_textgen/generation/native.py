@@ -64,7 +64,7 @@ def why_not(model: LiquidNetwork) -> str:
 
 def _networks() -> set[type]:
     # Who has a model of transformers has imported its class; a plain network is written without (see `network`).
-    full = sys.modules.get("ltc_textgen.model")
+    full = sys.modules.get("ltc_textgen.hf.modeling")
     return {LiquidNetwork, *([full.LiquidTimeConstantNetwork] if full else [])}
 
 

@@ -14,8 +14,8 @@ from ltc_textgen.data.lanes import Lanes
 from ltc_textgen.data.memory import release_pages
 from ltc_textgen.data.tokens import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.atomic import sync_directory
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.training import checkpoint, snapshot

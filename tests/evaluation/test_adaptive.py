@@ -10,7 +10,7 @@ from ltc_textgen.config import CacheConfig, DynamicConfig, ModelConfig
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import adaptive, score_tokens
 from ltc_textgen.evaluation.adaptive import EPSILON, ContinuousCache, Learner, score_adaptively
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 KINDS = [
     {},

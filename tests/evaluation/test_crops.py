@@ -6,7 +6,7 @@ from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.evaluation import score_tokens
 from ltc_textgen.evaluation.crops import score_crops
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 
 def make_model():

@@ -10,7 +10,7 @@ from ltc_textgen.config import ModelConfig
 from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import count_words, evaluate, score_tokens, tokenize
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 
 CHARS = character_tokenizer("ab\n ")  # ids: \n 0, space 1, a 2, b 3, separator 4, unknown 5

@@ -10,7 +10,7 @@ import torch
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.export import TokenStep, check, onnx_graph
 from ltc_textgen.export.host.generate import Network
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 ABOUT = {"format": 1, "separator": 0}
 

@@ -20,7 +20,7 @@ from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, r
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
 from ltc_textgen.generation.sampling import UniformStreams
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import CHUNK, read
 from ltc_textgen.model.state import LiquidState

@@ -13,10 +13,10 @@ from ltc_textgen.generation import LogitsError, generate, generate_stream
 from ltc_textgen.generation.native import NativeDecoder, weights_of, why_not
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
 from ltc_textgen.generation.writers import NativeWriter, TorchWriter, open_writer
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels import decoder as binding
 from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels.decoder import Choice, Decoder, Weights
-from ltc_textgen.model import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 
 pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason="no library")

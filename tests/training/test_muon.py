@@ -6,7 +6,7 @@ from torch import nn
 
 from ltc_textgen.config import TrainConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.training.muon import MOMENTUM, Muon, orthogonalised
 from ltc_textgen.training.optimizer import make_optimizer
 

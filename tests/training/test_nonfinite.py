@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import Listener, assert_same_run, last_weights, settings
 
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training.checkpoint import list_checkpoints

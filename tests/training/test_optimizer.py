@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ltc_textgen.config import ModelConfig, TrainConfig
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.training.optimizer import make_optimizer, parameter_groups
 
 

@@ -7,7 +7,7 @@ from training_runs import Listener, settings
 
 from ltc_textgen.config import ModelConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, LTCError, UsageError
-from ltc_textgen.model import LiquidTimeConstantNetwork
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.training import snapshot
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.metrics import MetricsLog

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import GenerationMixin
 
 try:
-    from ltc_textgen.huggingface import LTCConfig as _Config
-    from ltc_textgen.model import LiquidTimeConstantNetwork as _Network
+    from ltc_textgen.hf.config import LTCConfig as _Config
+    from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork as _Network
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "ltc_textgen":
         raise

@@ -11,13 +11,13 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.huggingface import LiquidCache, LiquidOutput, LTCConfig, check_past
+from ltc_textgen.hf.config import LiquidCache, LiquidOutput, LTCConfig, check_past
+from ltc_textgen.hf.generation import Writer
+from ltc_textgen.hf.sharing import Sharer
 from ltc_textgen.model.heads import IGNORED, FullHead
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
-from ltc_textgen.sharing import Sharer
-from ltc_textgen.writer import Writer
 
 
 class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, GenerationMixin):

@@ -14,14 +14,14 @@ from typing import Any
 
 
 def _register_config(module: ModuleType) -> None:
-    from ltc_textgen.huggingface import LTCConfig
+    from ltc_textgen.hf.config import LTCConfig
 
     module.AutoConfig.register(LTCConfig.model_type, LTCConfig, exist_ok=True)
 
 
 def _register_model(module: ModuleType) -> None:
-    from ltc_textgen.huggingface import LTCConfig
-    from ltc_textgen.model import LiquidTimeConstantNetwork
+    from ltc_textgen.hf.config import LTCConfig
+    from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
     module.AutoModelForCausalLM.register(LTCConfig, LiquidTimeConstantNetwork, exist_ok=True)
     # By these names pipelines know what they support, and the Trainer whose labels to shift when it smooths them.
