@@ -25,7 +25,6 @@ import psutil
 import torch
 from limits import limits
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.benchmarking import race
 from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.generation.native import NativeDecoder
@@ -34,6 +33,7 @@ from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.decoder import Choice
 from ltc_textgen.kernels.dispatch import report
 from ltc_textgen.recipes import load_preset
+from ltc_textgen.runs import load_run
 
 TEMPERATURE = 0.8
 

@@ -48,12 +48,12 @@ from trial import Budget, Fit, Results, fit, markdown, plus_minus, random_crops,
 from words import word_tokenizer
 
 from ltc_textgen import cli, process
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.commands.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
 from ltc_textgen.data.tokens import TokenData, prepare
 from ltc_textgen.errors import LTCError
 from ltc_textgen.recipes import Recipe, assignments, load_preset, merge, preset_text
+from ltc_textgen.runs import load_run
 from ltc_textgen.training.budget import LENGTHS
 
 SCORES = ("carried", "windows_64", "windows_256", "crops_64")

@@ -25,7 +25,7 @@ _HOME = {
     "Solver": "ltc_textgen.config",
     "Coupling": "ltc_textgen.config",
     "LTCError": "ltc_textgen.errors",
-    "load_run": "ltc_textgen.artifacts",
+    "load_run": "ltc_textgen.runs",
     "generate": "ltc_textgen.generation",
     "generate_stream": "ltc_textgen.generation",
     "evaluate": "ltc_textgen.evaluation",

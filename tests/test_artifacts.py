@@ -9,8 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ltc_textgen import artifacts
-from ltc_textgen.artifacts import (
+from ltc_textgen import runs
+from ltc_textgen.config import ModelConfig, RunConfig, WiringConfig
+from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.errors import ArtifactError, LTCError
+from ltc_textgen.hf.config import LTCConfig
+from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.runs import (
     load_plain_run,
     load_run,
     save_run,
@@ -19,12 +25,6 @@ from ltc_textgen.artifacts import (
     write_atomic,
     write_manifest,
 )
-from ltc_textgen.config import ModelConfig, RunConfig, WiringConfig
-from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.vocabularies import character_tokenizer
-from ltc_textgen.errors import ArtifactError, LTCError
-from ltc_textgen.hf.config import LTCConfig
-from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 SETTINGS = {"coupling": "diagonal", "block": "liquid", "hidden_size": 6, "num_layers": 2}
 
@@ -151,8 +151,8 @@ def test_a_setting_that_generate_cannot_follow_is_refused_where_there_is_one(run
 
 
 def test_keys_of_transformers_are_known_with_and_without_it(run: Path) -> None:
-    assert all(key not in ModelConfig.model_fields for key in artifacts.USUAL_KEYS)
-    LTCConfig.refuse_unknown(artifacts.USUAL_KEYS, "config.json")
+    assert all(key not in ModelConfig.model_fields for key in runs.USUAL_KEYS)
+    LTCConfig.refuse_unknown(runs.USUAL_KEYS, "config.json")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"num_labels": 2, "_mine": 1}))
     assert load_plain_run(run).model.settings == load_run(run).model.settings
@@ -230,8 +230,8 @@ def test_a_setting_that_is_added_later_changes_no_fingerprint() -> None:
 
     given = {"coupling": "synaptic", "wiring": {"kind": "auto_ncp", "output_size": 4}, "solver": "explicit"}
     now, later = (kind(input_size=5, **given) for kind in (ModelConfig, Later))
-    assert artifacts.fingerprint(later) == artifacts.fingerprint(now)
-    assert artifacts.fingerprint(Later(input_size=5, **given, another=4)) != artifacts.fingerprint(now)
+    assert runs.fingerprint(later) == runs.fingerprint(now)
+    assert runs.fingerprint(Later(input_size=5, **given, another=4)) != runs.fingerprint(now)
 
 
 class LaterWiring(WiringConfig):
@@ -240,5 +240,5 @@ class LaterWiring(WiringConfig):
 
 def test_settings_have_a_fingerprint() -> None:
     one, two = (ModelConfig(input_size=5, hidden_size=size) for size in (3, 4))
-    assert artifacts.fingerprint(one) != artifacts.fingerprint(two)
-    assert artifacts.fingerprint(one) == artifacts.fingerprint(ModelConfig(input_size=5, hidden_size=3))
+    assert runs.fingerprint(one) != runs.fingerprint(two)
+    assert runs.fingerprint(one) == runs.fingerprint(ModelConfig(input_size=5, hidden_size=3))

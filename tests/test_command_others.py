@@ -12,11 +12,11 @@ from hub import Hub
 from outcomes import STORY, TINY, Outcome
 from rich.console import Console
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.commands import common, evaluate, inspect, plots
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data import corpora
 from ltc_textgen.generation import generate
+from ltc_textgen.runs import load_run
 
 
 def test_lines_of_a_curve_that_are_none_are_left_out(run: Path, ltc: Callable[..., Outcome]) -> None:

@@ -11,11 +11,11 @@ from hub import bert_tokenizer_json
 from outcomes import STORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ltc_textgen.artifacts import save_run, save_weights
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import character_tokenizer, read_tokenizer
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.runs import save_run, save_weights
 
 pytest.importorskip("lm_eval", reason="pip install lm-eval")
 

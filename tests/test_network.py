@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltc_textgen.artifacts import load_plain_run, load_run
 from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.generation import generate
 from ltc_textgen.generation.native import why_not
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.model.network import FIRST_STD, LiquidNetwork
+from ltc_textgen.runs import load_plain_run, load_run
 
 KINDS = {
     "plain": {},

@@ -14,13 +14,13 @@ from outcomes import STORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import hub as transformers_hub
 
-from ltc_textgen.artifacts import load_run, save_run, save_weights
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.hf import modeling_ltc, sharing
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.hf.sharing import AUTO_MAP
+from ltc_textgen.runs import load_run, save_run, save_weights
 
 TOKENIZER = character_tokenizer(STORY)
 SETTINGS = {"block": "liquid", "coupling": "diagonal", "hidden_size": 12, "num_layers": 2}

@@ -8,7 +8,6 @@ from outcomes import STORY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.vocabularies import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
@@ -16,6 +15,7 @@ from ltc_textgen.generation import generate
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.hashing import digest
 from ltc_textgen.model.text_state import TextState, mix
+from ltc_textgen.runs import load_run
 
 TOKENIZER = character_tokenizer(STORY)
 KINDS = [{}, {"block": "liquid", "coupling": "diagonal", "num_layers": 2}]

@@ -21,13 +21,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ltc_textgen.artifacts import save_run, save_weights
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.native import why_not
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.runs import save_run, save_weights
 
 # The Trainer and peft use names that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

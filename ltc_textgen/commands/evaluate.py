@@ -21,8 +21,8 @@ from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConf
 from ltc_textgen.errors import UsageError
 
 if TYPE_CHECKING:
-    from ltc_textgen.artifacts import Run
     from ltc_textgen.evaluation import EvaluationText, Scores
+    from ltc_textgen.runs import Run
 
 EXAMPLES = """Examples:
 
@@ -97,7 +97,7 @@ def evaluate(
     remembers = _settings(CacheConfig, "--cache", cache, theta=cache_theta, **{"lambda": cache_lambda})
     sampling = _sampling(sample, temperature, seed)
     _refuse_combinations(window, bool(learns or remembers), random_crops)
-    from ltc_textgen.artifacts import load_run
+    from ltc_textgen.runs import load_run
 
     run = load_run(run_dir, prepare_torch(device, threads))
     settings = (run.config.data if run.config else DataConfig()).model_dump()

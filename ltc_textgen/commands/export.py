@@ -61,8 +61,8 @@ def export(
         raise UsageError(f"--format {format}: expected onnx")
     if data is not None and not int8:
         raise UsageError("--data is the text on which int8 is measured: it needs --int8")
-    from ltc_textgen.artifacts import load_run
     from ltc_textgen.export import export_onnx
+    from ltc_textgen.runs import load_run
 
     run = load_run(run_dir, prepare_torch("cpu", threads))
     result = export_onnx(

@@ -24,9 +24,9 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
 
 if TYPE_CHECKING:
-    from ltc_textgen.artifacts import PlainRun
     from ltc_textgen.generation import Piece
     from ltc_textgen.model.text_state import TextState
+    from ltc_textgen.runs import PlainRun
 
 Engine = Literal["auto", "torch", "native", "int8"]
 
@@ -90,9 +90,9 @@ def generate(
     )
     sampling = SamplingConfig.parse(values)
     text = read_prompt(prompt, prompt_file)
-    from ltc_textgen.artifacts import load_plain_run
     from ltc_textgen.generation import generate as complete
     from ltc_textgen.generation import generate_stream
+    from ltc_textgen.runs import load_plain_run
 
     run = load_plain_run(run_dir, prepare_torch(device, threads))
     before, rest = read_before(run, text, state, save_state)

@@ -14,9 +14,9 @@ from ltc_textgen.commands.common import DEFAULT_RUN, Json, RunDirectory, print_j
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
 
 if TYPE_CHECKING:
-    from ltc_textgen.artifacts import Run
     from ltc_textgen.config import ModelConfig, RunConfig
     from ltc_textgen.data.tokenizers import TextTokenizer
+    from ltc_textgen.runs import Run
     from ltc_textgen.shapes import Tensor
 
 EXAMPLES = """Examples:
@@ -125,9 +125,9 @@ def read_contents(run_dir: Path, validated: bool) -> Contents:
     Raises:
         ArtifactError: If it is no run, or damaged.
     """
-    from ltc_textgen.artifacts import WEIGHTS, load_facts, load_run, load_settings
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.io.checked import PICKLES
+    from ltc_textgen.runs import WEIGHTS, load_facts, load_run, load_settings
 
     weights = any((run_dir / name).exists() for name in (WEIGHTS, *PICKLES))
     if validated or weights or not (run_dir / "training.json").is_file():

@@ -214,8 +214,8 @@ def _report(
 def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:
     if not run.train.sample_tokens:
         return ""
-    from ltc_textgen.artifacts import load_run
     from ltc_textgen.generation import generate
+    from ltc_textgen.runs import load_run
 
     best = load_run(out)
     sampling = SamplingConfig(max_tokens=run.train.sample_tokens, seed=run.train.seed)

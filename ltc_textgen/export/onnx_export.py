@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from ltc_textgen.artifacts import Run
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.evaluation import tokenize
@@ -31,6 +30,7 @@ from ltc_textgen.export.step import TokenStep
 from ltc_textgen.io.atomic import new_directory
 from ltc_textgen.io.checked import sha256_file, write_json
 from ltc_textgen.io.hashing import digest, own_tensors
+from ltc_textgen.runs import Run
 
 MODEL, SMALL, MANIFEST = "model.onnx", "model.int8.onnx", "export.json"
 HOST_FILES = ("generate.py", "index.html", "page.js", "ltc.js")

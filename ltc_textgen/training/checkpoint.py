@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.artifacts import verify_manifest
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.io.atomic import sync_directory
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
+from ltc_textgen.runs import verify_manifest
 from ltc_textgen.shapes import Tensor
 
 CHECKPOINTS = "checkpoints"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen import artifacts
+from ltc_textgen import runs
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokens import TokenData, prepare
 from ltc_textgen.training import checkpoint, divergence, memorisation, signals
@@ -183,7 +183,7 @@ def _begin(session: Session, resume: bool, anyway: bool) -> bool:
         if not resumed:
             session.metrics.truncate(0)
         if not ended:  # such a run stays as it is
-            artifacts.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
+            runs.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
             if resumed and progress.best_step is None:
                 keep_weights(session)  # those that may be there belong to other settings, or to steps made again
     count = sum(p.numel() for p in session.model.parameters())
@@ -275,7 +275,7 @@ def _end(session: Session, stopped_by: str | None, ended: bool) -> TrainResult:
     )
     if session.runtime.is_main:
         if not ended:
-            artifacts.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
+            runs.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
         elif not stopped_by:
             session.reporter.note(f"the run had ended at step {progress.step}: nothing was left to do")
         session.trackers.close()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltc_textgen import artifacts
+from ltc_textgen import runs
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.lanes import Lanes
 from ltc_textgen.data.memory import release_pages
@@ -159,7 +159,7 @@ def save(session: Session) -> None:
         "lanes": lanes,
         "random": {f"{rank}.{name}": t for rank, (_, torch_) in enumerate(generators) for name, t in torch_.items()},
     }
-    weights = session.out / artifacts.WEIGHTS
+    weights = session.out / runs.WEIGHTS
     checkpoint.write_checkpoint(
         session.out,
         session.progress.step,
@@ -212,7 +212,7 @@ def restore(session: Session, anyway: bool = False) -> bool:
     if session.runtime.is_main:
         session.metrics.truncate(session.progress.metrics_bytes)
         if session.progress.best_step is not None:
-            _restore_best(found.path / checkpoint.BEST, session.out / artifacts.WEIGHTS)
+            _restore_best(found.path / checkpoint.BEST, session.out / runs.WEIGHTS)
     if rank < len(record["random"]):  # a process that was not there before keeps the generators that it began with
         snapshot.load_random_states(record["random"][rank])
         prefix = f"{rank}."

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ltc_textgen import artifacts
+from ltc_textgen import runs
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LTCError
 from ltc_textgen.evaluation import score_tokens
@@ -77,7 +77,7 @@ def probe(session: Session, watch: Watch) -> None:
 def keep_weights(session: Session) -> None:
     """Put the weights of now into the run directory, as those that generation and evaluation load."""
     fingerprints = {"tokenizer": session.data.tokenizer.fingerprint}
-    artifacts.save_weights(session.out / artifacts.WEIGHTS, session.model, fingerprints)
+    runs.save_weights(session.out / runs.WEIGHTS, session.model, fingerprints)
 
 
 def lanes_for(tokens: int) -> int:

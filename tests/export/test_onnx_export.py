@@ -12,12 +12,12 @@ import pytest
 from outcomes import STORY, Outcome
 from safetensors import safe_open
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.errors import LTCError, UsageError
 from ltc_textgen.export import TokenStep, check, onnx_export, onnx_graph
 from ltc_textgen.export.host.generate import METADATA, Network
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.checked import sha256_file
+from ltc_textgen.runs import load_run
 
 # Runs the program where neither PyTorch nor this package can be imported.
 ALONE = """

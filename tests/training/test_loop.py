@@ -4,9 +4,9 @@ import pytest
 import torch
 from training_runs import Listener, last_weights, metrics, settings, write_corpus
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import score_tokens
+from ltc_textgen.runs import load_run
 from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training import step as step_module
 from ltc_textgen.training.checkpoint import list_checkpoints

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import Listener, assert_same_run, last_weights, settings, write_corpus
 
-from ltc_textgen.artifacts import load_run
+from ltc_textgen.runs import load_run
 from ltc_textgen.training import step as step_module
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from training_runs import Listener, Process, assert_same_run, curve, metrics, settings, write_corpus
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.runs import load_run
 from ltc_textgen.training import identity as identity_module
 from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training import session as session_module

@@ -7,10 +7,10 @@ import pytest
 import torch
 from training_runs import Listener, last_weights, metrics, settings
 
-from ltc_textgen.artifacts import load_run
 from ltc_textgen.data.tokens import prepare
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import generate
+from ltc_textgen.runs import load_run
 from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training.loop import train
 
@@ -134,7 +134,7 @@ def test_losses_that_cannot_be_compared_are_forgotten(begun, corpus, tmp_path, k
     record = json.loads((path / "progress.json").read_text())
     record["progress"]["best_loss"] = 1e-9
     (path / "progress.json").write_text(json.dumps(record))
-    from ltc_textgen.artifacts import write_manifest
+    from ltc_textgen.runs import write_manifest
 
     write_manifest(path, {"format": "1"})
     result = train(other_run(kind, corpus, tmp_path), begun, resume=True, anyway=True, reporter=Listener())
