@@ -23,7 +23,7 @@ from trial import Budget, Plan, Results, fit, markdown, plus_minus, score, sprea
 
 from ltc_textgen import process
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data.tokens import prepare
+from ltc_textgen.data.token_cache import prepare
 
 BASE: dict[str, Any] = {"block": "liquid", "coupling": "diagonal", "num_layers": 2, "steps": 1, "step_size": 1.0}
 PLAIN: dict[str, Any] = {"block": "plain", "coupling": "diagonal", "num_layers": 2, "steps": 1, "step_size": 1.0}

@@ -23,7 +23,7 @@ FIRST_STEP = """
 import sys, time
 from pathlib import Path
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.tokens import prepare
+from ltc_textgen.data.token_cache import prepare
 from ltc_textgen.training import loop
 from ltc_textgen.training.report import Reporter
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 def measure(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
     from ltc_textgen.config import RunConfig
-    from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.data.token_cache import prepare
     from ltc_textgen.training import loop, session
     from ltc_textgen.training.report import Reporter
     from ltc_textgen.training.session import Session

@@ -50,7 +50,7 @@ from words import word_tokenizer
 from ltc_textgen import cli, process
 from ltc_textgen.commands.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
-from ltc_textgen.data.tokens import TokenData, prepare
+from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.errors import LTCError
 from ltc_textgen.recipes import Recipe, assignments, load_preset, merge, preset_text
 from ltc_textgen.runs import load_run

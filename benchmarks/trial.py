@@ -20,7 +20,7 @@ import torch
 from rivals import Rival, detached
 from torch import Tensor, nn
 
-from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.data.batches import Lanes
 
 LOGITS = 2**23
 """Logits that exist at once in scoring."""

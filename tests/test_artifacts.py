@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ltc_textgen import runs
 from ltc_textgen.config import ModelConfig, RunConfig, WiringConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.hf.config import LTCConfig
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork

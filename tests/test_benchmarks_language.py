@@ -170,7 +170,7 @@ def test_liquid_width_counts_what_is_trained():
 
 def test_words_are_those_of_the_training_part(tmp_path):
     from ltc_textgen.config import DataConfig
-    from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.data.token_cache import prepare
 
     corpus, tail = tmp_path / "text.txt", "the dog saw the cat , also . the\na bird ran\n"
     corpus.write_text(TEXT[: 9 * len(tail)] + tail)  # the cut after nine tenths falls between lines

@@ -12,7 +12,7 @@ from hub import Hub, dead_endpoint
 from outcomes import STORY, TINY, Outcome
 
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import corpora, tokens
+from ltc_textgen.data import corpora
 from ltc_textgen.data.corpora import Corpus
 from ltc_textgen.recipes import load_preset
 

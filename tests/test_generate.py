@@ -8,7 +8,7 @@ import torch
 from outcomes import STORY
 from transformers import GenerationConfig
 
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer
 from ltc_textgen.errors import LogitsError, UsageError
 from ltc_textgen.hf.config import LiquidCache
 from ltc_textgen.hf.generation import StopStrings

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.vocabularies import character_tokenizer, read_tokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer, read_tokenizer
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.runs import save_run, save_weights
 

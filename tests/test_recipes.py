@@ -7,7 +7,7 @@ import pytest
 
 from ltc_textgen import recipes
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.data.batches import Lanes
 from ltc_textgen.errors import UsageError
 
 

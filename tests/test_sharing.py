@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import hub as transformers_hub
 
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.hf import modeling_ltc, sharing
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork

@@ -8,7 +8,7 @@ import torch
 from outcomes import STORY
 
 from ltc_textgen.config import ModelConfig, RunConfig
-from ltc_textgen.data.lanes import Lanes
+from ltc_textgen.data.batches import Lanes
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.recipes import load_preset
 from ltc_textgen.sizing import (

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ltc_textgen.config import SamplingConfig
-from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.generation import generate
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.native import why_not
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork

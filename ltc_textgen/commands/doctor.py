@@ -77,7 +77,7 @@ def _data() -> dict[str, Any]:
     from huggingface_hub import try_to_load_from_cache
 
     from ltc_textgen.data import hub
-    from ltc_textgen.data.tokens import cache_directory
+    from ltc_textgen.data.token_cache import cache_directory
 
     problem = hub.Preflight(f"datasets/{hub.WIKITEXT}/resolve/main/README.md").problem()
     cached = hub.may_be_cached(hub.WIKITEXT) and isinstance(try_to_load_from_cache(hub.BERT, "tokenizer.json"), str)

@@ -12,7 +12,7 @@ from ltc_textgen.recipes import Recipe, choose_preset, load_preset, merge, shrun
 
 if TYPE_CHECKING:
     from ltc_textgen.data.corpora import Corpus
-    from ltc_textgen.data.tokens import TokenData
+    from ltc_textgen.data.token_cache import TokenData
     from ltc_textgen.training import Reporter
 
 CHOSEN = "chosen"
@@ -31,7 +31,7 @@ def prepared(own: Recipe, preset: str | None, reporter: "Reporter") -> tuple[Run
         UsageError: If the text is too short for the preset.
     """
     from ltc_textgen.data.corpora import load_corpus
-    from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.data.token_cache import prepare
 
     if preset in (None, CHOSEN, "auto"):
         below: Recipe = {}
@@ -60,8 +60,8 @@ def prepared(own: Recipe, preset: str | None, reporter: "Reporter") -> tuple[Run
 
 
 def _kind(corpus: "Corpus", settings: DataConfig) -> str:
+    from ltc_textgen.data.token_cache import find_tokenizer
     from ltc_textgen.data.tokenizers import KINDS
-    from ltc_textgen.data.tokens import find_tokenizer
 
     kind = corpus.default_tokenizer() if settings.tokenizer == "auto" else settings.tokenizer
     return kind if kind in KINDS else find_tokenizer(kind).kind

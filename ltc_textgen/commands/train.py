@@ -25,7 +25,7 @@ from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.recipes import Recipe, assignments, load_file, merge, preset_names, preset_text, settings_table
 
 if TYPE_CHECKING:
-    from ltc_textgen.data.tokens import TokenData
+    from ltc_textgen.data.token_cache import TokenData
     from ltc_textgen.training import TrainResult
 
 EXAMPLES = """Examples:

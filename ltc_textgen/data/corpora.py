@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
-from ltc_textgen.data.embedded import embedded_documents, embedded_fingerprint
-from ltc_textgen.data.files import Piece, corpus_files, file_digest, read_pieces
-from ltc_textgen.data.streaming import KeptSplit, chosen_splits
+from ltc_textgen.data.hub_stream import KeptSplit, chosen_splits
+from ltc_textgen.data.python_docs import embedded_documents, embedded_fingerprint
+from ltc_textgen.data.text_files import Piece, corpus_files, file_digest, read_pieces
 from ltc_textgen.errors import DataError, UsageError
 
 Source = Callable[[], Iterator[Piece]]

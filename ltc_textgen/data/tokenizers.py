@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ltc_textgen.data.decoding import ByteStream, StreamDecoder, WindowStream, WordStream
+from ltc_textgen.data.detokenize import ByteStream, StreamDecoder, WindowStream, WordStream
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.io.atomic import write_atomic
 

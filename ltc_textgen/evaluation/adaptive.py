@@ -32,7 +32,7 @@ import torch
 from torch.nn import functional as F
 
 from ltc_textgen.config import CacheConfig, DynamicConfig
-from ltc_textgen.data.memory import release_pages
+from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from ltc_textgen.data.shards import text_parts
+from ltc_textgen.data.tokenize import text_parts
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation.scoring import score_tokens

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ltc_textgen.data.memory import release_pages
+from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ltc_textgen.config import ModelConfig, TrainConfig
-from ltc_textgen.data.tokens import TokenData
+from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.hashing import fingerprint
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ltc_textgen import runs
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.tokens import TokenData, prepare
+from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.training import checkpoint, divergence, memorisation, signals
 from ltc_textgen.training.identity import identity, refuse_disagreement
 from ltc_textgen.training.lock import RunLock

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from ltc_textgen.data.writer import Tokenizing
+from ltc_textgen.data.token_writer import Tokenizing
 from ltc_textgen.training.metrics import json_number
 
 PLAIN_SECONDS = 5.0

@@ -10,9 +10,8 @@ from torch import nn
 
 from ltc_textgen import runs
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.lanes import Lanes
-from ltc_textgen.data.memory import release_pages
-from ltc_textgen.data.tokens import TokenData
+from ltc_textgen.data.batches import Lanes, release_pages
+from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.atomic import sync_directory

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ltc_textgen.data.writer import Tokenizing
+from ltc_textgen.data.token_writer import Tokenizing
 from ltc_textgen.training.report import Pace, Reporter, Validation
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import corpora, embedded
+from ltc_textgen.data import corpora, python_docs
 from ltc_textgen.data.corpora import CHARACTER_LIMIT, load_corpus
-from ltc_textgen.data.embedded import clean_text, embedded_documents, embedded_fingerprint
+from ltc_textgen.data.python_docs import clean_text, embedded_documents, embedded_fingerprint
 from ltc_textgen.errors import DataError, UsageError
 
 
@@ -103,7 +103,7 @@ def test_the_embedded_corpus_is_prose_and_always_the_same() -> None:
 
 
 def test_the_embedded_corpus_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = embedded.source_files()
+    files = python_docs.source_files()
     some = [*files[:20], Path(ast.__file__)]
     monkeypatch.setattr(embedded, "source_files", lambda: some)
     assert embedded_documents.__wrapped__() == embedded_documents.__wrapped__()

@@ -12,7 +12,7 @@ import pytest
 
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data.corpora import documents_of, load_corpus
-from ltc_textgen.data.files import corpus_files, read_pieces
+from ltc_textgen.data.text_files import corpus_files, read_pieces
 from ltc_textgen.errors import DataError
 
 

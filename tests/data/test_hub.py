@@ -7,10 +7,9 @@ import pytest
 from hub import BERT, WIKITEXT, Hub, bert_vocabulary, dead_endpoint, wikitext_rows
 
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import download
 from ltc_textgen.data import hub as library
 from ltc_textgen.data.corpora import load_corpus
-from ltc_textgen.data.tokens import find_tokenizer, prepare
+from ltc_textgen.data.token_cache import find_tokenizer, prepare
 from ltc_textgen.errors import DataError
 
 LIMIT = 5.0

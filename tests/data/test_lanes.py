@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltc_textgen.data import lanes as module
-from ltc_textgen.data.lanes import Lanes
-from ltc_textgen.data.memory import release_pages
+from ltc_textgen.data import batches as module
+from ltc_textgen.data.batches import Lanes, release_pages
 from ltc_textgen.errors import DataError, UsageError
 
 

@@ -14,7 +14,7 @@ from hub import Hub
 
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data import hub as library
-from ltc_textgen.data import streaming
+from ltc_textgen.data import hub_stream
 from ltc_textgen.data.corpora import load_corpus
 from ltc_textgen.errors import DataError
 
@@ -59,7 +59,7 @@ def test_the_text_is_kept_once_and_then_needs_no_hub(large: Hub) -> None:
     assert list(corpus.train()) == expected
     assert len(list(corpus.valid())) == ROWS - 2
     assert corpus.size("train") == sum(len(text.encode()) for n in range(FILES) for text in texts(n) if text)
-    assert not (streaming.cache_directory().parent / "huggingface" / "datasets" / "someone___large").exists()
+    assert not (hub_stream.cache_directory().parent / "huggingface" / "datasets" / "someone___large").exists()
     assert "odd-0.parquet" not in files_asked_for(large)
     large.mode = "failing"
     large.requests.clear()
@@ -70,15 +70,15 @@ def test_the_text_is_kept_once_and_then_needs_no_hub(large: Hub) -> None:
 
 
 def test_an_interrupted_stream_goes_on_and_reads_no_file_twice(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    streaming.stream(NAME, "body")
-    whole = streaming.kept_whole(NAME, "body")
+    hub_stream.stream(NAME, "body")
+    whole = hub_stream.kept_whole(NAME, "body")
     assert whole is not None
-    folder = streaming.text_directory(NAME, "body")
+    folder = hub_stream.text_directory(NAME, "body")
     assert len(whole["train"].digests) > 4
     rows = list(whole["train"].texts())
     shutil.rmtree(folder)
 
-    original, done = streaming._keep, []
+    original, done = hub_stream._keep, []
 
     def interrupted(*arguments: object) -> None:
         original(*arguments)
@@ -88,19 +88,19 @@ def test_an_interrupted_stream_goes_on_and_reads_no_file_twice(large: Hub, monke
 
     monkeypatch.setattr(streaming, "_keep", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        streaming.stream(NAME, "body")
-    assert streaming.kept_whole(NAME, "body") is None
-    there = streaming.kept(NAME, "body")["train"]
+        hub_stream.stream(NAME, "body")
+    assert hub_stream.kept_whole(NAME, "body") is None
+    there = hub_stream.kept(NAME, "body")["train"]
     assert 2 * ROWS < there.rows < 3 * ROWS
     (folder / "train-00099.tmp").write_bytes(b"half")
     monkeypatch.setattr(streaming, "_keep", original)
     large.ranges.clear()
-    streaming.stream(NAME, "body")
+    hub_stream.stream(NAME, "body")
     # The first file tells the columns; the one before the place may be opened to find it, but no other is read again.
     asked = files_asked_for(large)
     assert {"train-2.parquet", "valid-0.parquet"} <= asked
     assert len([1 for path, _, _ in large.ranges if path.endswith("train-0.parquet")]) == 1
-    again = streaming.kept_whole(NAME, "body")
+    again = hub_stream.kept_whole(NAME, "body")
     assert again is not None
     assert list(again["train"].texts()) == rows
     assert again["train"].rows == whole["train"].rows == 3 * ROWS
@@ -116,16 +116,16 @@ def test_what_is_taken_up_is_the_revision_that_was_begun(large: Hub, monkeypatch
         asked.append(str(how["revision"]))
         return original(*given, **how)
 
-    def begin(splits: dict[str, streaming.KeptSplit], name: str, *_: object) -> None:
-        streaming._keep(splits, splits[name], [], 0, None)
+    def begin(splits: dict[str, hub_stream.KeptSplit], name: str, *_: object) -> None:
+        hub_stream._keep(splits, splits[name], [], 0, None)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(streaming, "_stream_split", begin)
-    streaming.stream(NAME, "body")
+    hub_stream.stream(NAME, "body")
     large.files["datasets", NAME]["more.txt"] = b"a later commit"
-    streaming.stream(NAME, "body")
-    shutil.rmtree(streaming.text_directory(NAME, "body"))
-    streaming.stream(NAME, "body")
+    hub_stream.stream(NAME, "body")
+    shutil.rmtree(hub_stream.text_directory(NAME, "body"))
+    hub_stream.stream(NAME, "body")
     first, again, anew = asked
     assert first == again != anew
     assert {len(revision) for revision in asked} == {40}
@@ -133,44 +133,44 @@ def test_what_is_taken_up_is_the_revision_that_was_begun(large: Hub, monkeypatch
 
 def test_of_several_processes_one_streams_and_the_others_wait(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "WAIT", 0.02)
-    folder = streaming.text_directory(NAME, "body")
+    folder = hub_stream.text_directory(NAME, "body")
     folder.parent.mkdir(parents=True)
     alive = threading.Event()
-    second = threading.Thread(target=streaming.stream, args=(NAME, "body", alive.set))
+    second = threading.Thread(target=hub_stream.stream, args=(NAME, "body", alive.set))
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         second.start()
         assert alive.wait(20), "whoever watches it must not take it for dead"
         assert large.requests == []
-        streaming._stream(NAME, "body", lambda: None)
+        hub_stream._stream(NAME, "body", lambda: None)
         large.requests.clear()
     second.join(20)
     assert large.requests == [], "what the first has made is used"
-    assert streaming.kept_whole(NAME, "body") is not None
+    assert hub_stream.kept_whole(NAME, "body") is not None
 
 
 def test_size_decides(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(map(len, large.files["datasets", NAME].values()))
     monkeypatch.setattr(streaming, "LARGE", size)
-    assert streaming.is_large(NAME)
+    assert hub_stream.is_large(NAME)
     kept = library._load_text(NAME, "body")
-    assert isinstance(kept["train"], streaming.KeptSplit)
-    shutil.rmtree(streaming.text_directory(NAME, "body"))
+    assert isinstance(kept["train"], hub_stream.KeptSplit)
+    shutil.rmtree(hub_stream.text_directory(NAME, "body"))
     monkeypatch.setattr(streaming, "LARGE", size + 1)
-    assert not streaming.is_large(NAME)
-    assert not isinstance(library._load_text(NAME, "body")["train"], streaming.KeptSplit)
-    assert not streaming.text_directory(NAME, "body").exists()
+    assert not hub_stream.is_large(NAME)
+    assert not isinstance(library._load_text(NAME, "body")["train"], hub_stream.KeptSplit)
+    assert not hub_stream.text_directory(NAME, "body").exists()
 
 
 def test_what_is_wrong_with_a_column(large: Hub) -> None:
     with pytest.raises(DataError, match=r"no column 'text' \(columns: body, noise\); choose one with --text-column"):
         load_corpus(DataConfig(data=NAME, streaming="always"))
     with pytest.raises(DataError, match="column 'noise' holds bytes, not text"):
-        streaming.stream(NAME, "noise")
+        hub_stream.stream(NAME, "noise")
 
 
 def test_kept_text_that_is_damaged_is_refused(large: Hub) -> None:
-    streaming.stream(NAME, "body")
-    whole = streaming.kept_whole(NAME, "body")
+    hub_stream.stream(NAME, "body")
+    whole = hub_stream.kept_whole(NAME, "body")
     assert whole is not None
     first = whole["train"].path(0)
     shutil.copy(whole["train"].path(1), first)
@@ -179,5 +179,5 @@ def test_kept_text_that_is_damaged_is_refused(large: Hub) -> None:
     first.unlink()
     with pytest.raises(DataError, match=r"train-00000.parquet.*remove the folder"):
         list(whole["train"].texts())
-    (first.parent / streaming.FACTS).write_text(json.dumps([1]))
-    assert streaming.kept_whole(NAME, "body") is None
+    (first.parent / hub_stream.FACTS).write_text(json.dumps([1]))
+    assert hub_stream.kept_whole(NAME, "body") is None

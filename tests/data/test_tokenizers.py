@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ltc_textgen.data.token_cache import find_tokenizer
 from ltc_textgen.data.tokenizers import SEPARATOR, TextTokenizer
-from ltc_textgen.data.tokens import find_tokenizer
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
 from ltc_textgen.errors import DataError, LTCError, UsageError
 
 PROSE = "The cat sat on the mat, and the dog didn't.\n\n  Indented é text: 😀 日本語\ttab\r\n" * 5
@@ -231,7 +231,7 @@ def test_bert_splits_words_into_pieces() -> None:
 
 def test_training_is_deterministic_across_processes() -> None:
     code = (
-        "import random\nfrom ltc_textgen.data.vocabularies import train_wordpiece\n"
+        "import random\nfrom ltc_textgen.data.train_tokenizer import train_wordpiece\n"
         "draw = random.Random(0)\n"
         "words = [''.join(draw.choices('abcdefghijklmnopqrstuvwxyz', k=draw.randint(2, 9))) for _ in range(3000)]\n"
         "print(train_wordpiece([' '.join(words * 2)], 2000).fingerprint)"

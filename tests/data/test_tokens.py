@@ -10,11 +10,11 @@ import pytest
 from filelock import FileLock
 from test_tokenizers import made
 
-import ltc_textgen.data.tokens as module
+import ltc_textgen.data.token_cache as module
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import shards
-from ltc_textgen.data.shards import count_words, encode_shard, text_parts
-from ltc_textgen.data.tokens import cache_directory, prepare
+from ltc_textgen.data import tokenize
+from ltc_textgen.data.token_cache import cache_directory, prepare
+from ltc_textgen.data.tokenize import count_words, encode_shard, text_parts
 from ltc_textgen.errors import DataError
 
 
@@ -197,9 +197,9 @@ def test_words_are_counted_across_shards(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(shards, "PART", 6)
     monkeypatch.setattr(shards, "SHARD", 6)
     pieces = [("one tw", False), ("o", False), (" three\n", False), ("four ", True), ("five", True), ("six", True)]
-    made_ = list(shards.shards(iter(pieces), "byte"))
+    made_ = list(tokenize.shards(iter(pieces), "byte"))
     assert len(made_) > 2
-    total = shards.Counts()
+    total = tokenize.Counts()
     for shard in made_:
         total.add(encode_shard(made("byte"), shard)[1])
     assert total.words == 6 + 1

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import shards, tokens, workers, writer
-from ltc_textgen.data.tokens import TokenData, cache_directory, prepare
-from ltc_textgen.data.writer import Tokenizing, TokenWriter
+from ltc_textgen.data import token_cache, tokenize
+from ltc_textgen.data.token_cache import TokenData, cache_directory, prepare
+from ltc_textgen.data.token_writer import Tokenizing, TokenWriter
 from ltc_textgen.errors import DataError
 
 SIZE = 4000
@@ -41,7 +41,7 @@ def made(path: Path, kind: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LTC_CACHE", str(path.parent / cache))
     data = prepare(DataConfig(data=str(path), tokenizer=kind, vocabulary_size=600))
     (folder,) = (found for found in (cache_directory() / "tokens").iterdir() if found.is_dir())
-    assert sorted(found.name for found in folder.iterdir()) == sorted([*tokens._FILES, "facts.json"])
+    assert sorted(found.name for found in folder.iterdir()) == sorted([*token_cache._FILES, "facts.json"])
     return data, json.loads((folder / "facts.json").read_text())
 
 
@@ -50,9 +50,9 @@ def test_several_processes_make_what_one_makes(text_file: Path, kind: str, monke
     one, facts = made(text_file, kind, "one", monkeypatch)
     monkeypatch.setenv("LTC_WORKERS", "3")
     started: list[int] = []
-    original = workers._Worker.encode
+    original = tokenize._Worker.encode
     monkeypatch.setattr(
-        workers._Worker, "encode", lambda w, shard: (started.append(w._process.pid), original(w, shard))[1]
+        tokenize._Worker, "encode", lambda w, shard: (started.append(w._process.pid), original(w, shard))[1]
     )
     several, facts_of_several = made(text_file, kind, "several", monkeypatch)
     assert len(set(started)) > 1
@@ -74,22 +74,22 @@ def test_a_short_text_starts_no_process(text_file: Path, monkeypatch: pytest.Mon
 
 def test_as_many_processes_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LTC_WORKERS", raising=False)
-    assert workers.worker_count() == min(len(os.sched_getaffinity(0)), workers.MOST)
+    assert tokenize.worker_count() == min(len(os.sched_getaffinity(0)), tokenize.MOST)
     monkeypatch.setenv("LTC_WORKERS", "5")
-    assert workers.worker_count() == 5
+    assert tokenize.worker_count() == 5
 
 
 KILLED = """
 import os, sys, time
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data import shards, workers, writer
-from ltc_textgen.data.tokens import prepare
-shards.PART, shards.SHARD, workers.ALONE = 500, int(sys.argv[2]), 2
+from ltc_textgen.data.token_cache import prepare
+tokenize.PART, tokenize.SHARD, tokenize.ALONE = 500, int(sys.argv[2]), 2
 def slow(*_):
     print("shard", flush=True)
     time.sleep(0.03)
-original = writer.TokenWriter._count
-writer.TokenWriter._count = lambda *arguments: (original(*arguments), slow())
+original = token_writer.TokenWriter._count
+token_writer.TokenWriter._count = lambda *arguments: (original(*arguments), slow())
 prepare(DataConfig(data=sys.argv[1], tokenizer="wordpiece", vocabulary_size=600))
 """
 
@@ -111,13 +111,13 @@ def test_a_killed_run_goes_on_where_it_was(text_file: Path, processes: str, monk
     there = len((folder / "train.jsonl").read_text().splitlines())
     assert 7 <= there <= 12
     encoded: list[str] = []
-    original = shards.encode_shard
+    original = tokenize.encode_shard
     monkeypatch.setattr(
         workers, "encode_shard", lambda tokenizer, shard: (encoded.append(""), original(tokenizer, shard))[1]
     )
     monkeypatch.setattr(tokens, "_build", lambda *_: pytest.fail("the tokenizer was there"))
     again, facts_again = made(text_file, "wordpiece", "killed", monkeypatch)
-    total = sum(len(list(shards.shards(again.corpus.pieces(split), "wordpiece"))) for split in ("train", "valid"))
+    total = sum(len(list(tokenize.shards(again.corpus.pieces(split), "wordpiece"))) for split in ("train", "valid"))
     assert total > 16
     assert len(encoded) == total - there
     assert facts_again == facts
@@ -129,15 +129,15 @@ def test_a_worker_that_is_killed_is_one_error_in_seconds(text_file: Path, monkey
     _, facts = made(text_file, "char", "whole", monkeypatch)
     monkeypatch.setenv("LTC_WORKERS", "2")
     pids: list[int] = []
-    original = workers._Worker.encode
+    original = tokenize._Worker.encode
 
-    def encode(worker: workers._Worker, shard: shards.Shard) -> object:
+    def encode(worker: tokenize._Worker, shard: tokenize.Shard) -> object:
         pids.append(worker._process.pid)
         if len(pids) == 6:
             os.kill(pids[-1], signal.SIGKILL)
         return original(worker, shard)
 
-    monkeypatch.setattr(workers._Worker, "encode", encode)
+    monkeypatch.setattr(tokenize._Worker, "encode", encode)
     start, threads = time.perf_counter(), threading.active_count()
     with pytest.raises(DataError, match=r"ended with signal 9 \(SIGKILL\).*the same command goes on") as failure:
         made(text_file, "char", "killed", monkeypatch)
@@ -148,27 +148,27 @@ def test_a_worker_that_is_killed_is_one_error_in_seconds(text_file: Path, monkey
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     (folder,) = (cache_directory() / "tokens").glob("*.new")
-    assert len((folder / "train.jsonl").read_text().splitlines()) >= workers.ALONE
-    monkeypatch.setattr(workers._Worker, "encode", original)
+    assert len((folder / "train.jsonl").read_text().splitlines()) >= tokenize.ALONE
+    monkeypatch.setattr(tokenize._Worker, "encode", original)
     assert made(text_file, "char", "killed", monkeypatch)[1] == facts
 
 
 def test_all_workers_killed_at_once_hang_nothing(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTC_WORKERS", "2")
-    original = workers._Worker.__init__
+    original = tokenize._Worker.__init__
 
-    def dead(worker: workers._Worker, tokenizer: object) -> None:
+    def dead(worker: tokenize._Worker, tokenizer: object) -> None:
         original(worker, tokenizer)
         worker._process.kill()
 
-    monkeypatch.setattr(workers._Worker, "__init__", dead)
+    monkeypatch.setattr(tokenize._Worker, "__init__", dead)
     with pytest.raises(DataError, match="ended with signal 9"):
         made(text_file, "char", "killed", monkeypatch)
 
 
 def test_what_goes_wrong_in_a_worker_is_told(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTC_WORKERS", "2")
-    original = workers._pack
+    original = tokenize._pack
     monkeypatch.setattr(workers, "_pack", lambda shard: (original(shard)[0] | {"starts": []}, original(shard)[1]))
     with pytest.raises(DataError, match="could not be tokenised: ValueError"):
         made(text_file, "byte", "wrong", monkeypatch)
@@ -191,8 +191,8 @@ def more(path: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, flip, more, Path.unlink])
 @pytest.mark.parametrize("name", ["train.bin", "train.jsonl"])
 def test_a_damaged_beginning_is_cut_off(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
-    def shard(n: int) -> tuple[np.ndarray, shards.Counts]:
-        return np.full(10, n, np.uint16), shards.Counts(10, 0, n, n, "ab")
+    def shard(n: int) -> tuple[np.ndarray, tokenize.Counts]:
+        return np.full(10, n, np.uint16), tokenize.Counts(10, 0, n, n, "ab")
 
     path = tmp_path / "train.bin"
     list(TokenWriter(path).write(shard(n) for n in range(6)))
@@ -210,7 +210,7 @@ def test_a_damaged_beginning_is_cut_off(tmp_path: Path, name: str, damage: Calla
     assert (tmp_path / "train.jsonl").read_bytes() == b"".join(lines)
     complete = TokenWriter(path)
     assert complete.complete
-    assert complete.state == again.state == tokens._state(path)
+    assert complete.state == again.state == token_cache._state(path)
 
 
 def test_a_killed_run_with_another_tokenizer_file_starts_anew(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_killed_run_with_another_tokenizer_file_starts_anew(text_file: Path, m
     (folder,) = (found for found in (cache_directory() / "tokens").iterdir() if found.is_dir())
     fresh = folder.with_name(folder.name + ".new")
     folder.rename(fresh)
-    (fresh / tokens._BEGUN).write_text("of another")
+    (fresh / token_cache._BEGUN).write_text("of another")
     (fresh / "train.jsonl").write_text('{"end": true}\n')
     assert made(text_file, "char", "whole", monkeypatch)[1] == facts
 

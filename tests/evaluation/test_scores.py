@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation import count_words, evaluate, score_tokens, tokenize
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
@@ -102,7 +102,7 @@ def test_long_documents_are_tokenised_as_in_training(monkeypatch):
     documents = ["ab " * 40, "b\n" * 7]
     expected = [SEPARATOR, *CHARS.encode(documents[0]), SEPARATOR, *CHARS.encode(documents[1])]
     for size in (1 << 16, 9):
-        monkeypatch.setattr("ltc_textgen.data.shards.PART", size)
+        monkeypatch.setattr("ltc_textgen.data.tokenize.PART", size)
         stream, words, count = tokenize(CHARS, documents)
         assert stream.tolist() == expected
         assert (words, count) == (40 + 14, 120 + 14)

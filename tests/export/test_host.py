@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, train_wordpiece
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, train_wordpiece
 from ltc_textgen.export.host import generate
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
 

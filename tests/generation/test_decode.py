@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ltc_textgen.config import ModelConfig, SamplingConfig
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
 from ltc_textgen.generation.sampling import UniformStreams
@@ -320,7 +320,7 @@ MEMORY_PROBE = """
 import gc, json, tracemalloc
 import psutil
 from ltc_textgen.config import SamplingConfig
-from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.generation import generate_stream
 from ltc_textgen.model import LiquidTimeConstantNetwork
 chars = character_tokenizer("abcdefgh ")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltc_textgen.config import ModelConfig, SamplingConfig, Solver
-from ltc_textgen.data.vocabularies import character_tokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
 from ltc_textgen.generation.native import NativeDecoder, weights_of, why_not

@@ -37,7 +37,7 @@ def test_the_run_directory_loads_and_holds_the_best_weights(finished):
     loaded = load_run(result.out)
     assert loaded.config == run
     valid = loaded.facts["valid_tokens"]
-    from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.data.token_cache import prepare
 
     data = prepare(run.data)
     assert len(data.valid) == valid

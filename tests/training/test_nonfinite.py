@@ -100,7 +100,7 @@ def test_too_many_in_a_row_end_the_run_and_leave_what_reproduces_the_step(corpus
 
 def reproduced(run, dump):
     """The loss of the step that a dump holds."""
-    from ltc_textgen.data.tokens import prepare
+    from ltc_textgen.data.token_cache import prepare
 
     window = load_file(dump / "window.safetensors")
     model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(prepare(run.data).tokenizer.vocab_size))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_runs import Listener, last_weights, metrics, settings
 
-from ltc_textgen.data.tokens import prepare
+from ltc_textgen.data.token_cache import prepare
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import generate
 from ltc_textgen.runs import load_run
@@ -63,7 +63,7 @@ def shuffled(corpus, directory):
 
 def renamed(corpus, directory):
     """The same text in a tokenizer whose characters have other ids."""
-    from ltc_textgen.data.vocabularies import character_tokenizer
+    from ltc_textgen.data.train_tokenizer import character_tokenizer
 
     alphabet = sorted(set(corpus.read_text()))
     first = prepare(settings(corpus).data).tokenizer

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import Listener, settings
 
-from ltc_textgen.data.tokens import prepare
+from ltc_textgen.data.token_cache import prepare
 from ltc_textgen.io.hashing import fingerprint
 from ltc_textgen.training import checkpoint, validation
 from ltc_textgen.training import loop as loop_module

@@ -6,14 +6,32 @@
 
 The state after a window is the state before the next; it is put to rest where an epoch starts. The target of each
 token is the one after it. What does not fill a window in every lane, at the end of the stream, is left out.
+
+Pages of memory-mapped token files: handed back to the system once they were read.
 """
+
+import mmap
 
 import numpy as np
 import torch
 
-from ltc_textgen.data.memory import release_pages
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.shapes import Bool, Int, Tensor
+
+
+def release_pages(tokens: np.ndarray) -> None:
+    """Let go of what was read of a read-only memory map; it is read again from the file, or its cache, when needed.
+
+    Otherwise all that a run has read of a large corpus would count as its resident memory until the system is short of
+    it. Does nothing to other arrays, and where the system cannot.
+    """
+    base: object = tokens
+    while isinstance(base, np.ndarray):
+        base = base.base
+    # Of a private copy, what was written would be lost.
+    if isinstance(base, mmap.mmap) and not tokens.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
 
 RELEASE = 1 << 24
 """Tokens after which the pages they were read from are released."""

@@ -24,14 +24,13 @@ import tokenizers
 
 from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
-from ltc_textgen.data.cache import cache_directory as cache_directory
 from ltc_textgen.data.corpora import Corpus, load_corpus
-from ltc_textgen.data.files import file_digest
-from ltc_textgen.data.shards import Counts, text_parts, token_type
+from ltc_textgen.data.hub_stream import cache_directory as cache_directory
+from ltc_textgen.data.text_files import file_digest
+from ltc_textgen.data.token_writer import Progress, write_split
+from ltc_textgen.data.tokenize import Counts, WorkerError, text_parts, token_type
 from ltc_textgen.data.tokenizers import KINDS, TextTokenizer
-from ltc_textgen.data.vocabularies import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
-from ltc_textgen.data.workers import WorkerError
-from ltc_textgen.data.writer import Progress, write_split
+from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
 from ltc_textgen.errors import DataError, LTCError, UsageError
 
 FORMAT = 2

@@ -19,9 +19,8 @@ from typing import IO, Any
 import numpy as np
 
 from ltc_textgen.data.corpora import Corpus
-from ltc_textgen.data.shards import Counts, shards
+from ltc_textgen.data.tokenize import Counts, encode_shards, shards, worker_count
 from ltc_textgen.data.tokenizers import TextTokenizer
-from ltc_textgen.data.workers import encode_shards, worker_count
 
 TOLD_EVERY = 0.25
 """Least seconds between two reports."""

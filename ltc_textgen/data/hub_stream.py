@@ -5,10 +5,13 @@
 
 The `datasets` library would keep a large data set twice, as it was published and as Arrow, with all its columns. A
 stream that is interrupted goes on after the last file that is whole.
+
+Where what was made once is kept.
 """
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +19,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.data.cache import cache_directory
 from ltc_textgen.errors import DataError
 from ltc_textgen.io.atomic import write_atomic
+
+
+def cache_directory() -> Path:
+    """Where token files and texts of the hub are kept: LTC_CACHE, or ~/.cache/ltc-textgen."""
+    return Path(os.environ.get("LTC_CACHE") or Path.home() / ".cache" / "ltc-textgen").expanduser()
+
 
 LARGE = 2_000_000_000
 """Bytes of all files of a repository from which it is streamed."""
