@@ -27,8 +27,8 @@ from limits import limits
 
 from ltc_textgen.benchmarking import race
 from ltc_textgen.config import ModelConfig, SamplingConfig
+from ltc_textgen.generation.engines import open_writer
 from ltc_textgen.generation.native import NativeDecoder
-from ltc_textgen.generation.writers import open_writer
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.decoder import Choice
 from ltc_textgen.kernels.dispatch import report

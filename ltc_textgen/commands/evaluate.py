@@ -154,7 +154,7 @@ def _plain(run: "Run", config: DataConfig, part: str, window: int | None) -> tup
 def _estimated(run: "Run", text: "EvaluationText", crops: int | None, window: int | None, seed: int) -> dict[str, Any]:
     if crops is None or window is None:
         return {}
-    from ltc_textgen.evaluation.crops import score_crops
+    from ltc_textgen.evaluation.scoring import score_crops
 
     return {"random_crops": score_crops(run.model, text.tokens, crops, window, seed).to_dict()}
 
@@ -182,7 +182,7 @@ def _adapted(
 def _written(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
     """A text by the model, its measures, and those of the corpus in pieces of its length."""
     from ltc_textgen.commands.texts import documents
-    from ltc_textgen.evaluation.quality import like_corpus, measure_text
+    from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
     from ltc_textgen.generation import generate
 
     (written,) = generate(run.model, run.tokenizer, "", sampling, notify=notify)

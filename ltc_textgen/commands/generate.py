@@ -123,7 +123,7 @@ def read_before(
     """
     import torch
 
-    from ltc_textgen.generation.decode import encode_prompt
+    from ltc_textgen.generation.generate import encode_prompt
     from ltc_textgen.model.text_state import TextState
 
     before = None if state is None else TextState.load(state, run.model)

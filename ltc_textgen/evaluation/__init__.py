@@ -1,6 +1,6 @@
 """How well a model predicts a text, and how its own text reads."""
 
-from ltc_textgen.evaluation.measures import EvaluationText, Scores, count_words, evaluate, read_text, tokenize
+from ltc_textgen.evaluation.metrics import EvaluationText, Scores, count_words, evaluate, read_text, tokenize
 from ltc_textgen.evaluation.scoring import score_tokens
 
 __all__ = ["EvaluationText", "Scores", "count_words", "evaluate", "read_text", "score_tokens", "tokenize"]

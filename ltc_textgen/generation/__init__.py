@@ -1,6 +1,6 @@
 """Writing text with a model: sampling, stop strings, decoding token by token."""
 
-from ltc_textgen.generation.decode import Completion, FinishReason, Piece, generate, generate_stream
+from ltc_textgen.generation.generate import Completion, FinishReason, Piece, generate, generate_stream
 from ltc_textgen.generation.sampling import LogitsError
 
 __all__ = ["Completion", "FinishReason", "LogitsError", "Piece", "generate", "generate_stream"]

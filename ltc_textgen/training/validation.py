@@ -8,7 +8,7 @@ from ltc_textgen import runs
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LTCError
 from ltc_textgen.evaluation import score_tokens
-from ltc_textgen.generation.decode import generate
+from ltc_textgen.generation.generate import generate
 from ltc_textgen.training.report import Validation, clock
 from ltc_textgen.training.session import Session
 from ltc_textgen.training.watch import Watch

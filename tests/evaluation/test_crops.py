@@ -5,7 +5,7 @@ import torch
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.evaluation import score_tokens
-from ltc_textgen.evaluation.crops import score_crops
+from ltc_textgen.evaluation.scoring import score_crops
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 

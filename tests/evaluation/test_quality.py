@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ltc_textgen.evaluation.quality import like_corpus, longest_repeat, looping, measure_text, zipf_exponent
+from ltc_textgen.evaluation.text_stats import like_corpus, longest_repeat, looping, measure_text, zipf_exponent
 
 
 def test_a_loop_of_two_letters():

@@ -10,9 +10,9 @@ from ltc_textgen.config import ModelConfig, SamplingConfig, Solver
 from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
+from ltc_textgen.generation.engines import NativeWriter, TorchWriter, open_writer
 from ltc_textgen.generation.native import NativeDecoder, weights_of, why_not
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
-from ltc_textgen.generation.writers import NativeWriter, TorchWriter, open_writer
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels import decoder as binding
 from ltc_textgen.kernels import dispatch, library

@@ -1,7 +1,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ltc_textgen.generation.stops import StopScanner
+from ltc_textgen.generation.stop_strings import StopScanner
 
 
 def first_stop(text, stops):

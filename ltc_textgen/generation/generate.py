@@ -18,8 +18,8 @@ from typing import Any, Literal
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
-from ltc_textgen.generation.stops import StopScanner
-from ltc_textgen.generation.writers import Engine, open_writer
+from ltc_textgen.generation.engines import Engine, open_writer
+from ltc_textgen.generation.stop_strings import StopScanner
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
