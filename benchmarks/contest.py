@@ -15,7 +15,7 @@ from trial import Plan
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-from ltc_textgen.recipes import Recipe, assignments
+from ltc_textgen.presets.recipes import Recipe, assignments
 
 BLOCK: dict[str, Any] = {"block": "liquid", "coupling": "diagonal", "steps": 1, "step_size": 1.0}
 CONTEXT = 64

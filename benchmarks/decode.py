@@ -32,7 +32,7 @@ from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.decoder import Choice
 from ltc_textgen.kernels.dispatch import report
-from ltc_textgen.recipes import load_preset
+from ltc_textgen.presets.recipes import load_preset
 from ltc_textgen.runs import load_run
 
 TEMPERATURE = 0.8

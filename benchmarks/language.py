@@ -52,7 +52,7 @@ from ltc_textgen.commands.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
 from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.errors import LTCError
-from ltc_textgen.recipes import Recipe, assignments, load_preset, merge, preset_text
+from ltc_textgen.presets.recipes import Recipe, assignments, load_preset, merge, preset_text
 from ltc_textgen.runs import load_run
 from ltc_textgen.training.budget import LENGTHS
 

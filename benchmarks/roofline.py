@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from ltc_textgen import process, recipes
+from ltc_textgen import process
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.kernels.matmul import PAYS, product
+from ltc_textgen.presets import recipes
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.report import Reporter
 

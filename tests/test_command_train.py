@@ -14,7 +14,7 @@ from outcomes import STORY, TINY, Outcome
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data import corpora
 from ltc_textgen.data.corpora import Corpus
-from ltc_textgen.recipes import load_preset
+from ltc_textgen.presets.recipes import load_preset
 
 ROOT = Path(__file__).parent.parent
 

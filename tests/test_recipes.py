@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltc_textgen import recipes
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.batches import Lanes
 from ltc_textgen.errors import UsageError
+from ltc_textgen.presets import recipes
 
 
 @pytest.mark.parametrize("name", recipes.preset_names())

@@ -10,8 +10,7 @@ from outcomes import STORY
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.data.batches import Lanes
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-from ltc_textgen.recipes import load_preset
-from ltc_textgen.sizing import (
+from ltc_textgen.presets.auto import (
     ANCHORS,
     REFERENCE_SPEED,
     Job,
@@ -21,6 +20,7 @@ from ltc_textgen.sizing import (
     size,
     vocabulary_size,
 )
+from ltc_textgen.presets.recipes import load_preset
 
 VOCABULARIES = {"char-fast": 66, "char-best": 66, "embedded": 4096, "wikitext-2": 30_522}
 

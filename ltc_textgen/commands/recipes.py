@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ltc_textgen.commands.common import is_main_process
 from ltc_textgen.config import DataConfig, RunConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.recipes import Recipe, choose_preset, load_preset, merge, shrunk
+from ltc_textgen.presets.recipes import Recipe, choose_preset, load_preset, merge, shrunk
 
 if TYPE_CHECKING:
     from ltc_textgen.data.corpora import Corpus
@@ -79,14 +79,14 @@ def _chosen(corpus: "Corpus", settings: DataConfig, note: Callable[[str], None])
 
 def _vocabulary(corpus: "Corpus", settings: DataConfig) -> Recipe:
     """The vocabulary that fits the text, where it is to be made."""
-    from ltc_textgen.sizing import vocabulary_size
+    from ltc_textgen.presets.auto import vocabulary_size
 
     size = corpus.size("train") if _kind(corpus, settings) == "wordpiece" else None
     return {"data": {"vocabulary_size": vocabulary_size(size)}} if size else {}
 
 
 def _sized(own: Recipe, data: "TokenData", note: Callable[[str], None]) -> Recipe:
-    from ltc_textgen.sizing import REFERENCE_SPEED, Job, measured_speed, size
+    from ltc_textgen.presets.auto import REFERENCE_SPEED, Job, measured_speed, size
 
     train = own.get("train", {})
     # Processes must not come to different sizes, so several of them measure nothing.
@@ -124,7 +124,7 @@ def _judge(preset: str, recipe: Recipe, own: Recipe, data: "TokenData", note: Ca
     Raises:
         UsageError: If the text does not fill the preset's windows.
     """
-    from ltc_textgen.sizing import misfits
+    from ltc_textgen.presets.auto import misfits
 
     fitting = shrunk(recipe["train"], len(data.train), fixed=own.get("train", {}))
     if fitting:

@@ -22,7 +22,15 @@ from ltc_textgen.commands.common import (
 from ltc_textgen.commands.recipes import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, UsageError
-from ltc_textgen.recipes import Recipe, assignments, load_file, merge, preset_names, preset_text, settings_table
+from ltc_textgen.presets.recipes import (
+    Recipe,
+    assignments,
+    load_file,
+    merge,
+    preset_names,
+    preset_text,
+    settings_table,
+)
 
 if TYPE_CHECKING:
     from ltc_textgen.data.token_cache import TokenData

@@ -25,7 +25,7 @@ import torch
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.kernels.matmul import linear
-from ltc_textgen.recipes import Recipe, load_preset, merge
+from ltc_textgen.presets.recipes import Recipe, load_preset, merge
 
 
 @dataclass(frozen=True)
