@@ -159,8 +159,8 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     from ltc_textgen.training import train as run_training
     from ltc_textgen.training.checkpoint import list_checkpoints
     from ltc_textgen.training.metrics import check_trackers
-    from ltc_textgen.training.occupied import refuse_other_run
-    from ltc_textgen.training.unheard import SurvivingReporter
+    from ltc_textgen.training.report import SurvivingReporter
+    from ltc_textgen.training.run_lock import refuse_other_run
 
     choose_device(settings.device)
     check_trackers(settings.track)
@@ -186,7 +186,7 @@ def _report(
     result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool, note: Callable[[str], None]
 ) -> None:
     """The result, on stdout: the loss in the units that people know, and a text."""
-    from ltc_textgen.training.memorisation import memorisation
+    from ltc_textgen.training.monitor import memorisation
 
     if result.best_val_loss is None:
         summary: dict[str, Any] = {}

@@ -15,18 +15,15 @@ from typing import Any
 from ltc_textgen import runs
 from ltc_textgen.config import RunConfig
 from ltc_textgen.data.token_cache import TokenData, prepare
-from ltc_textgen.training import checkpoint, divergence, memorisation, signals
-from ltc_textgen.training.identity import identity, refuse_disagreement
-from ltc_textgen.training.lock import RunLock
+from ltc_textgen.training import checkpoint, monitor, signals
+from ltc_textgen.training.distributed import Runtime, explaining
 from ltc_textgen.training.metrics import check_trackers, log_interval
-from ltc_textgen.training.occupied import refuse_other_run
-from ltc_textgen.training.report import Pace, Reporter, make_reporter
-from ltc_textgen.training.runtime import Runtime, explaining
-from ltc_textgen.training.session import Session, build, restore, save
+from ltc_textgen.training.report import Pace, Reporter, SurvivingReporter, make_reporter
+from ltc_textgen.training.resume import identity, refuse_disagreement
+from ltc_textgen.training.run_lock import RunLock, refuse_other_run
+from ltc_textgen.training.session import Session, Watch, build, restore, save
 from ltc_textgen.training.step import train_step
-from ltc_textgen.training.unheard import SurvivingReporter
 from ltc_textgen.training.validation import keep_weights, probe, validate
-from ltc_textgen.training.watch import Watch
 
 UNSAVED_MINUTES = 10.0
 """A checkpoint is made at least this often, unless `save_every` or `save_minutes` says otherwise."""
@@ -154,7 +151,7 @@ def run_loop(session: Session, watch: Watch) -> str | None:
             saved_at = progress.seconds
         else:
             stopped_by = train_step(session, watch)
-            divergence.check(session)
+            monitor.check(session)
             _tell(session)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
@@ -213,7 +210,7 @@ def _timed_validation(session: Session, watch: Watch) -> None:
     """Validate, and remember what it took: that much time is kept back for the last one."""
     before = session.progress.seconds
     validate(session, watch)
-    memorisation.watch(session.progress, session.reporter)
+    monitor.watch(session.progress, session.reporter)
     watch.lap(session)
     session.progress.validation_seconds = session.progress.seconds - before
     session.progress.validated_at = session.progress.seconds

@@ -8,8 +8,8 @@ from torch import nn
 from ltc_textgen.errors import LTCError
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
+from ltc_textgen.training.checkpoint import model_tensors
 from ltc_textgen.training.progress import Progress
-from ltc_textgen.training.snapshot import model_tensors
 
 LIMIT = 10
 """Skipped steps in a row that end a run. (fp16 halves its loss scale at each, so this covers a factor of 1024.)"""

@@ -1,5 +1,10 @@
-"""Everything that a run consists of while it runs, built from its settings; and how it is saved and taken up again."""
+"""Everything that a run consists of while it runs, built from its settings; and how it is saved and taken up again.
 
+Time and signals as all processes see them: the seconds of the main one, and a signal that any of them received.
+"""
+
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +22,22 @@ from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.atomic import sync_directory
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
-from ltc_textgen.training import checkpoint, snapshot
-from ltc_textgen.training.agreement import agreed_checkpoint
+from ltc_textgen.training import checkpoint
 from ltc_textgen.training.budget import Budget
-from ltc_textgen.training.identity import LANES_START_AFRESH, LOSSES_DIFFER, differences, for_manifest, identity
+from ltc_textgen.training.distributed import Runtime
 from ltc_textgen.training.metrics import METRICS, MetricsLog, Trackers
 from ltc_textgen.training.optimizer import make_optimizer
 from ltc_textgen.training.progress import Progress
 from ltc_textgen.training.report import Reporter
-from ltc_textgen.training.runtime import Runtime
+from ltc_textgen.training.resume import (
+    LANES_START_AFRESH,
+    LOSSES_DIFFER,
+    agreed_checkpoint,
+    differences,
+    for_manifest,
+    identity,
+)
+from ltc_textgen.training.signals import SIGNALS, StopRequest
 
 COUNTED_AT_ONCE = 1 << 22
 
@@ -87,12 +99,12 @@ class Session:
 def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter: Reporter) -> Session:
     """A run at its beginning."""
     config = run.train
-    snapshot.seed_everything(config.seed)
+    checkpoint.seed_everything(config.seed)
     model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(data.tokenizer.vocab_size))
     if rank_by := getattr(model.head, "rank_by", None):
         rank_by(count_tokens(data.train, model.settings.vocabulary))
     if runtime.rank:
-        snapshot.seed_everything(config.seed + runtime.rank)  # each process drops out other units
+        checkpoint.seed_everything(config.seed + runtime.rank)  # each process drops out other units
     adam = make_optimizer(model, config)
     module, optimizer = runtime.prepare(model, adam)
     lanes = Lanes(data.train, config.batch_size, config.sequence_length, runtime.rank, runtime.world)
@@ -137,7 +149,7 @@ def save(session: Session) -> None:
     states = {} if session.state is None else session.state.tensors()
     lanes = {name: session.runtime.gather_rows(tensor) for name, tensor in states.items()}
     generators = session.runtime.gather_objects(
-        (snapshot.random_states(), snapshot.torch_random_states(session.runtime.device))
+        (checkpoint.random_states(), checkpoint.torch_random_states(session.runtime.device))
     )
     session.saved_step = session.progress.step
     if not session.runtime.is_main:
@@ -153,8 +165,8 @@ def save(session: Session) -> None:
         "scaler": scaler.state_dict() if scaler else None,
     }
     tensors = {
-        "model": snapshot.model_tensors(session.model),
-        "optimizer": snapshot.optimizer_tensors(session.adam),
+        "model": checkpoint.model_tensors(session.model),
+        "optimizer": checkpoint.optimizer_tensors(session.adam),
         "lanes": lanes,
         "random": {f"{rank}.{name}": t for rank, (_, torch_) in enumerate(generators) for name, t in torch_.items()},
     }
@@ -191,12 +203,12 @@ def restore(session: Session, anyway: bool = False) -> bool:
     changed = _changes(session, record["identity"], anyway)
     _tell_changes(session, record)
     try:
-        snapshot.load_model_tensors(session.model, found.tensors["model"])
+        checkpoint.load_model_tensors(session.model, found.tensors["model"])
     except ArtifactError as error:
         if "model" not in changed:
             raise
         raise UsageError(f"{session.out}: cannot resume, not even with --resume-anyway: {error}") from None
-    snapshot.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
+    checkpoint.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
     rank, device = session.runtime.rank, session.runtime.device
     mine = slice(rank * session.rows, (rank + 1) * session.rows)
     if found.tensors["lanes"] and not changed & LANES_START_AFRESH:
@@ -213,10 +225,10 @@ def restore(session: Session, anyway: bool = False) -> bool:
         if session.progress.best_step is not None:
             _restore_best(found.path / checkpoint.BEST, session.out / runs.WEIGHTS)
     if rank < len(record["random"]):  # a process that was not there before keeps the generators that it began with
-        snapshot.load_random_states(record["random"][rank])
+        checkpoint.load_random_states(record["random"][rank])
         prefix = f"{rank}."
         mine_torch = {n.removeprefix(prefix): t for n, t in found.tensors["random"].items() if n.startswith(prefix)}
-        snapshot.load_torch_random_states(mine_torch, device)
+        checkpoint.load_torch_random_states(mine_torch, device)
     return True
 
 
@@ -256,3 +268,56 @@ def _tell_changes(session: Session, record: dict[str, Any]) -> None:
         changed.append(f"CPU threads {record['threads']} -> {session.runtime.threads} (sums round differently)")
     if changed:
         session.reporter.note(f"resumed with other settings: {', '.join(changed)}")
+
+
+class Watch:
+    """Counts the seconds of a run, interruptions left out, and keeps `Progress.seconds` equal in all processes.
+
+    Args:
+        stop: Catches the signals of this process.
+        seconds: What the run has used before, from its checkpoint.
+        clock: A monotonic clock in seconds: neither a changed date nor summer time moves it.
+    """
+
+    def __init__(self, stop: StopRequest, seconds: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stop, self._clock = stop, clock
+        self._zero = clock() - seconds
+
+    def share(self, session: Session, finite: bool, loss: float) -> tuple[bool, float, str | None]:
+        """Agree about a step, in one collective; advances `progress.seconds` and `stepping_seconds`.
+
+        Args:
+            session: The run.
+            finite: Whether this process's loss and gradient are.
+            loss: This process's mean loss, over as many tokens as every other's.
+
+        Returns:
+            Whether the step is broken in any process, the mean loss over all, and the name of a signal received.
+        """
+        runtime, progress = session.runtime, session.progress
+        received = [float(self._stop.number == number) for number in SIGNALS]
+        mine = [float(not finite), loss / runtime.world if finite else 0.0, *received, self._main_seconds(session)]
+        broken, mean, *counts, seconds = runtime.sum(mine)
+        progress.stepping_seconds += seconds - progress.seconds if progress.step else 0.0
+        progress.window_seconds += seconds - progress.seconds
+        progress.seconds = seconds
+        names = [number.name for number, count in zip(SIGNALS, counts, strict=True) if count]
+        return broken > 0, mean, names[0] if names else None
+
+    def lap(self, session: Session, value: float = 0.0) -> tuple[float, float]:
+        """Advance `progress.seconds` by what was no step, and share a number of the main process.
+
+        Returns:
+            Seconds since the last call, and the main process's `value`.
+        """
+        before = session.progress.seconds
+        mine = [self._main_seconds(session), value if session.runtime.is_main else 0.0]
+        session.progress.seconds, shared = session.runtime.sum(mine, patiently=True)
+        return session.progress.seconds - before, shared
+
+    def signal_received(self, session: Session) -> str | None:
+        """Name of a signal that this process received. Several processes only act on one that `share` has told all."""
+        return self._stop.name if session.runtime.world == 1 else None
+
+    def _main_seconds(self, session: Session) -> float:
+        return self._clock() - self._zero if session.runtime.is_main else 0.0

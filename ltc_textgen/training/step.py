@@ -7,11 +7,10 @@ import torch
 
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
-from ltc_textgen.training import nonfinite, snapshot
-from ltc_textgen.training.divergence import rate_scale
-from ltc_textgen.training.schedule import rate_factor
-from ltc_textgen.training.session import Session
-from ltc_textgen.training.watch import Watch
+from ltc_textgen.training import checkpoint, nonfinite
+from ltc_textgen.training.monitor import rate_scale
+from ltc_textgen.training.optimizer import rate_factor
+from ltc_textgen.training.session import Session, Watch
 
 
 def train_step(session: Session, watch: Watch) -> str | None:
@@ -31,7 +30,7 @@ def train_step(session: Session, watch: Watch) -> str | None:
     inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
     reset = _restarted(reset, config.restart)
     before = start_state(session, reset)
-    generators = snapshot.torch_random_states(session.runtime.device) if nonfinite.is_last_chance(progress) else {}
+    generators = checkpoint.torch_random_states(session.runtime.device) if nonfinite.is_last_chance(progress) else {}
     session.optimizer.zero_grad(set_to_none=True)
     loss_now, after = _forward_backward(session, inputs, targets, before, reset)
     accelerator.unscale_gradients(session.optimizer)

@@ -10,8 +10,7 @@ from ltc_textgen.errors import LTCError
 from ltc_textgen.evaluation import score_tokens
 from ltc_textgen.generation.generate import generate
 from ltc_textgen.training.report import Validation, clock
-from ltc_textgen.training.session import Session
-from ltc_textgen.training.watch import Watch
+from ltc_textgen.training.session import Session, Watch
 
 LANE_TOKENS = 2048
 """Least tokens of a lane: long enough that the start from rest, which costs a lane some nats, does not show."""

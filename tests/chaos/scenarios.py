@@ -15,7 +15,7 @@ from training_runs import Listener, settings
 
 from ltc_textgen.config import RunConfig
 from ltc_textgen.errors import LTCError
-from ltc_textgen.training import loop, runtime, validation
+from ltc_textgen.training import distributed, loop, validation
 
 STEPS = 30
 PATIENCE = 30
@@ -71,7 +71,7 @@ def main(scenario: str, corpus: Path, out: Path) -> None:
         kill({0: (1, 10), 1: (0, 20)})
         loop.train(plan(corpus), out / "run", resume=True, reporter=Listener())
     elif scenario == "hung":
-        runtime.ANSWER = timedelta(seconds=PATIENCE)
+        distributed.ANSWER = timedelta(seconds=PATIENCE)
         linger(1.5 * PATIENCE)
         kill({0: (1, 10)}, signal.SIGSTOP)
         results["hung"] = attempt(plan(corpus, eval_every=4), out / "run")

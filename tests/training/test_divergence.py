@@ -6,9 +6,9 @@ import signal
 import pytest
 from training_runs import Listener, assert_same_run, settings
 
-from ltc_textgen.training import divergence
-from ltc_textgen.training.divergence import DivergedError, rate_scale
+from ltc_textgen.training import monitor
 from ltc_textgen.training.loop import train
+from ltc_textgen.training.monitor import DivergedError, rate_scale
 from ltc_textgen.training.progress import Progress
 
 
@@ -22,7 +22,7 @@ class Run:
         for _ in range(steps):
             self.progress.step += 1
             self.progress.add_loss(loss)
-            note = divergence.judge(self.progress, 6e-3, 4.0, self.warm, "RUN")
+            note = monitor.judge(self.progress, 6e-3, 4.0, self.warm, "RUN")
             self.notes += [note] if note else []
 
 
@@ -57,11 +57,11 @@ def test_a_run_that_never_learns_has_diverged_after_the_warm_up():
     early.see(4.5, 1000)
     assert not early.notes
     session = Run()
-    session.see(4.5, divergence.LEARNS)
+    session.see(4.5, monitor.LEARNS)
     assert not session.notes
     session.see(4.5, 1)
     assert "4.500 nats, above the 4.000 that guessing costs" in session.notes[0]
-    session.see(4.5, divergence.LEARNS)
+    session.see(4.5, monitor.LEARNS)
     with pytest.raises(DivergedError, match="guessing costs"):
         session.see(4.5, 1)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from ltc_textgen.errors import LTCError
-from ltc_textgen.training.lock import HOLDER_FILE, LOCK_FILE, DirectoryLockedError, RunLock
+from ltc_textgen.training.run_lock import HOLDER_FILE, LOCK_FILE, DirectoryLockedError, RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ltc_textgen.training.lock import RunLock
+from ltc_textgen.training.run_lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import HashStore
 
 from ltc_textgen.errors import LTCError
-from ltc_textgen.training import meeting
+from ltc_textgen.training import distributed
 
 AT_ONCE = timedelta(0)
 
@@ -16,7 +16,7 @@ def attempt(store: HashStore, world: int) -> set[str]:
     """The names that the processes of an attempt come to."""
     with ThreadPoolExecutor(world) as pool:
         ranks = range(world)
-        return set(pool.map(lambda rank: meeting.agree(store, rank, world, timedelta(minutes=1)), ranks))
+        return set(pool.map(lambda rank: distributed.agree(store, rank, world, timedelta(minutes=1)), ranks))
 
 
 def test_every_attempt_has_one_name_that_no_other_had() -> None:
@@ -30,11 +30,11 @@ def test_every_attempt_has_one_name_that_no_other_had() -> None:
 def test_attempts_that_died_while_they_met_do_not_mislead_the_next() -> None:
     store = HashStore()
     with pytest.raises(LTCError, match="process 0 did not come; go on from the last checkpoint with --resume"):
-        meeting.agree(store, 1, 3, AT_ONCE)  # posts its word, gets no answer
+        distributed.agree(store, 1, 3, AT_ONCE)  # posts its word, gets no answer
     first = attempt(store, 3)
     assert len(first) == 1
     with pytest.raises(LTCError, match="process 1 did not come"):
-        meeting.agree(store, 0, 3, AT_ONCE)  # answers the words of the attempt before
+        distributed.agree(store, 0, 3, AT_ONCE)  # answers the words of the attempt before
     second = attempt(store, 3)
     assert len(second) == 1
     assert first.isdisjoint(second)
@@ -45,4 +45,4 @@ def test_only_attempts_that_share_a_store_meet_so(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         if value:
             monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", value)
-        assert meeting.method() == method
+        assert distributed.method() == method

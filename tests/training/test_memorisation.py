@@ -6,7 +6,7 @@ import pytest
 from training_runs import TINY, Listener, settings, write_corpus
 
 from ltc_textgen.training.loop import train
-from ltc_textgen.training.memorisation import IN_A_ROW, memorisation, watch
+from ltc_textgen.training.monitor import IN_A_ROW, memorisation, watch
 from ltc_textgen.training.progress import Progress
 
 

@@ -7,8 +7,7 @@ from torch import nn
 from ltc_textgen.config import TrainConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-from ltc_textgen.training.muon import MOMENTUM, Muon, orthogonalised
-from ltc_textgen.training.optimizer import make_optimizer
+from ltc_textgen.training.optimizer import MOMENTUM, Muon, make_optimizer, orthogonalised
 
 DEEP = {"coupling": "diagonal", "block": "liquid", "num_layers": 2, "steps": 1, "step_size": 1.0}
 

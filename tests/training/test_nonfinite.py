@@ -10,10 +10,9 @@ from training_runs import Listener, assert_same_run, last_weights, settings
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.training import loop as loop_module
-from ltc_textgen.training.checkpoint import list_checkpoints
+from ltc_textgen.training.checkpoint import list_checkpoints, load_torch_random_states
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.nonfinite import LIMIT, NonFiniteError
-from ltc_textgen.training.snapshot import load_torch_random_states
 
 
 def breaking(monkeypatch, damage):

@@ -8,7 +8,7 @@ from training_runs import Listener, settings
 
 from ltc_textgen.errors import UsageError
 from ltc_textgen.training.loop import train
-from ltc_textgen.training.occupied import refuse_other_run
+from ltc_textgen.training.run_lock import refuse_other_run
 
 
 @pytest.fixture(scope="module")

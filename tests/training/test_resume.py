@@ -10,12 +10,12 @@ from training_runs import Listener, Process, assert_same_run, curve, metrics, se
 
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.runs import load_run
-from ltc_textgen.training import identity as identity_module
 from ltc_textgen.training import loop as loop_module
+from ltc_textgen.training import resume as identity_module
 from ltc_textgen.training import session as session_module
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
-from ltc_textgen.training.watch import Watch
+from ltc_textgen.training.session import Watch
 
 STEPS = 45
 KILLS = int(os.environ.get("LTC_TEST_KILLS", "3"))

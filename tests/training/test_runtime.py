@@ -8,11 +8,11 @@ from training_runs import Listener, settings
 from ltc_textgen.config import ModelConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-from ltc_textgen.training import snapshot
+from ltc_textgen.training import checkpoint
+from ltc_textgen.training.distributed import Runtime, check_precision, choose_device, explaining
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.metrics import MetricsLog
 from ltc_textgen.training.optimizer import make_optimizer
-from ltc_textgen.training.runtime import Runtime, check_precision, choose_device, explaining
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps" if not torch.backends.mps.is_available() else "cuda:99"])
@@ -71,11 +71,11 @@ def test_random_generators_come_back():
         return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()
 
     draw()
-    states, torch_states = snapshot.random_states(), snapshot.torch_random_states(torch.device("cpu"))
+    states, torch_states = checkpoint.random_states(), checkpoint.torch_random_states(torch.device("cpu"))
     first = draw()
     assert draw() != first
-    snapshot.load_random_states(states)
-    snapshot.load_torch_random_states(torch_states, torch.device("cpu"))
+    checkpoint.load_random_states(states)
+    checkpoint.load_torch_random_states(torch_states, torch.device("cpu"))
     assert draw() == first
 
 
@@ -85,20 +85,20 @@ def network(**settings):
 
 def test_tied_weights_are_kept_once_and_stay_tied():
     model, other = network(tie_embeddings=True), network(tie_embeddings=True)
-    tensors = snapshot.model_tensors(model)
+    tensors = checkpoint.model_tensors(model)
     assert "embedding.weight" in tensors
     assert "head.projection.weight" not in tensors
-    snapshot.load_model_tensors(other, tensors)
+    checkpoint.load_model_tensors(other, tensors)
     assert other.head.projection.weight is other.embedding.weight
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_weights_of_another_model_are_refused():
     with pytest.raises(ArtifactError, match="layers.1.* is in only one of them"):
-        snapshot.load_model_tensors(network(), snapshot.model_tensors(network(num_layers=2)))
-    tensors = snapshot.model_tensors(network()) | {"layers.0.cell.recurrent_weight": torch.zeros(3, 3)}
+        checkpoint.load_model_tensors(network(), checkpoint.model_tensors(network(num_layers=2)))
+    tensors = checkpoint.model_tensors(network()) | {"layers.0.cell.recurrent_weight": torch.zeros(3, 3)}
     with pytest.raises(ArtifactError, match=r"the model has \(8, 8\)"):
-        snapshot.load_model_tensors(network(), tensors)
+        checkpoint.load_model_tensors(network(), tensors)
 
 
 def test_moments_come_back_to_their_parameters():
@@ -107,16 +107,16 @@ def test_moments_come_back_to_their_parameters():
     for _ in range(3):
         model(torch.randint(11, (2, 5)), labels=torch.randint(11, (2, 5))).loss.backward()
         optimizer.step()
-    tensors = snapshot.optimizer_tensors(optimizer)
+    tensors = checkpoint.optimizer_tensors(optimizer)
     assert len(tensors) == 3 * len(list(model.parameters()))
     again = make_optimizer(model, TrainConfig())
-    snapshot.load_optimizer_tensors(again, tensors)
+    checkpoint.load_optimizer_tensors(again, tensors)
     for parameter in model.parameters():
         for key, value in optimizer.state[parameter].items():
             assert torch.equal(again.state[parameter][key], value)
             assert again.state[parameter][key] is not value
     with pytest.raises(ArtifactError, match="holds strange"):
-        snapshot.load_optimizer_tensors(again, {"strange/exp_avg": torch.zeros(1)})
+        checkpoint.load_optimizer_tensors(again, {"strange/exp_avg": torch.zeros(1)})
 
 
 def test_metrics_have_no_nan_and_are_cut_back_to_the_checkpoint(tmp_path):
@@ -132,10 +132,10 @@ def test_metrics_have_no_nan_and_are_cut_back_to_the_checkpoint(tmp_path):
 def test_the_process_group_waits_for_half_an_hour_at_a_meeting_of_our_own(monkeypatch):
     from accelerate.utils import InitProcessGroupKwargs
 
-    from ltc_textgen.training import runtime
+    from ltc_textgen.training import distributed
 
     given = []
-    original = runtime.Accelerator
+    original = distributed.Accelerator
 
     def spy(**arguments):
         given.extend(arguments["kwargs_handlers"])

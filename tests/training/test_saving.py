@@ -13,7 +13,7 @@ from ltc_textgen.training import checkpoint, validation
 from ltc_textgen.training import loop as loop_module
 from ltc_textgen.training.checkpoint import list_checkpoints, newest_checkpoint, write_checkpoint
 from ltc_textgen.training.loop import train
-from ltc_textgen.training.watch import Watch
+from ltc_textgen.training.session import Watch
 
 
 class MinuteASecond(Watch):

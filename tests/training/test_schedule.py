@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltc_textgen.training.schedule import rate_factor
+from ltc_textgen.training.optimizer import rate_factor
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from training_runs import settings
 from ltc_textgen.io.checked import read_json, write_json
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
-from ltc_textgen.training.report import PlainReporter, Reporter
+from ltc_textgen.training.report import PlainReporter, Reporter, SurvivingReporter
 from ltc_textgen.training.signals import StopRequest
-from ltc_textgen.training.unheard import SurvivingReporter
 
 
 def test_a_run_whose_reader_has_gone_goes_on_to_its_end(corpus, tmp_path):
