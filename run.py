@@ -2,7 +2,7 @@
 
 import sys
 
-from ltc_textgen.cli import main
+from ltc_textgen.cli.main import main
 
 if __name__ == "__main__":
     main(["generate", *sys.argv[1:]])

@@ -21,7 +21,7 @@ import torch
 from rivals import GruCell, Liquid, MinGruCell, WithMlp, exchange_cells
 from trial import Budget, Plan, Results, fit, markdown, plus_minus, score, spread, strict
 
-from ltc_textgen import process
+from ltc_textgen.cli import process_env
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data.token_cache import prepare
 
@@ -226,7 +226,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
-    process.tune()
+    process_env.tune()
     torch.set_num_threads(options.threads)
     data = prepare(DataConfig(data=options.corpus, tokenizer=options.tokenizer))
     results = Results(options.out)

@@ -47,8 +47,9 @@ from rivals import Liquid, Rival
 from trial import Budget, Fit, Results, fit, markdown, plus_minus, random_crops, score
 from words import word_tokenizer
 
-from ltc_textgen import cli, process
-from ltc_textgen.commands.common import seconds
+from ltc_textgen.cli import main as cli
+from ltc_textgen.cli import process_env
+from ltc_textgen.cli.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
 from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.errors import LTCError
@@ -278,7 +279,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
-    process.tune()
+    process_env.tune()
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="ltc-words-") as folder:
         if options.tokenizer == "word":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ltc_textgen import process
+from ltc_textgen.cli import process_env
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.kernels.matmul import PAYS, product
 from ltc_textgen.presets import recipes
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--set", action="append", default=[], help="key=value, as in ltc train")
     options = parser.parse_args()
-    process.tune()
+    process_env.tune()
     given = {"data": {"data": options.data, "tokenizer": options.tokenizer}}
     length = {"train": {"max_steps": options.steps, "eval_every": 10 * options.steps, "sample_tokens": 0}}
     recipe = recipes.merge(recipes.load_preset(options.preset), given, length, recipes.assignments(options.set))

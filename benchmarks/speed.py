@@ -24,7 +24,6 @@ import torch
 from bars import BARS, Sizes, against_ncps
 from torch import nn
 
-from ltc_textgen import process
 from ltc_textgen.benchmarking import (
     Contender,
     LayerSpeed,
@@ -37,6 +36,7 @@ from ltc_textgen.benchmarking import (
     table,
     threads,
 )
+from ltc_textgen.cli import process_env
 from ltc_textgen.config import Solver
 from ltc_textgen.kernels import dispatch
 
@@ -175,7 +175,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    process.tune()
+    process_env.tune()
     base = Sizes.quick() if options.quick else Sizes()
     chosen = {name: value for name in ("rounds", "seconds") if (value := getattr(options, name))}
     sizes = Sizes(**{**vars(base), **chosen})

@@ -33,7 +33,7 @@ from rivals import Awd, Gpt2, GruCell, Liquid, MinGruCell, Rival, exchange_cells
 from torch import Tensor, nn
 from trial import Plan, Results, decay_groups, markdown, rate, spread
 
-from ltc_textgen import process
+from ltc_textgen.cli import process_env
 
 TRAINED = 40
 LENGTHS = (40, 100, 256, 512)
@@ -202,7 +202,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
-    process.tune()
+    process_env.tune()
     torch.set_num_threads(options.threads)
     results = Results(options.out)
     for seed in options.seeds:

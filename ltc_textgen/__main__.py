@@ -1,5 +1,5 @@
 """`python -m ltc_textgen` is `ltc`."""
 
-from ltc_textgen.cli import main
+from ltc_textgen.cli.main import main
 
 main()

@@ -9,8 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-sys.path.insert(0, str(Path(__file__).parent))
+PACKAGE = Path(__file__).parents[1] / "ltc_textgen"
+UNCHECKED = {"__init__", "__main__", "cli"}
+"""The command line's signatures are read by typer and hold no shapes; all other modules are checked at run time."""
+
+install_import_hook(
+    [f"ltc_textgen.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in UNCHECKED and path.name[0] != "_"],
+    "beartype.beartype",
+)
 
 from hub import Hub, dead_endpoint
 from outcomes import STORY, TINY, Outcome
@@ -69,10 +77,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> I
 @pytest.fixture
 def ltc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:
-        from ltc_textgen import cli
+        from ltc_textgen.cli import main
 
         capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
+        code = main.run([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
@@ -88,8 +96,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ltc_textgen import cli
+    from ltc_textgen.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "story"
-    assert cli.run(["train", "--data", str(story), "--max-steps", "150", "--out", str(out), *TINY]) == 0
+    assert main.run(["train", "--data", str(story), "--max-steps", "150", "--out", str(out), *TINY]) == 0
     return out

@@ -3,7 +3,7 @@
 OUT/model.onnx         the single-step graph, in float32
 OUT/model.int8.onnx    the same with its matrices in int8, if asked for
 OUT/export.json        names, shapes, hashes, and what was measured
-OUT/tokenizer.json     the tokenizer;  OUT/decoding.json: what each id writes;  OUT/decoding.py: how pieces join
+OUT/tokenizer.json     the tokenizer;  OUT/decoding.json: what each id writes;  OUT/detokenize.py: how pieces join
 OUT/generate.py        a program that writes text with it (onnxruntime, numpy, tokenizers)
 OUT/index.html ...     a page that does (onnxruntime-web)
 OUT/README.md
@@ -183,8 +183,8 @@ def write_host_files(directory: Path, run: Run, about: dict[str, Any], result: E
     host = files("ltc_textgen.export") / "host"
     for name in HOST_FILES:
         (directory / name).write_bytes((host / name).read_bytes())
-    decoding = files("ltc_textgen.data") / "decoding.py"
-    (directory / "decoding.py").write_bytes(decoding.read_bytes())
+    decoding = files("ltc_textgen.data") / "detokenize.py"
+    (directory / "detokenize.py").write_bytes(decoding.read_bytes())
     (directory / "tokenizer.json").write_text(run.tokenizer.content, encoding="utf-8")
     table = json.dumps(run.tokenizer.decoding_table(), ensure_ascii=False)
     (directory / "decoding.json").write_text(table, encoding="utf-8")

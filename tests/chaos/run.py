@@ -27,18 +27,28 @@ import surroundings  # noqa: E402, F401
 from faults import FAULTS, Fault, MissError, NotHereError, Place, fault  # noqa: E402
 
 TESTED = {
-    7: ("pickled weights", "refused without being run", "tests/test_artifacts.py", "pickle"),
+    7: ("pickled weights", "refused without being run", "tests/test_runs.py", "pickle"),
     8: (
         "config.json damaged or from elsewhere",
         "one line with its key",
-        "tests/test_artifacts.py",
+        "tests/test_runs.py",
         "bad_configuration",
     ),
-    9: ("weights that do not fit", "refused by name", "tests/test_artifacts.py", "weights_of or do_not_fit"),
-    10: ("another, tiny or missing tokenizer", "refused", "tests/test_artifacts.py", "tokenizer or missing"),
-    12: ("stiff, endless and zero time", "states bounded", "tests/cells/test_membrane_cells.py", "states or elapsed"),
-    13: ("empty, binary, broken, endless text", "read or refused, in little memory", "tests/data/test_files.py", ""),
-    14: ("broken parquet, rows without text", "refused naming the file", "tests/data/test_files.py", "parquet or rows"),
+    9: ("weights that do not fit", "refused by name", "tests/test_runs.py", "weights_of or do_not_fit"),
+    10: ("another, tiny or missing tokenizer", "refused", "tests/test_runs.py", "tokenizer or missing"),
+    12: ("stiff, endless and zero time", "states bounded", "tests/layers/test_membrane_cells.py", "states or elapsed"),
+    13: (
+        "empty, binary, broken, endless text",
+        "read or refused, in little memory",
+        "tests/data/test_text_files.py",
+        "",
+    ),
+    14: (
+        "broken parquet, rows without text",
+        "refused naming the file",
+        "tests/data/test_text_files.py",
+        "parquet or rows",
+    ),
     15: ("a hub that is dead, hangs or lies", "a helpful line in seconds", "tests/data/test_hub.py", "hub or download"),
 }
 

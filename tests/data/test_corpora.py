@@ -105,7 +105,7 @@ def test_the_embedded_corpus_is_prose_and_always_the_same() -> None:
 def test_the_embedded_corpus_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     files = python_docs.source_files()
     some = [*files[:20], Path(ast.__file__)]
-    monkeypatch.setattr(embedded, "source_files", lambda: some)
+    monkeypatch.setattr(python_docs, "source_files", lambda: some)
     assert embedded_documents.__wrapped__() == embedded_documents.__wrapped__()
     assert any("abstract syntax" in text.lower() for text in embedded_documents.__wrapped__())
     fingerprint = embedded_fingerprint()

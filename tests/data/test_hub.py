@@ -206,8 +206,8 @@ def test_a_hub_that_answers_and_then_hangs_is_given_up(hub: Hub, data: str, kind
 
 
 def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL", 2.5)
-    monkeypatch.setattr(download, "FIRST", 20.0)
+    monkeypatch.setattr(hub, "STALL", 2.5)
+    monkeypatch.setattr(hub, "FIRST", 20.0)
     hub.mode, hub.seconds = "slow", 400.0
     hub.files["models", BERT]["tokenizer.json"] += b" " * 500_000
     with pytest.raises(DataError, match="the download stands still"):
@@ -215,8 +215,8 @@ def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.
 
 
 def test_a_slow_download_is_not_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "FIRST", 1.5)
-    monkeypatch.setattr(download, "STALL", 1.5)
+    monkeypatch.setattr(hub, "FIRST", 1.5)
+    monkeypatch.setattr(hub, "STALL", 1.5)
     hub.mode, hub.seconds = "slow", 4.0
     hub.files["models", BERT]["tokenizer.json"] += b" " * 500_000
     assert library.tokenizer_file(BERT).stat().st_size > 500_000

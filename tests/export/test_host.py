@@ -65,7 +65,7 @@ def write_text_files(directory: Path, made: TextTokenizer) -> dict[str, Any]:
     (directory / "export.json").write_text(json.dumps(about))
     (directory / "tokenizer.json").write_text(made.content, encoding="utf-8")
     (directory / "decoding.json").write_text(json.dumps(made.decoding_table()), encoding="utf-8")
-    for source in (HOST / "ltc.js", HOST.parent.parent / "data" / "decoding.py"):
+    for source in (HOST / "ltc.js", HOST.parent.parent / "data" / "detokenize.py"):
         shutil.copy(source, directory)
     (directory / "package.json").write_text('{"type": "module"}')
     return about

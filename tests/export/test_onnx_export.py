@@ -33,13 +33,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export by the command, with int8; chains of 2,000 tokens in place of 10,000, to be quick."""
-    from ltc_textgen import cli
+    from ltc_textgen.cli import main
 
     out = tmp_path_factory.mktemp("exports") / "story é"
     assert check.CHAINED == 10_000
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "CHAINED", 2000)
-        assert cli.run(["export", str(run), "--int8", "--out", str(out)]) == 0
+        assert main.run(["export", str(run), "--int8", "--out", str(out)]) == 0
     return out
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 from training_runs import Listener, Process, assert_same_run, curve, metrics, settings, write_corpus
 
+from ltc_textgen.data import token_cache
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.runs import load_run
 from ltc_textgen.training import loop as loop_module
@@ -218,7 +219,7 @@ def test_a_later_version_may_tokenise_into_another_cache_and_know_more_settings(
 
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
-    monkeypatch.setattr(tokens, "FORMAT", token_cache.FORMAT + 1)
+    monkeypatch.setattr(token_cache, "FORMAT", token_cache.FORMAT + 1)
     monkeypatch.setattr(identity_module, "ModelConfig", Later)
     original = session_module.build
 

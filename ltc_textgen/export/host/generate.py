@@ -163,7 +163,7 @@ class Text:
             raise ValueError("decoding.json is not the one that this model was exported with")
         if str(directory) not in sys.path:
             sys.path.append(str(directory))
-        self._decoding = importlib.import_module("decoding")  # a file of the export
+        self._decoding = importlib.import_module("detokenize")  # a file of the export
 
     def encode(self, text: str) -> list[int]:
         """Token ids; no special tokens are added."""

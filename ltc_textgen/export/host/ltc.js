@@ -163,7 +163,7 @@ class ByteStream {
   }
 }
 
-// BERT's pieces as print sets them; the same rules as decoding.py.
+// BERT's pieces as print sets them; the same rules as detokenize.py.
 const ENDINGS = new Set(["s", "t", "m", "d", "ll", "re", "ve"]);
 const CLOSING = new Set(".,;:!?)]}%’”…");
 const OPENING = new Set("([{$£€#‘“");

@@ -1,1 +1,0 @@
-../../ltc_textgen/export/host/ltc.js

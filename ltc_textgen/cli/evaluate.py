@@ -1,0 +1,261 @@
+"""`ltc eval`: measure a trained network on a text.
+
+Which documents `ltc eval` measures.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ltc_textgen.cli.common import (
+    DEFAULT_RUN,
+    Device,
+    Json,
+    RunDirectory,
+    Threads,
+    describe,
+    given,
+    notify,
+    prepare_torch,
+    print_json,
+    progress_bar,
+)
+from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConfig, SamplingConfig
+from ltc_textgen.data.corpora import Corpus, documents_of, load_corpus
+from ltc_textgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from ltc_textgen.evaluation import EvaluationText, Scores
+    from ltc_textgen.runs import Run
+
+EXAMPLES = """Examples:
+
+`ltc eval runs/book --data other-book.txt`
+
+`ltc eval runs/book --data book.txt --split valid --window 64 --json`
+
+`ltc eval runs/default --data wikitext-2 --split test --dynamic --cache 2000`
+
+`ltc eval runs/book --window 256 --random-crops 200` (and nanoGPT's estimate)
+
+`ltc eval runs/book --sample 1000` (how its own text reads)
+"""
+
+
+Crops = Annotated[
+    int | None,
+    typer.Option("--random-crops", min=1, help="Also estimate the loss from so many windows at random places."),
+]
+Sample = Annotated[
+    int | None,
+    typer.Option("--sample", min=1, help="Also write so many tokens and measure them beside the text's own."),
+]
+
+
+def evaluate(
+    run_dir: RunDirectory = DEFAULT_RUN,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Text to measure: as in `ltc train`; the run's own corpus if not given."),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            help="all, or the part that training held out (valid), learned from (train) or the corpus keeps (test).",
+        ),
+    ] = "",
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="Forget everything every so many tokens; never if not given.")
+    ] = None,
+    random_crops: Crops = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Also score a copy that learns from the text as it reads it.")
+    ] = False,
+    dynamic_lr: Annotated[float | None, describe(DynamicConfig, "learning_rate", "--dynamic-lr")] = None,
+    dynamic_decay: Annotated[float | None, describe(DynamicConfig, "decay", "--dynamic-decay")] = None,
+    dynamic_segment: Annotated[int | None, describe(DynamicConfig, "segment", "--dynamic-segment")] = None,
+    cache: Annotated[
+        int | None, typer.Option("--cache", help="Also score with a cache of so many last tokens.", min=1)
+    ] = None,
+    cache_theta: Annotated[float | None, describe(CacheConfig, "theta", "--cache-theta")] = None,
+    cache_lambda: Annotated[float | None, describe(CacheConfig, "weight", "--cache-lambda")] = None,
+    sample: Sample = None,
+    temperature: Annotated[float | None, describe(SamplingConfig, "temperature")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops and the sample.")] = 0,
+    encoding_errors: Annotated[str | None, describe(DataConfig, "encoding_errors")] = None,
+    text_column: Annotated[str | None, describe(DataConfig, "text_column")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a trained network on a text: nats per token, perplexity, word perplexity, bits per byte.
+
+    A file is read whole unless --split says otherwise; the corpus of the run is measured on its validation part.
+    What the options with "also" measure is reported beside the plain loss, which does not depend on them.
+    """
+    part = split or ("all" if data else "valid")
+    if part not in ("all", "train", "valid", "test"):
+        raise UsageError(f"--split {split}: expected all, train, valid or test")
+    learns = _settings(DynamicConfig, "--dynamic", dynamic, lr=dynamic_lr, decay=dynamic_decay, segment=dynamic_segment)
+    remembers = _settings(CacheConfig, "--cache", cache, theta=cache_theta, **{"lambda": cache_lambda})
+    sampling = _sampling(sample, temperature, seed)
+    _refuse_combinations(window, bool(learns or remembers), random_crops)
+    from ltc_textgen.runs import load_run
+
+    run = load_run(run_dir, prepare_torch(device, threads))
+    settings = (run.config.data if run.config else DataConfig()).model_dump()
+    changes = given(data=data, encoding_errors=encoding_errors, text_column=text_column)
+    config = DataConfig.parse({**settings, **({"valid": None} if data else {}), **changes})
+    text, plain = _plain(run, config, part, window)
+    more = _adapted(run, text, learns, remembers) | _estimated(run, text, random_crops, window, seed)
+    if sampling:
+        more["sample"] = _written(run, sampling, config, part)
+    if as_json:
+        print_json(plain.to_dict() | more)
+    else:
+        _show(plain, more)
+
+
+_FIELDS = {"lr": "learning_rate", "lambda": "weight"}
+"""Settings that are named otherwise as options."""
+
+
+def _settings(kind: type[AnySettings], flag: str, asked: bool | int | None, **options: Any) -> AnySettings | None:
+    """The settings that an option asks for, with those of its further options; None if it was not given."""
+    values = {_FIELDS.get(name, name): value for name, value in given(**options).items()}
+    if not asked:
+        if values:
+            option = next(name for name, value in options.items() if value is not None)
+            raise UsageError(f"{flag}-{option} has no effect without {flag}")
+        return None
+    return kind.parse(values if asked is True else values | {"size": asked}, flag)
+
+
+def _sampling(sample: int | None, temperature: float | None, seed: int) -> SamplingConfig | None:
+    if temperature is not None and not sample:
+        raise UsageError("--temperature has no effect without --sample")
+    values = {"max_tokens": sample, "seed": seed, "ignore_separator": True, **given(temperature=temperature)}
+    return SamplingConfig.parse(values) if sample else None
+
+
+def _refuse_combinations(window: int | None, adapts: bool, random_crops: int | None) -> None:
+    if window and adapts:
+        raise UsageError("--dynamic and --cache read the text with carried state: leave out --window")
+    if random_crops and not window:
+        raise UsageError("--random-crops needs --window, the tokens of a crop (nanoGPT's CPU configuration: 64)")
+
+
+def _plain(run: "Run", config: DataConfig, part: str, window: int | None) -> tuple["EvaluationText", "Scores"]:
+    from ltc_textgen.cli.evaluate import documents
+    from ltc_textgen.evaluation import read_text, score_tokens
+
+    text = read_text(run.model, run.tokenizer, documents(config, part, notify))
+    with progress_bar("reading") as advance:
+        return text, text.scores(score_tokens(run.model, text.tokens, window=window, progress=advance)[0], window)
+
+
+def _estimated(run: "Run", text: "EvaluationText", crops: int | None, window: int | None, seed: int) -> dict[str, Any]:
+    if crops is None or window is None:
+        return {}
+    from ltc_textgen.evaluation.scoring import score_crops
+
+    return {"random_crops": score_crops(run.model, text.tokens, crops, window, seed).to_dict()}
+
+
+def _adapted(
+    run: "Run", text: "EvaluationText", dynamic: DynamicConfig | None, cache: CacheConfig | None
+) -> dict[str, Any]:
+    """The scores of reading that adapts: with each means alone, and with both."""
+    from ltc_textgen.evaluation.adaptive import score_adaptively
+
+    found: dict[str, Any] = {}
+    if cache:
+        with progress_bar("with a cache") as advance:
+            adapted = score_adaptively(run.model, text.tokens, cache=cache, progress=advance)
+        found["cache"] = text.scores(adapted.mixed).to_dict() | {"settings": cache.model_dump()}
+    if dynamic:
+        with progress_bar("learning") as advance:
+            adapted = score_adaptively(run.model, text.tokens, dynamic, cache, advance)
+        found["dynamic"] = text.scores(adapted.own).to_dict() | {"settings": dynamic.model_dump()}
+        if cache:
+            found["dynamic_and_cache"] = text.scores(adapted.mixed).to_dict()
+    return found
+
+
+def _written(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
+    """A text by the model, its measures, and those of the corpus in pieces of its length."""
+    from ltc_textgen.cli.evaluate import documents
+    from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
+    from ltc_textgen.generation import generate
+
+    (written,) = generate(run.model, run.tokenizer, "", sampling, notify=notify)
+    own = like_corpus(documents(config, part, lambda _: None), len(written.text))
+    return {
+        "text": written.text,
+        "characters": len(written.text),
+        "temperature": sampling.temperature,
+        "seed": written.seed,
+        "measures": measure_text(written.text).to_dict(),
+        "corpus": None if own is None else own.to_dict(),
+    }
+
+
+def _show(scores: "Scores", more: dict[str, Any]) -> None:
+    print(f"nats per token    {scores.nll_per_token:.4f}   ({scores.tokens:,} tokens)")
+    print(f"perplexity        {scores.perplexity:.2f}")
+    print(f"word perplexity   {scores.word_perplexity:.2f}   ({scores.words:,} words and line ends)")
+    print(f"bits per byte     {scores.bits_per_byte:.4f}   ({scores.bytes:,} bytes)")
+    lossy = "" if scores.lossless else "   (lossy tokenizer: compare with its like only)"
+    print(f"unknown tokens    {scores.unknown_rate:.2%}{lossy}")
+    print(f"state             {'carried throughout' if scores.window is None else _resets(scores.window)}")
+    for name in ("cache", "dynamic", "dynamic_and_cache"):
+        if name in more:
+            nats, word = more[name]["nll_per_token"], more[name]["word_perplexity"] or float("inf")
+            print(f"with {name.replace('_', ' '):<21}{nats:.4f} nats per token, word perplexity {word:.2f}")
+    if crops := more.get("random_crops"):
+        error = crops["standard_error"]
+        spread = "" if error is None else f" +- {error:.4f}"
+        print(
+            f"random crops      {crops['nll_per_token']:.4f}{spread}   ({crops['crops']} of {crops['window']} tokens)"
+        )
+    if sample := more.get("sample"):
+        print(f"sample            {sample['characters']:,} characters at temperature {sample['temperature']:g}")
+        print(f"{'':<18}{'written':>9} {'corpus':>9}   (pieces of the same length)")
+        for measure, value in sample["measures"].items():
+            print(f"{measure:<18}{_number(value):>9} {_number((sample['corpus'] or {}).get(measure)):>9}")
+
+
+def _resets(window: int) -> str:
+    return f"put to rest every {window} tokens"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> Iterator[str]:
+    """The documents of a part of a corpus.
+
+    Args:
+        config: Corpus, and how training cut it.
+        part: train, valid, test, or all; all of a file is the file as it is, uncut.
+        notify: Is told what the user should know.
+    """
+    path = Path(config.data).expanduser()
+    if part == "all" and path.exists():
+        return documents_of(path, config)
+    corpus = load_corpus(config, notify)
+    if part == "all":
+        return chain.from_iterable(corpus.documents(name) for name in _parts(corpus))
+    return corpus.documents(part)
+
+
+def _parts(corpus: Corpus) -> list[str]:
+    """The splits that together are everything, none of it twice."""
+    if "whole" not in corpus.sources:  # the corpus as it was before training cut a part off
+        return list(corpus.sources)
+    return [name for name in ("whole", "test") if name in corpus.sources]

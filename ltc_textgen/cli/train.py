@@ -1,0 +1,221 @@
+"""`ltc train`: from text to a network that writes text."""
+
+import math
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, given, is_main_process, print_json, seconds
+from ltc_textgen.cli.prepare import CHOSEN, prepared
+from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
+from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.presets.recipes import (
+    Recipe,
+    assignments,
+    load_file,
+    merge,
+    preset_names,
+    preset_text,
+    settings_table,
+)
+
+if TYPE_CHECKING:
+    from ltc_textgen.data.token_cache import TokenData
+    from ltc_textgen.training import TrainResult
+
+EXAMPLES = """Examples:
+
+`ltc train` (WikiText-2; without a hub the text inside Python)
+
+`ltc train --data my-book.txt --time-budget 80s --out runs/book`
+
+`ltc train --data my-book.txt --tokenizer char --preset char-best --out runs/book`
+
+`ltc train --data user/dataset --epochs 2 --set coupling=full --set steps=6 --out runs/full`
+
+`ltc train --resume --out runs/book` (goes on where it stopped)
+"""
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Recipe to start from: {', '.join(preset_names())}; or auto, which sizes one by the text, the time "
+        "and this machine. Chosen by the corpus if neither this nor --config is given."
+    ),
+]
+ResumeAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--resume-anyway",
+        help="Resume even with another corpus, tokenizer, batch or number of processes, and say what that means.",
+    ),
+]
+
+
+def _list_settings(asked: bool) -> None:
+    if asked:
+        typer.echo(settings_table())
+        raise typer.Exit
+
+
+def train(
+    data: Annotated[str | None, describe(DataConfig, "data", "--data", "-d")] = None,
+    tokenizer: Annotated[str | None, describe(DataConfig, "tokenizer")] = None,
+    preset: Preset = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe file (TOML), or the training.json of a run.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in --out stopped, if there is one.")
+    ] = False,
+    resume_anyway: ResumeAnyway = False,
+    time_budget: Annotated[
+        str | None, typer.Option(help="How long to train: 80s, 15m, 1h30m.", metavar="DURATION", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, describe(TrainConfig, "epochs")] = None,
+    max_steps: Annotated[int | None, describe(TrainConfig, "max_steps")] = None,
+    valid: Annotated[str | None, describe(DataConfig, "valid")] = None,
+    valid_fraction: Annotated[float | None, describe(DataConfig, "valid_fraction")] = None,
+    text_column: Annotated[str | None, describe(DataConfig, "text_column")] = None,
+    encoding_errors: Annotated[str | None, describe(DataConfig, "encoding_errors")] = None,
+    seed: Annotated[int | None, describe(TrainConfig, "seed")] = None,
+    device: Annotated[str | None, describe(TrainConfig, "device")] = None,
+    threads: Threads = None,
+    assigned: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, as key=value; see --list-settings.")
+    ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", callback=_list_settings, is_eager=True, help="Print every setting.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network on text and leave a run directory from which `ltc generate` writes.
+
+    Later sources win: defaults, --preset, --config, flags and --set.
+    """
+    budget = seconds(time_budget) if time_budget is not None else None
+    flags: Recipe = {
+        "data": given(
+            data=data,
+            tokenizer=tokenizer,
+            valid=valid,
+            valid_fraction=valid_fraction,
+            text_column=text_column,
+            encoding_errors=encoding_errors,
+        ),
+        "train": given(
+            time_budget=budget, epochs=epochs, max_steps=max_steps, seed=seed, device=device, threads=threads
+        ),
+    }
+    changes = merge(flags, assignments(assigned or []))
+    resume = resume or resume_anyway
+    started = out / "training.json"
+    if resume and started.exists():
+        if (preset or config) and not _launched():
+            raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
+        recipe = merge(_of_run(started), changes)
+        _train(recipe, preset=None, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
+        return
+    if preset not in (None, "auto"):
+        preset_text(preset)  # which refuses an unknown one at once
+    own = merge(*([load_file(config)] if config is not None else []), changes)
+    preset = preset or (None if config is not None else CHOSEN)
+    _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
+
+
+def _launched() -> bool:
+    """Whether torchrun started this process: after a failure it does so with the command that had started the run.
+
+    Its count of restarts does not tell: it stays 0 where only another machine's process died.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _of_run(path: Path) -> Recipe:
+    try:
+        return load_file(path)
+    except UsageError as error:
+        raise ArtifactError(f"cannot resume: {error}") from None
+
+
+def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anyway: bool, as_json: bool) -> None:
+    # What is wrong with the settings is said before the corpus is read.
+    settings = RunConfig.parse(recipe).train
+    from ltc_textgen.devices import choose_device
+    from ltc_textgen.training import Reporter, make_reporter
+    from ltc_textgen.training import train as run_training
+    from ltc_textgen.training.checkpoint import list_checkpoints
+    from ltc_textgen.training.metrics import check_trackers
+    from ltc_textgen.training.report import SurvivingReporter
+    from ltc_textgen.training.run_lock import refuse_other_run
+
+    choose_device(settings.device)
+    check_trackers(settings.track)
+    refuse_other_run(out, resume)
+    reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
+    if resume and not list_checkpoints(out):
+        reporter.note(f"{out} holds no checkpoint: nothing to resume, a new run starts there{_runs_beside(out)}")
+    run, data = prepared(recipe, preset, reporter)
+    result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
+    if is_main_process():
+        _report(result, data, run, as_json, reporter.note)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _runs_beside(out: Path) -> str:
+    """Where else there is something to resume, for those who mistyped --out."""
+    others = sorted(str(path.parent) for path in out.parent.glob("*/checkpoints") if path.parent != out)
+    return f" (runs beside it: {', '.join(others[:5])})" if others else ""
+
+
+def _report(
+    result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool, note: Callable[[str], None]
+) -> None:
+    """The result, on stdout: the loss in the units that people know, and a text."""
+    from ltc_textgen.training.monitor import memorisation
+
+    if result.best_val_loss is None:
+        summary: dict[str, Any] = {}
+    else:
+        nats = result.best_val_loss * (len(data.valid) - 1)
+        summary = {
+            "perplexity": math.exp(min(result.best_val_loss, 700.0)),
+            "bits_per_byte": nats / (math.log(2) * data.valid_bytes),
+            "word_perplexity": math.exp(min(nats / data.valid_words, 700.0)),
+        }
+        summary["sample"] = _sample(result.out, run, note)
+    found = memorisation(result.val_loss, result.train_loss, result.best_val_loss, result.best_step)
+    if as_json:
+        print_json(result.to_dict() | summary | {"memorisation": found.to_dict() if found else None})
+        return
+    if summary:
+        print(f"validation loss  {result.best_val_loss:.4f} nats/token, over {result.valid_tokens:,} tokens")
+        print(f"perplexity       {summary['perplexity']:.2f}")
+        share = result.valid_tokens / (len(data.valid) - 1)
+        print(f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(share * data.valid_bytes):,} bytes")
+        print(
+            f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
+        )
+        print(f"sample           {run.train.sample_prompt}{summary['sample']}")
+        if found and found.advice:
+            print(found.advice)
+    out = shlex.quote(str(result.out))
+    if result.stopped_by:
+        print(f"stopped          by {result.stopped_by} at step {result.step:,}, saved: ltc train --resume --out {out}")
+    print(f"write text       ltc generate {out} --max-tokens 300")
+
+
+def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:
+    if not run.train.sample_tokens:
+        return ""
+    from ltc_textgen.generation import generate
+    from ltc_textgen.runs import load_run
+
+    best = load_run(out)
+    sampling = SamplingConfig(max_tokens=run.train.sample_tokens, seed=run.train.seed)
+    return generate(best.model, best.tokenizer, run.train.sample_prompt, sampling, notify=note)[0].text

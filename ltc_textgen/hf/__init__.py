@@ -1,0 +1,1 @@
+"""Everything that knows transformers: configuration, model, generation, sharing, registration."""

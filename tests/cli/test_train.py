@@ -1,0 +1,156 @@
+"""`ltc train`: which recipe it chooses, what it keeps, what it refuses and who speaks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hub import Hub, dead_endpoint
+from outcomes import STORY, TINY, Outcome
+
+from ltc_textgen.config import DataConfig
+from ltc_textgen.data import corpora, token_cache
+from ltc_textgen.data.corpora import Corpus
+from ltc_textgen.presets.recipes import load_preset
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings_of(run: Path) -> dict:
+    return json.loads((run / "training.json").read_text())["run"]
+
+
+def test_the_automatic_recipe_brings_its_vocabulary(
+    tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, fresh_cache: Path
+) -> None:
+    """Without a hub `ltc train` is the preset embedded, vocabulary included; here over a shorter text."""
+    story = [(STORY * 3, True)]
+    small = Corpus("embedded", "0" * 64, {"train": lambda: iter(story), "valid": lambda: iter(story)}, "wordpiece")
+    monkeypatch.setattr(corpora, "_embedded", lambda config: small)
+    loaded: list[DataConfig] = []
+    original = corpora.load_corpus
+    for module in (corpora, token_cache):
+        monkeypatch.setattr(
+            module, "load_corpus", lambda config, note: (loaded.append(config), original(config, note))[1]
+        )
+    result = ltc("train", "--max-steps", 1, "--out", tmp_path / "run", *TINY)
+    assert result.code == 0, result.err
+    assert "recipe: embedded, for embedded with wordpiece tokens" in result.err
+    assert settings_of(tmp_path / "run")["data"] == {
+        **DataConfig().model_dump(), "data": "embedded", "tokenizer": "wordpiece", "vocabulary_size": 4096
+    }  # fmt: skip
+    assert len(loaded) == 1, "the corpus is looked for once"
+    ltc("train", "--max-steps", 1, "--out", tmp_path / "mine", "--set", "vocabulary_size=300", *TINY)
+    assert settings_of(tmp_path / "mine")["data"]["vocabulary_size"] == 300
+
+
+def test_an_automatic_preset_lies_below_a_config_file(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[model]\nhidden_size = 24\nnum_layers = 1\n[train]\nbatch_size = 4\nsequence_length = 16\n")
+    options = ("--data", story, "--config", recipe, "--max-steps", 1)
+    auto = ltc("train", "--preset", "auto", *options, "--out", tmp_path / "auto")
+    assert "auto: yours stay: hidden_size = 24, num_layers = 1" in auto.err
+    model = settings_of(tmp_path / "auto")["model"]
+    assert (model["hidden_size"], model["coupling"], model["block"]) == (24, "diagonal", "liquid")
+    alone = ltc("train", *options, "--out", tmp_path / "alone")
+    assert "recipe:" not in alone.err
+    assert "coupling" not in settings_of(tmp_path / "alone")["model"]
+
+
+def test_a_short_text_needs_no_settings(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text(STORY[:320])
+    result = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    lanes = load_preset("char-fast")["train"]["batch_size"]
+    tokens = json.loads((tmp_path / "run" / "training.json").read_text())["facts"]["train_tokens"]
+    length = (tokens - 1) // lanes
+    assert f"little text: sequence_length {length}, to fit it" in result.err
+    assert settings_of(tmp_path / "run")["train"]["sequence_length"] == length
+    wished = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "2", "--preset", "char-fast")
+    assert wished.code == 2
+    assert "use --preset auto, or set sequence_length=" in wished.error
+
+
+def test_paths_are_kept_from_the_root(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text(STORY)
+    (tmp_path / "held.txt").write_text(STORY[:3000])
+    monkeypatch.chdir(tmp_path)
+    first = ltc("train", "--data", "text.txt", "--valid", "held.txt", "--max-steps", 1, "--out", "run", *TINY)
+    assert first.code == 0, first.err
+    data = settings_of(tmp_path / "run")["data"]
+    assert (data["data"], data["valid"]) == (str(tmp_path / "text.txt"), str(tmp_path / "held.txt"))
+    options = ("--tokenizer", "run", "--max-steps", 1, "--out", "second", *TINY)
+    assert ltc("train", "--data", "text.txt", *options).code == 0
+    assert settings_of(tmp_path / "second")["data"]["tokenizer"] == str(tmp_path / "run")
+    os.chdir("/")
+    again = ltc("train", "--resume", "--out", tmp_path / "run", "--max-steps", 2)
+    assert again.code == 0, again.err
+    assert "resumed at step 1" in again.err
+
+
+def test_only_the_first_process_speaks(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for more in ((), ("--json",)):
+        result = ltc("train", "--data", story, "--max-steps", 1, "--out", tmp_path / f"run{len(more)}", *TINY, *more)
+        assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_damaged_settings_of_a_run_are_code_4(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    out = tmp_path / "run"
+    ltc("train", "--data", story, "--max-steps", 1, "--out", out, *TINY)
+    whole = (out / "training.json").read_text()
+    for damaged in (whole[:100], "[]", '{"run": []}'):
+        (out / "training.json").write_text(damaged)
+        result = ltc("train", "--resume", "--out", out)
+        assert result.code == 4, result.err
+        assert "cannot resume: " in result.error
+        assert "training.json" in result.error
+    assert ltc("inspect", out).code == 4
+    assert ltc("train", "--config", out / "training.json", "--out", tmp_path / "other").code == 2
+
+
+def test_train_py_reads_wikitext_from_a_hub_and_then_needs_none(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script as it stands, in processes of its own: a hub on loopback, then a warm cache and a dead hub."""
+
+    def train(out: str) -> list[str]:
+        command = [sys.executable, str(ROOT / "train.py"), "--max-steps", "2", "--out", out]
+        small = ["--set", "hidden_size=16", "--set", "num_layers=1", "--set", "batch_size=2"]
+        done = subprocess.run([*command, *small], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert "recipe: wikitext-2, for wikitext-2 with bert tokens" in done.stderr
+        return done.stdout.splitlines()
+
+    first = train("first")
+    facts = json.loads((tmp_path / "first" / "training.json").read_text())["facts"]
+    assert facts["corpus"] == "wikitext-2"
+    assert facts["tokenizer"] == "bert"
+    monkeypatch.setenv("HF_ENDPOINT", dead_endpoint())
+    assert train("second")[0] == first[0], "the same text, the same loss"
+
+
+def test_three_letters_are_too_little(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    (tmp_path / "abc.txt").write_text("abc")
+    result = ltc("train", "--data", tmp_path / "abc.txt", "--max-steps", 1, "--out", tmp_path / "run")
+    assert result.code == 3, result.err
+    assert "less than one window of 8" in result.error
+
+
+def test_a_run_that_ended_stays_as_it_is(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    (tmp_path / "story.txt").write_text(STORY)
+    out = tmp_path / "run"
+    assert ltc("train", "--data", tmp_path / "story.txt", "--max-steps", 2, "--out", out, *TINY).code == 0
+    before = (out / "training.json").read_bytes()
+    again = ltc("train", "--resume", "--out", out, "--seed", 3)
+    assert again.code == 0, again.err
+    assert "the run had ended at step 2: nothing was left to do" in again.err
+    assert (out / "training.json").read_bytes() == before
