@@ -1,4 +1,4 @@
-# Works alone on a fresh clone: only make and Python 3.11 to 3.13 are needed.
+# Needs nothing but make and Python 3.11 to 3.13; works on a fresh clone.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,26 +6,29 @@ RUN    ?= runs/default
 PROMPT ?=
 ARGS   ?=
 
-.PHONY: help install run test lint bench sanitize chaos clean
+.PHONY: help install run test test-all lint bench sanitize chaos clean
 
-help:            ## show this list
-	@sed -n 's/^\([a-z]*\): *[^#]*## /  make \1	/p' Makefile
+help:            ## list the targets
+	@sed -n 's/^\([a-z-]*\): *[^#]*## /  make \1	/p' Makefile
 
-install: $(VENV)/.installed  ## create .venv and install the package with what it needs
+install: $(VENV)/.installed  ## create .venv and install the package and its dependencies
 
-run: $(VENV)/.installed  ## train (WikiText-2; without a hub the text inside Python), then write text
+run: $(VENV)/.installed  ## train on WikiText-2 (offline: on Python's own documentation), then generate text
 	$(BIN)/python train.py --resume --out $(RUN) $(ARGS)
 	$(BIN)/python run.py $(RUN) --prompt "$(PROMPT)" --max-tokens 200
 
-test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.dev  ## run the tests that take less than ten seconds each (four minutes on two cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev  ## run all tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-chaos: $(VENV)/.dev  ## cause every fault that training must survive: kills, full disks, flipped bits, lost processes
+chaos: $(VENV)/.dev  ## inject every fault that training must survive: kills, full disks, flipped bits, lost processes
 	$(BIN)/python tests/chaos/run.py $(ARGS)
 
 bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
@@ -34,7 +37,7 @@ bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
 sanitize: $(VENV)/.dev  ## run the CPU kernels under the address and undefined-behaviour sanitizers
 	$(BIN)/python tests/kernels/sanitize.py
 
-clean:           ## remove what the targets above made, but no runs
+clean:           ## remove everything the targets above made except runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ltc_textgen/kernels/*.so
 
 $(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard ltc_textgen/kernels/*/*)

@@ -1,27 +1,33 @@
-"""No test reaches a network or the user's caches: set before any library of the hub is imported."""
+"""Shared fixtures. The environment is set before any Hugging Face library is imported: no test reaches a network."""
 
 import atexit
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hub import Hub, dead_endpoint
 from jaxtyping import install_import_hook
+from outcomes import STORY, TINY, Outcome
 
 PACKAGE = Path(__file__).parents[1] / "ltc_textgen"
 UNCHECKED = {"__init__", "__main__", "cli"}
-"""The command line's signatures are read by typer and hold no shapes; all other modules are checked at run time."""
+"""typer reads the signatures of the command line, which hold no shapes; every other module is checked at run time."""
 
 install_import_hook(
-    [f"ltc_textgen.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in UNCHECKED and path.name[0] != "_"],
+    [
+        f"ltc_textgen.{path.stem}"
+        for path in PACKAGE.iterdir()
+        if path.stem not in UNCHECKED and (path.is_dir() or path.suffix == ".py") and path.name[0] != "_"
+    ],
     "beartype.beartype",
 )
 
-from hub import Hub, dead_endpoint
-from outcomes import STORY, TINY, Outcome
+hypothesis.settings.register_profile("ltc", deadline=None)  # a loaded machine is no fault of the code
+hypothesis.settings.load_profile("ltc")
 
 _HOME = Path(tempfile.mkdtemp(prefix="ltc-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -31,7 +37,7 @@ os.environ |= {
     "HF_ENDPOINT": dead_endpoint(),
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",
-    # Several test processes share the cores: threads that spin while they wait would stop the others.
+    # Test processes run in parallel; OpenMP threads that spin while waiting would block the other processes.
     "OMP_WAIT_POLICY": "passive",
 }
 for _key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
@@ -40,13 +46,13 @@ for _key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASE
 
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for token files."""
+    """An empty token cache."""
     monkeypatch.setenv("LTC_CACHE", str(tmp_path / "ltc-cache"))
     return tmp_path / "ltc-cache"
 
 
 def use_hub(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point this process and the ones it starts at a hub, with the caches in `home`."""
+    """Point this process and its children to the hub at `url`, with the caches in `home`."""
     import datasets
     from huggingface_hub import HfFileSystem, constants
 
@@ -66,7 +72,7 @@ def use_hub(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> Iterator[Hub]:
-    """A hub on loopback with WikiText-2 and BERT, empty caches, and this process pointed at it."""
+    """A local hub with WikiText-2 and BERT; this process uses it, with empty caches."""
     with Hub() as running:
         running.add_wikitext()
         running.add_bert()

@@ -146,17 +146,11 @@ def test_every_help_page_has_examples(command: str, ltc: Callable[..., Outcome])
     assert f"ltc {command}" in page.out.split("Examples:")[1]
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from ltc_textgen.cli import main; main.run(['--help']); print(*sys.modules, file=sys.stderr)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()
-    assert not {"torch", "transformers", "datasets", "numpy", "tokenizers"} & set(modules)
-    times = []
-    for _ in range(5):
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "ltc_textgen", "--help"], capture_output=True, check=True)
-        after = os.times()
-        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(times) < 0.4
+    heavy = {"torch", "transformers", "datasets", "numpy", "tokenizers", "huggingface_hub", "matplotlib", "safetensors"}
+    assert not heavy & set(modules)
 
 
 def test_every_setting_is_listed(ltc: Callable[..., Outcome]) -> None:

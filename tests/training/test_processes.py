@@ -132,8 +132,6 @@ def test_metrics_have_no_nan_and_are_cut_back_to_the_checkpoint(tmp_path):
 def test_the_process_group_waits_for_half_an_hour_at_a_meeting_of_our_own(monkeypatch):
     from accelerate.utils import InitProcessGroupKwargs
 
-    from ltc_textgen.training import distributed
-
     given = []
     original = distributed.Accelerator
 

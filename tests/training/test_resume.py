@@ -212,7 +212,6 @@ def test_resuming_with_another_corpus_or_tokenizer_is_refused(stopped, corpus, t
 
 def test_a_later_version_may_tokenise_into_another_cache_and_know_more_settings(stopped, corpus, tmp_path, monkeypatch):
     from ltc_textgen import config
-    from ltc_textgen.data import token_cache
 
     class Later(config.ModelConfig):
         novelty: int = 3
