@@ -1,15 +1,13 @@
-"""Does the liquid part matter? One part of a small character model changed at a time, at an equal number of steps.
+"""Ablation: one part of a small character model changed at a time, at an equal number of steps.
 
     python benchmarks/ablation.py --corpus tinyshakespeare.txt --seeds 0,1,2 --out ablation.json
 
-Everything but the named part is equal: corpus, seeds, batches, optimizer, steps. An equal number of steps, not an equal
-time, so that the answer does not depend on kernels or on what else the machine does; `language.py` compares at equal
-time. Prints a Markdown table; the last line of stdout is one JSON document. A run that was interrupted goes on with the
-same --out.
+Corpus, seeds, batches, optimizer and steps are equal. Steps rather than time, so that the result depends neither on
+kernels nor on the load of the machine; `language.py` compares at equal time. Prints a Markdown table; the last line of
+stdout is one JSON document. An interrupted sweep resumes with the same --out.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rivals import GruCell, Liquid, MinGruCell, WithMlp, exchange_cells
-from trial import Budget, Plan, Results, fit, markdown, plus_minus, score, spread, strict
 
+from lib.models import GruCell, Liquid, MinGruCell, WithMlp, exchange_cells
+from lib.report import Results, integers, log, markdown, plus_minus, print_json, spread, strict
+from lib.training import Budget, Plan, fit, score
 from ltc_textgen.cli import process_env
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data.token_cache import prepare
@@ -28,19 +27,19 @@ from ltc_textgen.data.token_cache import prepare
 BASE: dict[str, Any] = {"block": "liquid", "coupling": "diagonal", "num_layers": 2, "steps": 1, "step_size": 1.0}
 PLAIN: dict[str, Any] = {"block": "plain", "coupling": "diagonal", "num_layers": 2, "steps": 1, "step_size": 1.0}
 DROPPED = 0.3
-"""Share of the characters that are taken out where the elapsed time is what is examined."""
+"""Fraction of the characters removed in the rows on elapsed time."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change to the base.
+    """One row: a change to the base.
 
     Args:
-        group: Rows that belong together; the first of a group is what the others are compared with.
-        name: Of the row.
-        settings: Of the network.
-        change: Done to the network afterwards.
-        text: all, or whether characters are dropped and the network is told the gaps.
+        group: Rows compared with each other; the first of a group is its reference.
+        name: Name of the row.
+        settings: Settings of the network.
+        change: Applied to the network after it is built.
+        text: "all", or with characters removed: "timed" (elapsed times given) or "untimed".
         rate: Peak learning rate, as a multiple of the common one.
     """
 
@@ -53,11 +52,11 @@ class Variant:
 
 
 def freeze(*names: str) -> Callable[[Liquid], Any]:
-    """Parameters of these names keep the values that they start with."""
+    """Freeze the parameters with these names at their initial values."""
 
     def change(model: Liquid) -> None:
         frozen = [p for name, p in model.named_parameters() if name.split(".")[-1] in names]
-        assert frozen, f"no parameter is called {names}"
+        assert frozen, f"no parameter is named {names}"
         for parameter in frozen:
             parameter.requires_grad_(False)
 
@@ -65,7 +64,7 @@ def freeze(*names: str) -> Callable[[Liquid], Any]:
 
 
 def draw_feedback(deviation: float) -> Callable[[Liquid], Any]:
-    """r_e and r_i are drawn at the start; the package starts them at 0."""
+    """Draw the initial feedback r_e and r_i; the package initialises them at 0."""
 
     def change(model: Liquid) -> None:
         for layer in model.network.layers:
@@ -75,7 +74,7 @@ def draw_feedback(deviation: float) -> Callable[[Liquid], Any]:
 
 
 def unit_leak(model: Liquid) -> None:
-    """g_leak = 1 at the start: a frozen time constant with 1 / g_leak up to 1000 lets states grow as large."""
+    """Initialise g_leak at 1: with a frozen time constant, states may grow to 1 / g_leak, by default up to 1000."""
     for layer in model.network.layers:
         torch.nn.init.zeros_(layer.cell.log_leak)
 
@@ -143,7 +142,7 @@ VARIANTS = [
 
 
 def thinned(tokens: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens without `DROPPED` of them, and the time from each that is left to the next."""
+    """Remove a fraction `DROPPED` of the tokens; also returns the elapsed time from each token to the next."""
     kept = np.flatnonzero(np.random.default_rng(seed).random(len(tokens)) >= DROPPED)
     gaps = np.append(np.diff(kept), 1)
     return np.asarray(tokens)[kept], gaps
@@ -152,7 +151,7 @@ def thinned(tokens: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def run(
     variant: Variant, seed: int, tokens: tuple[np.ndarray, np.ndarray], vocabulary: int, o: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train one variant, and score it on all validation tokens."""
+    """Train one variant and score it on all validation tokens."""
     torch.manual_seed(seed)
     model = Liquid.of(vocabulary, hidden_size=o.width, **variant.settings)
     if variant.change:
@@ -172,7 +171,7 @@ def run(
         "parameters": model.parameter_count(),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "learning_rate": plan.learning_rate,
-        "carried": score(model, valid, lanes=16, elapsed=elapsed),
+        "carried": score(model, valid, streams=16, elapsed=elapsed),
         "windows_64": score(model, valid, window=64, elapsed=elapsed),
         "train_loss": fitted.train_loss,
         "seconds": round(fitted.seconds, 1),
@@ -180,7 +179,7 @@ def run(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean ± standard deviation of every variant, and the paired difference to the first of its group."""
+    """Mean ± standard deviation of every variant and its paired difference from the first of its group."""
     lines, first = [], {}
     for variant in VARIANTS:
         mine = {row["seed"]: row for row in rows if (row["group"], row["name"]) == (variant.group, variant.name)}
@@ -188,9 +187,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         base = first.setdefault(variant.group, mine)
         pairs = [(mine[seed]["carried"], base[seed]["carried"]) for seed in mine if seed in base]
-        shared = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-        mean, deviation = spread(shared) if shared else (float("nan"), 0.0)
-        against = "" if mine is base or not shared else f"{mean:+.3f} ± {deviation:.3f}"
+        paired = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+        mean, deviation = spread(paired) if paired else (float("nan"), 0.0)
+        against = "" if mine is base or not paired else f"{mean:+.3f} ± {deviation:.3f}"
         carried, windows = ([row[key] for row in mine.values()] for key in ("carried", "windows_64"))
         parameters = f"{next(iter(mine.values()))['trainable']:,}"
         lines.append(
@@ -210,17 +209,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, help="text file; its last tenth validates")
-    parser.add_argument("--tokenizer", default="char", help="as of ltc train")
-    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--corpus", required=True, help="text file; its last tenth is held out")
+    parser.add_argument("--tokenizer", default="char", help="as for ltc train")
+    parser.add_argument("--seeds", type=integers, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=8e-3)
-    parser.add_argument("--only", default="", help="variants whose group or name holds this text")
+    parser.add_argument("--only", default="", help="only variants whose group or name contains this")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON file of the results; what it holds already is not run again")
+    parser.add_argument("--out", type=Path, help="JSON file of results; runs that it contains are not repeated")
     return parser.parse_args(given)
 
 
@@ -238,10 +237,10 @@ def main(given: list[str] | None = None) -> None:
                 continue
             row = run(variant, seed, (data.train, data.valid), data.tokenizer.vocab_size, options)
             results.add(key, row)
-            print(f"{key}: {row['carried']:.4f} in {row['seconds']} s", file=sys.stderr, flush=True)
+            log(f"{key}: {row['carried']:.4f} in {row['seconds']} s")
     rows = strict(list(results.rows.values()))
     print(table(rows))
-    print(f"\n{json.dumps({'command': ' '.join(sys.argv[1:]), 'valid_tokens': len(data.valid) - 1, 'results': rows})}")
+    print_json({"command": " ".join(sys.argv[1:]), "valid_tokens": len(data.valid) - 1, "results": rows})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What checkpoints cost: the time and size of one, and how soon a resumed run makes its first step.
+"""Cost of checkpoints: time and size of one, and the time to the first step of a new and a resumed run.
 
-    python benchmarks/checkpoints.py                   the network of the preset char-best (2.2 million parameters)
+    python benchmarks/checkpoints.py                   a network of preset char-best's size (2.2 M parameters)
     python benchmarks/checkpoints.py --hidden 1024     a larger one
 
-Trains a few steps on random letters, writes checkpoints of the run as training does (synced to the disk), then starts
-`ltc train` in processes of its own, anew and resumed, and takes the time from their start to the first step and that
-which imports and tokens take. Prints lines; the last line of stdout is one JSON document.
+Trains a few steps on random letters, writes checkpoints as training does (synced to disk), then starts new and resumed
+runs in separate processes and times start-up (imports and tokenisation) and the first step. The last line of stdout is
+one JSON document.
 """
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from lib.report import print_json
 
 FIRST_STEP = """
 import sys, time
@@ -50,12 +51,12 @@ def main() -> None:
         os.environ["LTC_CACHE"] = str(Path(folder) / "cache")
         result = measure(Path(folder), given.hidden, given.layers, given.repeats)
     print(f"checkpoint of {result['parameters']:,} parameters: {result['megabytes']:.1f} MB")
-    print(f"written in {result['seconds']:.3f} s (median), {result['slowest']:.3f} s at most")
+    print(f"written in {result['seconds']:.3f} s (median), {result['slowest']:.3f} s (maximum)")
     print(f"one a minute takes {result['share']:.2%} of the time")
-    for name in ("anew", "resumed"):
+    for name in ("new", "resumed"):
         start, first = result[name]
-        print(f"{name}: {start:.1f} s to imports and tokens, {first:.1f} s from there to the end of the first step")
-    print(json.dumps(result))
+        print(f"{name}: {start:.1f} s for imports and tokenisation, {first:.1f} s more to the end of the first step")
+    print_json(result)
 
 
 def measure(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
@@ -99,13 +100,13 @@ def measure(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
         "seconds": statistics.median(times),
         "slowest": max(times),
         "share": statistics.median(times) / 60,
-        "anew": first_step(folder, folder / "new", "anew"),
+        "new": first_step(folder, folder / "new", "new"),
         "resumed": first_step(folder, folder / "run", "resume"),
     }
 
 
 def first_step(folder: Path, out: Path, how: str) -> tuple[float, float]:
-    """Seconds from the start of a process to having its tokens, and from there to the end of its first step."""
+    """Seconds from process start to the tokens, and from there to the end of the first step."""
     command = [sys.executable, "-c", FIRST_STEP, str(folder / "run.json"), str(out), str(time.time()), how]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return float(shown[-2]), float(shown[-1])

@@ -1,18 +1,17 @@
-"""Speed of writing text: the native decoder beside PyTorch, transformers' `generate`, nanoGPT and the machine's limits.
+"""Generation speed: the native decoder beside PyTorch, transformers' `generate`, nanoGPT and the roofline.
 
-    python benchmarks/decode.py                            a model of the size of the preset char-best
-    python benchmarks/decode.py --nanogpt FOLDER           also nanoGPT, a clone with out-shakespeare-char/ckpt.pt in it
-    python benchmarks/decode.py --run runs/book            a trained run; then also the cold start of `ltc generate`
-    python benchmarks/decode.py --export FOLDER            also the cold start of a program that `ltc export` wrote
-    python benchmarks/decode.py --million                  also a million tokens: time per token and memory
-    python benchmarks/decode.py --quick                    shows that it runs, says nothing about speed
+    python benchmarks/decode.py                            a model of preset char-best's size, random weights
+    python benchmarks/decode.py --nanogpt FOLDER           also nanoGPT: a clone with out-shakespeare-char/ckpt.pt
+    python benchmarks/decode.py --run runs/book            a trained run; also the cold start of `ltc generate`
+    python benchmarks/decode.py --export FOLDER            also the cold start of an exported program
+    python benchmarks/decode.py --million                  also a million tokens: time per token and memory growth
+    python benchmarks/decode.py --quick                    a smoke test; its figures mean nothing
 
-Weights are random where no run is given: speed does not depend on them. Contenders are timed in turn, and figures are
-medians over rounds. Prints a table; the last line of stdout is one JSON document.
+Contenders are timed in turn; figures are medians over rounds. Prints a table; the last line of stdout is one JSON
+document.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,9 @@ from typing import Any
 
 import psutil
 import torch
-from limits import limits
 
+from lib.limits import limits
+from lib.report import log, print_json
 from ltc_textgen.benchmarking import race
 from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.generation.engines import open_writer
@@ -36,10 +36,6 @@ from ltc_textgen.presets.recipes import load_preset
 from ltc_textgen.runs import load_run
 
 TEMPERATURE = 0.8
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def build(run: Path | None) -> LiquidTimeConstantNetwork:
@@ -75,7 +71,7 @@ def transformers_call(model: LiquidTimeConstantNetwork, tokens: int) -> Callable
 
 
 def nanogpt_call(folder: Path, tokens: int) -> Callable[[], Any]:
-    """What its sample.py --device=cpu --compile=False does for one sample, loading and printing left out."""
+    """One sample as by nanoGPT's sample.py --device=cpu --compile=False, without loading and printing."""
     sys.path.insert(0, str(folder))
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
@@ -93,7 +89,7 @@ def nanogpt_call(folder: Path, tokens: int) -> Callable[[], Any]:
 
 
 def million(decoder: NativeDecoder, tokens: int) -> dict[str, float]:
-    """Time per token near the start and at the end of one text, and how much memory grew between."""
+    """Time per token at the start and the end of one long text, and the growth of resident memory between."""
     choice, per_call = Choice(TEMPERATURE), 100
     ids, state = torch.zeros(1, 1, dtype=torch.int64), None
     draw = torch.Generator().manual_seed(0)
@@ -118,7 +114,7 @@ def million(decoder: NativeDecoder, tokens: int) -> dict[str, float]:
 
 
 def cold_start(command: list[str], times: int) -> float:
-    """Median of the seconds from the start of a program that writes one token to its end."""
+    """Median run time in seconds of a program that generates one token."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()
@@ -128,7 +124,7 @@ def cold_start(command: list[str], times: int) -> float:
 
 
 def cold_starts(run: Path | None, exported: Path | None) -> dict[str, float]:
-    """Of `ltc generate` and of the exported program, as far as they are given."""
+    """Cold starts of `ltc generate` and of the exported program, for those that are given."""
     found = {}
     if run:
         command = ["-m", "ltc_textgen", "generate", str(run), "-p", "a", "-n", "1", "--device", "cpu"]
@@ -147,9 +143,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     calls |= {"torch": reference_call(model, tokens), "transformers generate": transformers_call(model, tokens)}
     if arguments.nanogpt:
         calls["nanoGPT"] = nanogpt_call(arguments.nanogpt, tokens)
-    say("batch 1 ...")
+    log("batch 1 ...")
     speeds = {name: tokens / statistics.median(t) for name, t in race(calls, rounds, 0.0).items()}
-    say("batches ...")
+    log("batches ...")
     steps = max(4, tokens // 10)
     sweep = {f"{n}, batch {b}": native_call(d, b, steps) for n, d in engines.items() for b in batches if b > 1}
     for name, seconds in race(sweep, rounds, 0.0).items():
@@ -169,21 +165,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     result["roofline"] = roofline(size, threads, speeds)
     if arguments.million:
-        say("a million tokens ...")
+        log("a million tokens ...")
         result["million"] = {n: million(d, 3_000 if quick else 1_000_000) for n, d in engines.items()}
     if arguments.run or arguments.export:
-        say("cold start ...")
+        log("cold start ...")
         result["cold_start_seconds"] = cold_starts(arguments.run, arguments.export)
     return result
 
 
 def roofline(size: int, threads: int, speeds: dict[str, float]) -> dict[str, float] | None:
-    """What reading the weights, and multiplying by them, allows at most, and how near the decoder comes."""
+    """Upper bounds by reading the weights and by multiply-adds, and the fraction of them that the decoder reaches."""
     found, small = limits(size, threads), limits(size // 4, threads)
     if found is None or small is None:
         return None
     ceiling, batched = found.bytes_per_second / size, found.multiplications_per_second / (size / 4)
-    shares = {f"batch{b}_share": speeds.get(f"native, batch {b}", 0.0) / batched for b in (64, 256)}
+    fractions = {f"batch{b}_share": speeds.get(f"native, batch {b}", 0.0) / batched for b in (64, 256)}
     return {
         **found._asdict(),
         "weight_bytes": size,
@@ -193,7 +189,7 @@ def roofline(size: int, threads: int, speeds: dict[str, float]) -> dict[str, flo
         "int8_batch1_share": speeds["int8, batch 1"] * (size // 4) / small.bytes_per_second,
         "batched_ceiling": batched,
         "batch64_over_batch1_ceiling": batched / ceiling,
-        **{name: share for name, share in shares.items() if share},
+        **{name: value for name, value in fractions.items() if value},
     }
 
 
@@ -215,7 +211,7 @@ def main() -> None:
             print(f"{name:<36}{figure:>18,.3f}")
     for name, figures in result.get("million", {}).items():
         print(f"a million tokens, {name}:", ", ".join(f"{key} {value:,.3f}" for key, value in figures.items()))
-    print(json.dumps(result))
+    print_json(result)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,27 @@
-"""Language models side by side: the same text, tokens, seeds and budget for this package and for its peers.
+"""Language models at equal time, tokens or steps: this package beside nn.LSTM and a GPT-2, on the same text and seeds.
 
     python benchmarks/language.py --corpus tinyshakespeare.txt --tokenizer char --budget 80s --plot curves.svg
     python benchmarks/language.py --corpus wikitext2.valid.txt --tokenizer word --budget 80s --parameters 2500000 \\
-        --models liquid,lstm,gpt2 --out words.json
+        --out words.json
     python benchmarks/language.py --corpus book.txt --tokenizer char --preset auto --budget 3m --models liquid,lstm
 
-| model    | what it is                                                                              |
-|----------|-----------------------------------------------------------------------------------------|
-| liquid   | this package's recipe (or --preset, --set), trained by its own `ltc train`              |
-| diagonal, full, synaptic, cfc | the couplings of this package as plain layers, trained by `ltc train` too  |
-| lstm, gru| nn.LSTM, nn.GRU with AWD-LSTM's dropouts and, for words, tied matrices                  |
-| mingru   | minGRU cells in the liquid block                                                        |
-| gpt2     | the GPT-2 class of transformers; for characters nanoGPT's CPU configuration             |
+| model  | what it is                                                                      |
+|--------|---------------------------------------------------------------------------------|
+| liquid | this package's recipe (or --preset, --set), trained by `ltc train`              |
+| lstm   | nn.LSTM with AWD-LSTM's dropouts and, for words, tied weights                   |
+| gpt2   | the GPT-2 class of transformers; for characters nanoGPT's CPU configuration     |
 
-Peers are trained by one plain loop (`trial.fit`), recurrent ones with carried state; the settings of all are in
-`contest.py`. `--tune` first tries three learning rates for each peer at an eighth of the budget and takes the best.
-Time counts from the first step on, validation included; the weights of the best validation are scored:
+The baselines are trained by one plain loop (`lib/training.py`) with the settings in `lib/settings.py`. `--tune` first
+tries three learning rates for each at an eighth of the budget. The budget starts at the first step and includes
+validation; the weights of the best validation are scored:
 
-* `carried`: nats per token over all validation tokens but the first, state carried; a GPT-2 sees windows of its
-  context that overlap by three quarters.
-* `windows_64`, `windows_256`: the same, everything before forgotten every so many tokens.
+* `carried`: nats per token over all validation tokens but the first, state carried; GPT-2 reads windows of its context
+  length that overlap by three quarters.
+* `windows_64`, `windows_256`: the state is reset every 64 or 256 tokens.
 * `crops_64`: nanoGPT's estimate, 20 rounds of 12 random crops of 64, as in its CPU configuration.
 
-Seeds are the outer loop, so that all models meet the same drift of the machine. Prints a Markdown table; the last line
-of stdout is one JSON document. With --out an interrupted sweep goes on, and runs that are done are not repeated.
+Seeds are the outer loop, so that drift of the machine meets all models alike. Prints a Markdown table; the last line of
+stdout is one JSON document. With --out an interrupted sweep resumes and finished runs are not repeated.
 """
 
 import argparse
@@ -42,11 +40,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contest import Ours, Peer, liquid_width, ours, peer_width, peers
-from rivals import Liquid, Rival
-from trial import Budget, Fit, Results, fit, markdown, plus_minus, random_crops, score
-from words import word_tokenizer
 
+from lib.models import LanguageModel, Liquid
+from lib.report import Results, integers, log, markdown, plus_minus, print_json
+from lib.settings import Baseline, Ours, baseline_width, baselines, liquid_width, ours
+from lib.training import Budget, Fit, fit, random_crops, score
+from lib.word_tokenizer import word_tokenizer
 from ltc_textgen.cli import main as cli
 from ltc_textgen.cli import process_env
 from ltc_textgen.cli.common import seconds
@@ -59,18 +58,19 @@ from ltc_textgen.training.budget import LENGTHS
 
 SCORES = ("carried", "windows_64", "windows_256", "crops_64")
 SHORT = 1 / 8
-"""Share of the budget of each of `--tune`'s runs."""
+"""Fraction of the budget of each run of `--tune`."""
 
 TRIED = (0.5, 1.0, 2.0)
-"""Multiples of a peer's learning rate that `--tune` tries."""
+"""Multiples of a baseline's learning rate that `--tune` tries."""
 
 
-def train_ours(entry: Ours, name: str, data: TokenData, seed: int, o: argparse.Namespace) -> tuple[Rival, Fit, dict]:
-    """Train through `ltc train`, and load what it left behind."""
-    preset = o.preset if name == "liquid" and o.preset else entry.preset
+def train_ours(
+    entry: Ours, data: TokenData, seed: int, o: argparse.Namespace
+) -> tuple[LanguageModel, Fit, dict[str, Any]]:
+    """Train with `ltc train` and load the run directory."""
+    preset = o.preset or entry.preset
     recipe = merge(load_preset(preset) if preset not in (None, "auto") else {}, {} if preset else entry.recipe())
-    settings = list(o.set) if name == "liquid" else []
-    recipe = merge(recipe, assignments(settings))
+    recipe = merge(recipe, assignments(o.set))
     if o.parameters and preset != "auto":
         width = liquid_width(recipe["model"], data.tokenizer.vocab_size, o.parameters)
         recipe = merge(recipe, {"model": {"hidden_size": width}})
@@ -80,30 +80,30 @@ def train_ours(entry: Ours, name: str, data: TokenData, seed: int, o: argparse.N
         command = ["train", "--data", o.corpus, "--tokenizer", o.tokenizer, "--seed", str(seed), "--out", str(out)]
         command += ["--threads", str(torch.get_num_threads()), "--set", "sample_tokens=0", "--json", *length(o, recipe)]
         command += ["--preset", "auto"] if preset == "auto" else ["--config", str(config)]
-        command += [part for one in settings for part in ("--set", one)]
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(io.StringIO()) as log:
-            code = cli.run(command)
-        if code:
-            raise LTCError(f"ltc {' '.join(command)}: exit code {code}\n{log.getvalue()[-2000:]}")
-        result = json.loads(told.getvalue().splitlines()[-1])
+        command += [part for one in o.set for part in ("--set", one)]
+        result = command_result(command)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         run = load_run(out)
         train = json.loads((out / "training.json").read_text())["run"]["train"]
     per_step = train["batch_size"] * train["sequence_length"]
     curve = [(row["seconds"], row["step"] * per_step, row["val_loss"]) for row in lines if row.get("val_loss")]
-    done = Fit(
-        result["step"], result["tokens"], result["seconds"], result["best_val_loss"], result["train_loss"], curve
-    )
-    return (
-        Liquid(run.model),
-        done,
-        {"preset": preset, "model": run.model.settings.model_dump(mode="json"), "train": train},
-    )
+    fields = ("step", "tokens", "seconds", "best_val_loss", "train_loss")
+    how = {"preset": preset, "model": run.model.settings.model_dump(mode="json"), "train": train}
+    return Liquid(run.model), Fit(*(result[name] for name in fields), curve), how
+
+
+def command_result(command: list[str]) -> dict[str, Any]:
+    """Run `ltc` in this process and return the JSON document it prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()) as messages:
+        code = cli.run(command)
+    if code:
+        raise LTCError(f"ltc {' '.join(command)}: exit code {code}\n{messages.getvalue()[-2000:]}")
+    return json.loads(printed.getvalue().splitlines()[-1])
 
 
 def length(o: argparse.Namespace, recipe: Recipe) -> list[str]:
-    """How long `ltc train` trains, as its options say it."""
+    """The options of `ltc train` that set the length of the run."""
     if o.seconds:
         return ["--time-budget", f"{o.seconds}s"]
     if o.steps:
@@ -112,9 +112,11 @@ def length(o: argparse.Namespace, recipe: Recipe) -> list[str]:
     return ["--max-steps", str(math.ceil(o.tokens / (train.batch_size * train.sequence_length)))]
 
 
-def train_peer(entry: Peer, name: str, data: TokenData, seed: int, o: argparse.Namespace, results: Results) -> Any:
+def train_baseline(
+    entry: Baseline, name: str, data: TokenData, seed: int, o: argparse.Namespace, results: Results
+) -> tuple[LanguageModel, Fit, dict[str, Any]]:
     vocabulary = data.tokenizer.vocab_size
-    width = peer_width(entry, vocabulary, o.parameters) if o.parameters else entry.width
+    width = baseline_width(entry, vocabulary, o.parameters) if o.parameters else entry.width
     plan, tried = entry.plan, None
     if o.tune:
         tried = tuned(entry, name, width, data, o, results)
@@ -126,9 +128,9 @@ def train_peer(entry: Peer, name: str, data: TokenData, seed: int, o: argparse.N
 
 
 def tuned(
-    entry: Peer, name: str, width: int, data: TokenData, o: argparse.Namespace, results: Results
+    entry: Baseline, name: str, width: int, data: TokenData, o: argparse.Namespace, results: Results
 ) -> dict[str, float]:
-    """Validation loss by learning rate, from short runs with a seed of their own."""
+    """Validation loss by learning rate, from short runs with another seed."""
     losses = {}
     for factor in TRIED:
         rate = entry.plan.learning_rate * factor
@@ -140,19 +142,19 @@ def tuned(
                 entry.make(data.tokenizer.vocab_size, width), data.train, data.valid, plan, budget(o, SHORT), 100
             )
             results.add(key, {"tuning": name, "learning_rate": rate, "loss": done.best_loss, "steps": done.steps})
-            say(f"{key}: {done.best_loss:.4f}")
+            log(f"{key}: {done.best_loss:.4f}")
         losses[f"{rate:g}"] = results.rows[key]["loss"]
     return losses
 
 
-def budget(o: argparse.Namespace, share: float = 1.0) -> Budget:
+def budget(o: argparse.Namespace, fraction: float = 1.0) -> Budget:
     whole = {"seconds": o.seconds, "steps": o.steps, "tokens": o.tokens}
-    scaled = {name: value * share for name, value in whole.items() if value}
+    scaled = {name: value * fraction for name, value in whole.items() if value}
     return Budget(**{name: value if name == "seconds" else max(1, round(value)) for name, value in scaled.items()})
 
 
-def scores(model: Rival, data: TokenData) -> dict[str, float | None]:
-    """What the head of this module lists; None where a transformer's context is too short."""
+def scores(model: LanguageModel, data: TokenData) -> dict[str, float | None]:
+    """The scores described at the top; None where a transformer's context is too short."""
     fits = {size: model.context is None or model.context >= size for size in (64, 256)}
     windows = {f"windows_{n}": score(model, data.valid, window=n) if fits[n] else None for n in fits}
     enough = fits[64] and len(data.valid) > 64
@@ -165,10 +167,10 @@ def scores(model: Rival, data: TokenData) -> dict[str, float | None]:
 
 def run(name: str, data: TokenData, seed: int, o: argparse.Namespace, results: Results) -> dict[str, Any]:
     vocabulary = data.tokenizer.vocab_size
-    if entry := ours(vocabulary).get(name):
-        model, done, how = train_ours(entry, name, data, seed, o)
+    if name == "liquid":
+        model, done, how = train_ours(ours(vocabulary), data, seed, o)
     else:
-        model, done, how = train_peer(peers(vocabulary)[name], name, data, seed, o, results)
+        model, done, how = train_baseline(baselines(vocabulary)[name], name, data, seed, o, results)
     row = {
         "model": name,
         "seed": seed,
@@ -179,7 +181,7 @@ def run(name: str, data: TokenData, seed: int, o: argparse.Namespace, results: R
         "load": os.getloadavg()[0],
         "how": how,
     }
-    say(f"{name}, seed {seed}: {row['carried']:.4f} nats/token, {done.steps} steps, {done.seconds:.0f} s")
+    log(f"{name}, seed {seed}: {row['carried']:.4f} nats/token, {done.steps} steps, {done.seconds:.0f} s")
     return row
 
 
@@ -200,7 +202,7 @@ def table(rows: Sequence[Mapping[str, Any]], tokens: int) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, by_time: bool) -> None:
-    """Validation loss against time (or tokens), a line for each run, a colour for each model."""
+    """Plot validation loss against time (or tokens): one line per run, one colour per model."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -230,47 +232,43 @@ def duration(text: str) -> float:
 
 
 def settings_key(name: str, data: TokenData, o: argparse.Namespace) -> str:
-    """Changes with whatever a run depends on, so that a result is never taken for that of other settings."""
+    """A digest of everything a run depends on, so that stored results of other settings are not reused."""
     vocabulary = data.tokenizer.vocab_size
-    entry = ours(vocabulary).get(name)
-    if entry is None:
-        peer = peers(vocabulary)[name]
-        depends = f"{peer.plan} {peer.width} {o.tune}"
-    elif name == "liquid":
+    if name == "liquid":
+        entry = ours(vocabulary)
         preset = o.preset or entry.preset
         text = preset_text(preset) if preset not in (None, "auto") else preset
         depends = f"{entry.settings} {text} {o.set}"
     else:
-        depends = str(entry)
+        baseline = baselines(vocabulary)[name]
+        depends = f"{baseline.plan} {baseline.width} {o.tune}"
     return hashlib.sha256(f"{depends} {o.parameters} {torch.get_num_threads()}".encode()).hexdigest()[:12]
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, help="text file; its last tenth validates")
-    parser.add_argument("--tokenizer", default="char", help="char, word, or any that ltc train takes")
-    parser.add_argument("--models", type=lambda text: text.split(","), help="all if not given")
-    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--corpus", required=True, help="text file; its last tenth is held out")
+    parser.add_argument("--tokenizer", default="char", help="char, word, or any that ltc train accepts")
+    parser.add_argument("--models", type=lambda text: text.split(","), help="comma-separated; the default is all")
+    parser.add_argument("--seeds", type=integers, default=[0, 1, 2])
     long = parser.add_mutually_exclusive_group()
-    long.add_argument("--budget", type=duration, dest="seconds", help="time of each run: 80s, 3m (the default is 80s)")
-    long.add_argument("--tokens", type=int, help="training tokens of each run")
-    long.add_argument("--steps", type=int, help="optimizer steps of each run, whatever the batches are")
-    parser.add_argument("--parameters", type=int, help="choose widths so that all have about this many parameters")
-    parser.add_argument("--preset", help="preset of `liquid`; auto is this package's own choice")
+    long.add_argument("--budget", type=duration, dest="seconds", help="time per run: 80s, 3m (the default is 80s)")
+    long.add_argument("--tokens", type=int, help="training tokens per run")
+    long.add_argument("--steps", type=int, help="optimizer steps per run")
+    parser.add_argument(
+        "--parameters", type=int, help="choose widths so that every model has about this many parameters"
+    )
+    parser.add_argument("--preset", help="preset of `liquid`, auto included")
     parser.add_argument("--set", action="append", default=[], help="setting of `liquid`, as of ltc train")
-    parser.add_argument("--tune", action="store_true", help="choose the learning rates of the peers first")
-    parser.add_argument("--threads", type=int, help="CPU threads; all cores if not given")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (needs the extra 'plot')")
-    parser.add_argument("--out", type=Path, help="JSON file of the results; what it holds already is not run again")
+    parser.add_argument("--tune", action="store_true", help="tune the learning rates of the baselines first")
+    parser.add_argument("--threads", type=int, help="CPU threads; the default is all cores")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the curves (needs the extra 'plot')")
+    parser.add_argument("--out", type=Path, help="JSON file of results; runs that it contains are not repeated")
     options = parser.parse_args(given)
-    if options.plot and find_spec("matplotlib") is None:  # before the minutes of training, not after
+    if options.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'ltc-textgen[plot]'")
     if options.preset == "auto" and options.parameters:
-        parser.error("--preset auto chooses the width itself: leave out --parameters")
+        parser.error("--preset auto chooses the width: omit --parameters")
     if not (options.seconds or options.tokens or options.steps):
         options.seconds = 80.0
     options.length_key = f"{options.seconds} s {options.tokens} tokens {options.steps} steps"
@@ -284,12 +282,12 @@ def main(given: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="ltc-words-") as folder:
         if options.tokenizer == "word":
             options.tokenizer = str(word_tokenizer(options.corpus, Path(folder)))
-        data = prepare(DataConfig(data=options.corpus, tokenizer=options.tokenizer), say)
+        data = prepare(DataConfig(data=options.corpus, tokenizer=options.tokenizer), log)
         results = Results(options.out)
-        known = [*ours(data.tokenizer.vocab_size), *peers(data.tokenizer.vocab_size)]
+        known = ["liquid", *baselines(data.tokenizer.vocab_size)]
         chosen = options.models or known
         if unknown := [name for name in chosen if name not in known]:
-            raise SystemExit(f"--models: {', '.join(unknown)} is none of {', '.join(known)}")
+            raise SystemExit(f"--models: unknown {', '.join(unknown)}; choose from {', '.join(known)}")
         keys = []
         for seed in options.seeds:
             for name in chosen:
@@ -304,7 +302,7 @@ def main(given: list[str] | None = None) -> None:
             plot(rows, options.plot, by_time=options.seconds is not None)
         facts = {"command": " ".join(sys.argv[1:]), "threads": torch.get_num_threads()}
         facts["vocabulary"] = data.tokenizer.vocab_size
-        print(f"\n{json.dumps({**facts, 'valid_tokens': len(data.valid) - 1, 'results': rows})}")
+        print_json({**facts, "valid_tokens": len(data.valid) - 1, "results": rows})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How near a preset's training comes to its own matrix products: its roofline on a CPU.
+"""Training speed of a preset as a fraction of its roofline: the time of its matrix products alone.
 
-The products of one step, forwards and backwards, are timed alone, by whichever product is faster here, before and after
-a training by the package itself. Had the rest of a step (recurrence, norms, loss, optimizer, reading the text) cost
-nothing, training would be as fast as they are.
+The forward and backward products of one step are timed alone, with the faster of the available implementations, before
+and after a training run. The roofline is the speed at which everything else in a step (recurrence, norms, loss,
+optimizer, batches) would cost nothing.
 
     python benchmarks/roofline.py --preset char-fast --data tinyshakespeare.txt --tokenizer char --steps 300
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from lib.report import print_json
 from ltc_textgen.cli import process_env
 from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.kernels.matmul import PAYS, product
@@ -24,7 +25,7 @@ from ltc_textgen.training.report import Reporter
 
 
 def shapes(model: ModelConfig, tokens: int) -> list[tuple[int, int, int]]:
-    """(rows, depth, columns) of the products of one step of a network of liquid blocks with a full head."""
+    """(rows, depth, columns) of the products of one training step: liquid blocks and a full output layer."""
     D, N = model.hidden_size, model.neurons
     layers = [(D, 2 * N), (D, N), (N, D)] * model.num_layers + [(D, model.vocabulary)]
     forward = [(tokens, down, across) for down, across in layers]
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="char")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--set", action="append", default=[], help="key=value, as in ltc train")
+    parser.add_argument("--set", action="append", default=[], help="key=value, as for ltc train")
     options = parser.parse_args()
     process_env.tune()
     given = {"data": {"data": options.data, "tokenizer": options.tokenizer}}
@@ -82,7 +83,7 @@ def main() -> None:
     }
     for name, value in figures.items():
         print(f"{name:20} {value if isinstance(value, str) else format(value, ',.4g')}")
-    print(json.dumps(figures))
+    print_json(figures)
 
 
 if __name__ == "__main__":

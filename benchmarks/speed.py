@@ -1,19 +1,17 @@
-"""Speed, memory and accuracy of the liquid layers beside their peers.
+"""Speed, memory and accuracy of the liquid layers beside nn.LSTM, nn.GRU, minGRU and ncps.
 
-    python benchmarks/speed.py                             everything, about a quarter of an hour on 2 cores
-    python benchmarks/speed.py --only bars                 the project's bars alone
-    python benchmarks/speed.py --plot cost.svg             also draw cost against length, width and sub-steps
-    python benchmarks/speed.py --quick                     tiny sizes: shows that it runs, says nothing about speed
+    python benchmarks/speed.py                             everything: about 15 minutes on 2 cores
+    python benchmarks/speed.py --only bars                 only the project's bars
+    python benchmarks/speed.py --plot cost.svg             also plot cost against length, width and sub-steps
+    python benchmarks/speed.py --quick                     a smoke test; its figures mean nothing
 
-Prints tables; the last line of stdout is one JSON document with all numbers. Progress goes to stderr. Contenders are
-timed in turn within each round, and figures are medians over rounds (see `ltc_textgen.benchmarking`).
+Prints tables; the last line of stdout is one JSON document. Contenders are timed in turn within each round; figures are
+medians over rounds (see `ltc_textgen.benchmarking`).
 """
 
 import argparse
 import importlib.util
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -21,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bars import BARS, Sizes, against_ncps
 from torch import nn
 
+from lib.bars import BARS, Sizes, against_ncps
+from lib.report import log, machine, print_json
 from ltc_textgen.benchmarking import (
     Contender,
     LayerSpeed,
@@ -38,13 +37,12 @@ from ltc_textgen.benchmarking import (
 )
 from ltc_textgen.cli import process_env
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels import dispatch
 
 SPEEDS = ("forward_tokens_per_second", "train_tokens_per_second", "activation_bytes_per_token")
 
 
 def compiled(coupling: str, sizes: Sizes) -> Contender | None:
-    """The reference with torch.compile on its token step; the loop over tokens stays in Python."""
+    """The reference with torch.compile on its token step and a Python loop over tokens; None if it cannot compile."""
     layer = liquid_layer(sizes.width, steps=sizes.steps, coupling=coupling)
     layer.step = torch.compile(layer.step)  # type: ignore[method-assign]
     name = f"{coupling}, {sizes.steps} steps, torch.compile"
@@ -53,15 +51,15 @@ def compiled(coupling: str, sizes: Sizes) -> Contender | None:
     try:
         c.forward()
         c.train()
-    except Exception as error:  # no C++ compiler, or a release of torch that cannot: the table goes on without
-        say(f"{name}: left out, {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    except Exception as error:  # no C++ compiler, or an unsupported release of torch
+        log(f"{name}: skipped, {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return None
-    say(f"{name}: {time.perf_counter() - start:.0f} s to compile")
+    log(f"{name}: {time.perf_counter() - start:.0f} s to compile")
     return c
 
 
 def layers(sizes: Sizes, with_compile: bool) -> list[dict[str, Any]]:
-    """All layers and peers at one size."""
+    """All layers and baselines at one size."""
     torch.manual_seed(0)
     shape = (sizes.batch, sizes.tokens, sizes.width, sizes.steps)
     u = inputs(*shape[:3])
@@ -76,7 +74,7 @@ def layers(sizes: Sizes, with_compile: bool) -> list[dict[str, Any]]:
 
 
 def sweeps(sizes: Sizes) -> list[dict[str, Any]]:
-    """One axis at a time around the central size."""
+    """Varies one axis at a time around the central size."""
     cores, quick = os.cpu_count() or 1, sizes.width < 64
     axes: dict[str, Sequence[Any]] = {
         "batch": (1, 2) if quick else (1, 8, 32, 128),
@@ -89,7 +87,7 @@ def sweeps(sizes: Sizes) -> list[dict[str, Any]]:
     rows = []
     for axis, values in axes.items():
         for value in values:
-            say(f"sweep: {axis} = {value}")
+            log(f"sweep: {axis} = {value}")
             with threads(value if axis == "threads" else None):
                 for speed in point(sizes, axis, value):
                     rows.append({"axis": axis, "value": str(value), **speed_rows([speed])[0]})
@@ -99,7 +97,7 @@ def sweeps(sizes: Sizes) -> list[dict[str, Any]]:
 def point(sizes: Sizes, axis: str, value: Any) -> list[LayerSpeed]:
     at = {"batch": sizes.batch, "tokens": sizes.tokens, "width": sizes.width, "steps": sizes.steps}
     at |= {axis: value} if axis in at else {}
-    if at["tokens"] > 1024:  # keep the memory of the widest and longest within a small machine
+    if at["tokens"] > 1024:  # limits memory on small machines
         at["batch"] = min(at["batch"], 8)
     solver = value if axis == "solver" else Solver.semi_implicit
     u, width = inputs(at["batch"], at["tokens"], at["width"]), at["width"]
@@ -113,7 +111,7 @@ def point(sizes: Sizes, axis: str, value: Any) -> list[LayerSpeed]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Microseconds per token of training against length, width and sub-steps, one panel each."""
+    """Plot training time per token against length, width and sub-steps, one panel each."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -134,42 +132,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_at_start": load,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "kernels": dispatch.report(),
-    }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def show(title: str, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     print(f"\n{title}\n{table(rows, columns)}", flush=True)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("bars", "layers", "sweeps"), action="append", help="may be given repeatedly")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--rounds", type=int, help="timings of each contender")
-    parser.add_argument("--seconds", type=float, help="length of a timing")
+    parser.add_argument("--only", choices=("bars", "layers", "sweeps"), action="append", help="may be repeated")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, as a smoke test")
+    parser.add_argument("--rounds", type=int, help="timings per contender")
+    parser.add_argument("--seconds", type=float, help="seconds per timing")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes half a minute)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweeps (needs the extra 'plot')")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (half a minute)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the sweeps (needs the extra 'plot')")
     return parser.parse_args()
 
 
@@ -196,17 +171,16 @@ def main() -> None:
         if options.plot:
             plot(result["sweeps"], options.plot)
     result["seconds"] = round(time.perf_counter() - start, 1)
-    strict = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON knows no NaN
-    print(f"\n{json.dumps(strict, allow_nan=False)}")
+    print_json(result)
 
 
 def bars(sizes: Sizes) -> list[dict[str, Any]]:
     rows = []
     for part in BARS:
         if part is against_ncps and importlib.util.find_spec("ncps") is None:
-            say("bars: against_ncps left out, ncps is not installed (the extra 'bench')")
+            log("bars: against_ncps skipped, ncps is not installed (the extra 'bench')")
             continue
-        say(f"bars: {part.__name__}")
+        log(f"bars: {part.__name__}")
         torch.manual_seed(0)
         rows += [bar.row() for bar in part(sizes)]
     return rows

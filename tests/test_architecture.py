@@ -2,8 +2,10 @@
 
 import ast
 import os
-from graphlib import CycleError, TopologicalSorter
+from graphlib import CycleError
 from pathlib import Path
+
+import house
 
 PACKAGE = Path(__file__).parent.parent / "ltc_textgen"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -11,38 +13,12 @@ LARGEST_FILE, LARGEST_FUNCTION = 500, 60
 """Lines; a function's are counted without its docstring."""
 
 
-def room(path: Path) -> str:
-    """The folder or module at the top of the package that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported(tree: ast.AST) -> set[str]:
-    """Rooms that a module imports from, also inside functions and for annotations alone."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
-            inner = (node.module or "").split(".")[1:]
-            names |= {inner[0]} if inner else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith(f"{PACKAGE.name}.")}
-    return names
-
-
-def graph() -> dict[str, set[str]]:
-    """Room -> the rooms that it imports from. The package's own face names everything and ranks above all."""
-    rooms: dict[str, set[str]] = {}
-    for path in FILES:
-        if path.parent != PACKAGE or path.stem != "__init__":
-            found = imported(ast.parse(path.read_text())) - {room(path), "__version__"}
-            rooms.setdefault(room(path), set()).update(found)
-    return rooms
-
-
 def test_imports_point_one_way() -> None:
     try:
-        order = list(TopologicalSorter(graph()).static_order())
+        floors = house.floors(house.import_graph(PACKAGE))
     except CycleError as error:
         raise AssertionError(f"these import each other: {' -> '.join(error.args[1])}") from None
+    order = [name for names in floors for name in names]
     assert order.index("config") < order.index("layers") < order.index("model") < order.index("hf")
     assert order.index("hf") < order.index("training") < order.index("cli")
 

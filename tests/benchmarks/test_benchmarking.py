@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
@@ -124,6 +125,7 @@ def test_compare_layers_covers_couplings_and_peers():
     assert all(row["train_tokens_per_second"] > 0 for row in benchmarking.speed_rows(speeds))
 
 
+@pytest.mark.slow
 def test_the_speed_benchmark_runs_and_ends_with_json(tmp_path):
     picture = tmp_path / "cost.png"
     command = [sys.executable, str(SPEED), "--quick", "--threads", "1", "--plot", str(picture)]

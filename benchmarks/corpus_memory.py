@@ -1,11 +1,11 @@
-"""Memory of training on a corpus that is larger than memory may be.
+"""Resident memory of training on a corpus larger than memory.
 
-    python benchmarks/corpus.py                        2 GB of random words, bytes as tokens, 50 steps; 7 GB of disk
-    python benchmarks/corpus.py --megabytes 50         the same in small
+    python benchmarks/corpus_memory.py                     2 GB of random words, byte tokens, 50 steps; 7 GB of disk
+    python benchmarks/corpus_memory.py --megabytes 50      the same on 50 MB
 
-Writes a text, trains on it with `ltc train` in processes of their own, and measures the resident memory of all of them
-together, twenty times a second; then the same with a text of one megabyte. The difference is what the size of the
-corpus costs. Prints a table; the last line of stdout is one JSON document.
+Generates a text, trains on it with `ltc train` and samples the resident memory of all its processes 20 times a second;
+then the same with a text of one megabyte. The difference is the memory cost of the corpus size. Prints a table; the
+last line of stdout is one JSON document.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import psutil
 
+from lib.report import print_json
+
 MODEL = ["hidden_size=128", "block=liquid", "coupling=diagonal", "num_layers=2", "steps=1", "step_size=1.0"]
 
 
 def write_words(path: Path, size: int, seed: int = 0) -> None:
-    """A text of about `size` bytes: words of a Zipf-distributed vocabulary, in lines."""
+    """Write a text of about `size` bytes: lines of words with Zipf-distributed frequencies."""
     draw = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
     words = np.array(
@@ -40,8 +42,8 @@ def write_words(path: Path, size: int, seed: int = 0) -> None:
 
 
 def watch(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Run a command and return the peak of the resident memory of it and all its children, in bytes, and its times."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:  # a pipe would fill up
+    """Run a command; returns the peak resident memory of it and all its children in bytes, its output and its time."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:  # pipes could fill up and block
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=log)
         found = _follow(process)
         for name, file in (("result", output), ("log", log)):
@@ -100,7 +102,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Peak memory with a large text and with a small one."""
+    """Peak memory with a large and with a small text."""
     small, large = folder / "small.txt", folder / "large.txt"
     write_words(small, 1_000_000)
     write_words(large, options.megabytes * 1_000_000)
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2000, help="size of the text")
     parser.add_argument("--tokenizer", default="byte", help="byte, char or wordpiece")
     parser.add_argument("--steps", type=int, default=50, help="steps of training")
-    parser.add_argument("--folder", type=Path, help="where the text and the tokens are kept meanwhile")
+    parser.add_argument("--folder", type=Path, help="directory for the temporary text and tokens")
     options = parser.parse_args()
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def main() -> None:
         )
         print(f"  {row['made']}")
     print(f"{options.megabytes:,} MB of text cost {found['beyond'] / 1e6:,.0f} MB of resident memory")
-    print(json.dumps(found))
+    print_json(found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Print by how many bytes one training pass of a layer raises the resident memory of this process.
 
-A process of its own: the allocator of another one would serve the pass from memory that it has seen before.
+Runs in its own process, because an allocator that has served other work would reuse freed memory.
 Argument: JSON with layer ("ncps" or "ours"), batch, tokens, width, steps.
 """
 
@@ -23,7 +23,7 @@ def main() -> None:
     layer = ncps_ltc(what["width"], what["steps"])
     if what["layer"] == "ours":
         layer = cell_from_ncps(layer.state_dict(), steps=what["steps"])
-    # Code, threads and gradients of the parameters come to life here; they are not activations.
+    # Loads code, starts threads and allocates the parameters' gradients, which are not activations.
     Contender("", layer, inputs(1, 1, what["width"])).train()
     measured = Contender("", layer, inputs(what["batch"], what["tokens"], what["width"]))
     before = psutil.Process().memory_info().rss
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def reset_peak() -> None:
-    """Forget how much memory imports took, where the system can (Linux)."""
+    """Reset the peak resident size of this process (Linux only)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

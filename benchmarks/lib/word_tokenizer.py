@@ -1,4 +1,4 @@
-"""Words as tokens, as the published results of WikiText count them: what blanks separate, and an <eos> at line ends."""
+"""Word-level tokenizer of the published WikiText results: whitespace-separated words, <eos> at line ends."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,9 +14,9 @@ END = "<eos>"
 
 
 def word_tokenizer(corpus: str, folder: Path) -> Path:
-    """Write a tokenizer.json whose vocabulary is all words of the training part of a corpus; returns its path.
+    """Write a tokenizer.json whose vocabulary is every word of the training split; returns its path.
 
-    A word that the training part does not hold is <unk>, which WikiText spells out where it has replaced one itself.
+    Other words become <unk>, which WikiText itself contains as text.
     """
     counts: Counter[str] = Counter()
     for document in load_corpus(DataConfig(data=corpus)).train():

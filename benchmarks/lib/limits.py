@@ -1,12 +1,7 @@
-"""What the processor can do at most: bytes read and numbers multiplied per second, measured by two loops in C.
+"""Peak rates of the processor, measured by two loops in C: bytes read and multiply-adds per second."""
 
-python benchmarks/limits.py [--megabytes 7] [--threads 2]
-"""
-
-import argparse
 import contextlib
 import ctypes
-import json
 import os
 import subprocess
 import tempfile
@@ -17,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-# No -ffast-math: it would let the compiler reorder sums, and merge chains that it can prove equal. Ten chains keep two
-# units with a latency of four or five cycles busy, and fit into sixteen registers.
+# Without -ffast-math, which would let the compiler reorder sums and merge chains that it proves equal. Ten chains keep
+# two units with a latency of four or five cycles busy and fit into sixteen registers.
 SOURCE = """
 #include <stddef.h>
 #if defined(__AVX512F__)
@@ -31,7 +26,7 @@ enum { LANES = 4 };
 enum { CHAINS = 10 };
 typedef float v __attribute__((vector_size(4 * LANES)));
 
-/* Reads n floats `times` times; each thread its part of them. Parts are whole numbers of 128 floats, and aligned. */
+/* Reads n floats `times` times, split over the threads in aligned parts of a multiple of 128 floats. */
 float stream(const float *a, size_t n, long times, int threads) {
   float total = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : total)
@@ -47,8 +42,8 @@ float stream(const float *a, size_t n, long times, int threads) {
   return total;
 }
 
-/* On each thread `times` multiplications and additions in each lane of each chain. What chains start from and what they
-   are multiplied by is read from `a`, so that the compiler knows nothing about it. */
+/* Per thread `times` multiply-adds in each lane of each chain. Initial values and factors are read from `a`, so that
+   the compiler cannot fold them. */
 float arithmetic(const float *a, size_t n, long times, int threads) {
   float total = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : total)
@@ -65,18 +60,18 @@ float arithmetic(const float *a, size_t n, long times, int threads) {
 int lanes(void) { return LANES * CHAINS; }
 """
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi", "-w")
-LEAST = 1 << 20  # bytes: a smaller array would measure the loops' ends, and has no room for the chains
+LEAST = 1 << 20  # bytes; a smaller array would measure loop overhead and has no room for the chains
 
 
 class Limits(NamedTuple):
-    """Of the given number of threads together."""
+    """Rates of all threads together."""
 
     bytes_per_second: float
     multiplications_per_second: float
 
 
 def build(folder: Path) -> Path | None:
-    """The loops as a library, or None where there is no C compiler that takes them."""
+    """Compile the loops into a shared library; None without a suitable C compiler."""
     source, built = folder / "limits.c", folder / "limits.so"
     source.write_text(SOURCE)
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -85,14 +80,14 @@ def build(folder: Path) -> Path | None:
 
 
 def limits(size: int, threads: int, rounds: int = 9) -> Limits | None:
-    """The best of some rounds, reading an array of `size` bytes over and over; None without a C compiler."""
+    """Best of several rounds, reading an array of `size` bytes repeatedly; None without a C compiler."""
     with tempfile.TemporaryDirectory() as folder:
         built = build(Path(folder))
         if built is None:
             return None
         library = ctypes.CDLL(str(built))
     count = max(size, LEAST) // 4 // (128 * threads) * 128 * threads
-    values = torch.rand(count + 16) + 0.1  # chains tend to y / (1 - x): nothing infinite, nothing denormal
+    values = torch.rand(count + 16) + 0.1  # chains converge to y / (1 - x): no infinities, no denormals
     values[: 16 * 16] *= 0.5
     start = (-values.data_ptr() % 64) // 4
     address, floats = ctypes.c_void_p(values[start:].data_ptr()), ctypes.c_size_t(count)
@@ -109,16 +104,3 @@ def limits(size: int, threads: int, rounds: int = 9) -> Limits | None:
     return Limits(
         4 * count / best(library.stream, reads), library.lanes() * threads / best(library.arithmetic, 1_000_000)
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=7.0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    found = limits(int(options.megabytes * 1e6), options.threads)
-    print(json.dumps(None if found is None else found._asdict()))
-
-
-if __name__ == "__main__":
-    main()

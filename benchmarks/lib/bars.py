@@ -1,4 +1,4 @@
-"""The project's own bars on speed, memory and accuracy: what is compared, and what has to come out."""
+"""The project's bars on speed, memory and accuracy: the measurements and the required values."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from ltc_textgen.layers import LiquidCell, cell_from_ncps
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a run measures at; `quick` is for tests of the benchmark itself and says nothing about speed."""
+    """Sizes of the measurements; `quick` is a smoke test."""
 
     batch: int = 32
     tokens: int = 64
@@ -28,8 +28,8 @@ class Sizes:
     steps: int = 6
     rounds: int = 7
     seconds: float = 0.3
-    batches: tuple[int, ...] = (1, 4, 16, 32)  # tried for the best one of the synaptic coupling
-    their_batches: tuple[int, ...] = (1, 2, 4, 8)  # of ncps, whose memory ends this list
+    batches: tuple[int, ...] = (1, 4, 16, 32)  # candidates for the synaptic coupling's best batch size
+    their_batches: tuple[int, ...] = (1, 2, 4, 8)  # candidates for ncps, limited by its memory
     few_tokens: int = 8
     lengths: tuple[int, ...] = (64, 256, 1024, 4096)
     widths: tuple[int, ...] = (64, 256, 1024, 4096)
@@ -55,7 +55,7 @@ class Bar:
 
 
 class Scan(nn.Module):
-    """The recurrence of a cell without its projections."""
+    """The recurrence of a layer without its projections."""
 
     def __init__(self, cell: LiquidCell) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Scan(nn.Module):
 
 
 def times_faster(slow: Contender, fast: Contender, sizes: Sizes) -> tuple[float, dict[str, Any]]:
-    """Training tokens/s of `fast` over `slow`, which may read another number of tokens."""
+    """Ratio of training tokens/s of `fast` over `slow`, whose numbers of tokens may differ."""
     taken = race({"slow": slow.train, "fast": fast.train}, sizes.rounds, sizes.seconds)
     per_token = {"slow": [t / slow.tokens for t in taken["slow"]], "fast": [t / fast.tokens for t in taken["fast"]]}
     speeds = {slow.name: sorted(1 / t for t in per_token["slow"]), fast.name: sorted(1 / t for t in per_token["fast"])}
@@ -99,7 +99,7 @@ def scan_alone(sizes: Sizes) -> list[Bar]:
 
 
 def against_ncps(sizes: Sizes) -> list[Bar]:
-    """The synaptic coupling with the weights of an ncps LTC, each at the batch that suits it best."""
+    """The synaptic coupling with the weights of an ncps LTC, each at its best batch size."""
     bars = []
     for wiring, outputs, required in (("fully connected", None, 8), ("AutoNCP", max(1, sizes.width // 4), 30)):
         torch.manual_seed(0)
@@ -139,13 +139,13 @@ def memory(theirs: nn.Module, ours: nn.Module, sizes: Sizes) -> list[Bar]:
 
 
 def resident_peak(what: dict[str, Any]) -> int:
-    """By how many bytes a training pass raises the resident memory of a process that did nothing else before."""
-    command = [sys.executable, str(Path(__file__).with_name("peak.py")), json.dumps(what)]
+    """Bytes by which a training pass raises the resident memory of a fresh process."""
+    command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), json.dumps(what)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def linearity(sizes: Sizes) -> list[Bar]:
-    """The largest deviation of cost per token, or per neuron, from its mean over the sizes."""
+    """The largest relative deviation of the cost per token, or per neuron, from its geometric mean over the sizes."""
 
     def deviation(name: str, contenders: dict[int, Contender]) -> Bar:
         taken = race({str(size): c.train for size, c in contenders.items()}, max(3, sizes.rounds // 2), sizes.seconds)
@@ -179,15 +179,15 @@ def both_cores(sizes: Sizes) -> list[Bar]:
 
 
 def accuracy(sizes: Sizes) -> list[Bar]:
-    """The largest error of float32 against the float64 reference, relative to the largest entry of each tensor."""
+    """The largest error of float32 against the float64 reference, relative to each tensor's largest entry."""
     outputs, gradients = {}, {}
     for coupling in Coupling:
         for solver in Solver if coupling is not Coupling.cfc else [Solver.semi_implicit]:
             torch.manual_seed(0)
-            # Short steps, so that the solvers that can diverge do not.
+            # Short steps keep the conditionally stable solvers from diverging.
             cell = liquid_layer(sizes.width, coupling=coupling, solver=solver, steps=sizes.steps, step_size=0.005)
             for parameter in cell.parameters():
-                if not parameter.any():  # a feedback of zero would hide its own part of the mathematics
+                if not parameter.any():  # zero feedback would leave its term untested
                     nn.init.normal_(parameter, std=0.5)
             u = inputs(2, min(sizes.tokens, 32), sizes.width)
             single, double = Contender("", cell, u), Contender("", *twin(cell, u), kernels="reference")
@@ -204,7 +204,7 @@ def twin(cell: nn.Module, u: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def everything(c: Contender) -> list[Tensor]:
-    """Outputs, then the gradients of a random projection of them."""
+    """The outputs, then the gradients of a random projection of them."""
     outputs = c.outputs()
     drawn = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).to(outputs)
     leaves = [c.inputs, *(p for p in c.layer.parameters())]

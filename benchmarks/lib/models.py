@@ -1,12 +1,12 @@
-"""The models that a benchmark trains side by side, behind one interface.
+"""The language models that the benchmarks compare, behind one interface.
 
-    hidden, state = model(ids, state, elapsed)      (B, T) -> (B, T, D); `state` is None at rest, and for a transformer
+    hidden, state = model(ids, state, elapsed)      (B, T) -> (B, T, D); `state` is None at the start (always for GPT-2)
     losses = model.loss(hidden, targets)            nats, (B, T)
 
 * `Liquid`: the network of this package.
-* `Awd`: nn.LSTM or nn.GRU as in an AWD-LSTM: embedding dropout, locked dropout, weight drop, tied matrices.
+* `Awd`: nn.LSTM or nn.GRU as in an AWD-LSTM: embedding dropout, locked dropout, weight drop, tied weights.
 * `Gpt2`: the GPT-2 class of `transformers`, in any size.
-* minGRU, nn.GRU: a `Liquid` network whose liquid cells are exchanged for theirs (`exchange_cells`), so that all else
+* minGRU, nn.GRU: a `Liquid` network whose liquid layers are replaced (`exchange_cells`), so that everything else
   (norm, convolution, gate, residual) is equal.
 
 Sources: Merity et al. 2017, arXiv:1708.02182 (AWD-LSTM); Feng et al. 2024, arXiv:2410.01201 (minGRU).
@@ -28,18 +28,18 @@ from ltc_textgen.layers import LiquidCell
 from ltc_textgen.model.blocks import LiquidBlock
 
 
-class Rival(nn.Module):
-    """What all models have in common."""
+class LanguageModel(nn.Module):
+    """The interface of every model."""
 
     context: int | None = None
-    """Tokens that the model can see at most; None for a recurrent network."""
+    """Context length in tokens; None for a recurrent network."""
 
     def forward(self, ids: Tensor, state: Any = None, elapsed: Tensor | None = None) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
     @property
     def vocabulary(self) -> int:
-        """V of the output layer."""
+        """Vocabulary size of the output layer."""
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Rival(nn.Module):
 
 
 def detached(state: Any) -> Any:
-    """A state of any of the models, cut from the graph."""
+    """The state of any of the models, detached from the graph."""
     if isinstance(state, Tensor):
         return state.detach()
     if isinstance(state, list | tuple):
@@ -62,8 +62,8 @@ def detached(state: Any) -> Any:
     return state if state is None else state.detach()
 
 
-class Liquid(Rival):
-    """A `LiquidTimeConstantNetwork`, made from settings or taken as it is."""
+class Liquid(LanguageModel):
+    """Wraps a `LiquidTimeConstantNetwork`."""
 
     def __init__(self, network: LiquidTimeConstantNetwork) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Liquid(Rival):
 
 
 class MinGruCell(LiquidCell):
-    """minGRU: x_t = (1 - z) x_{t-1} + z h, with z and h from the input alone."""
+    """minGRU: x_t = (1 - z) x_{t-1} + z h, where z and h depend on the input alone."""
 
     def __init__(self, input_size: int, hidden_size: int, **time: Any) -> None:
         super().__init__(input_size, hidden_size, **time)
@@ -101,9 +101,9 @@ class MinGruCell(LiquidCell):
 
     def scan(self, drive: Tensor, x: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
         gate, candidate = drive.chunk(2, dim=-1)
-        share = torch.sigmoid(gate)
-        first = torch.cat([(1 - share[:, :1]) * x[:, None], torch.zeros_like(share[:, 1:])], dim=1)
-        states = linear_scan(1 - share, share * candidate + first)
+        update = torch.sigmoid(gate)
+        first = torch.cat([(1 - update[:, :1]) * x[:, None], torch.zeros_like(update[:, 1:])], dim=1)
+        states = linear_scan(1 - update, update * candidate + first)
         return states, states[:, -1]
 
     def step(self, drive: Tensor, x: Tensor, elapsed: Tensor) -> Tensor:
@@ -114,14 +114,14 @@ class MinGruCell(LiquidCell):
 
 
 class GruCell(MinGruCell):
-    """nn.GRU as a cell of a block."""
+    """nn.GRU in place of the liquid layer of a block."""
 
     def __init__(self, input_size: int, hidden_size: int, **time: Any) -> None:
         LiquidCell.__init__(self, input_size, hidden_size, **time)
         self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
 
     def project(self, u: Tensor) -> Tensor:
-        return u  # nn.GRU mixes its inputs itself, for all tokens at once
+        return u  # nn.GRU projects its inputs itself, for all tokens at once
 
     def scan(self, drive: Tensor, x: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
         states, last = self.gru(drive, x[None])
@@ -132,7 +132,7 @@ class GruCell(MinGruCell):
 
 
 def exchange_cells(model: Liquid, kind: Callable[..., LiquidCell]) -> Liquid:
-    """Put other cells of as many neurons into the layers of a liquid network."""
+    """Replace the liquid layer of every block by another with as many neurons."""
     for layer in model.network.layers:
         layer.cell = kind(layer.cell.input_size, layer.cell.hidden_size)
     return model
@@ -158,17 +158,17 @@ class WithMlp(nn.Module):
 
 @dataclass(frozen=True)
 class Drop:
-    """Shares that an AWD model drops in training."""
+    """Dropout probabilities of an AWD model."""
 
-    embedding: float = 0.0  # whole words
-    input: float = 0.0  # features of the embedding, the same ones at all tokens of a window
-    hidden: float = 0.0  # the same between layers
-    output: float = 0.0  # the same before the output layer
+    embedding: float = 0.0  # whole rows of the embedding
+    input: float = 0.0  # features of the embedding, the same mask for all tokens of a window
+    hidden: float = 0.0  # likewise between layers
+    output: float = 0.0  # likewise before the output layer
     weight: float = 0.0  # recurrent weights
 
 
-class Awd(Rival):
-    """Layers of nn.LSTM or nn.GRU between an embedding and an output layer that share their matrix.
+class Awd(LanguageModel):
+    """Layers of nn.LSTM or nn.GRU between an embedding and an output layer, as in AWD-LSTM.
 
     Args:
         kind: lstm or gru.
@@ -176,9 +176,9 @@ class Awd(Rival):
         width: Size of the embedding, and of the last layer.
         hidden: Size of the other layers.
         layers: How many layers.
-        drop: What is dropped.
-        tied: Whether embedding and output layer share their matrix.
-        outputs: V of the output layer, where it is another one.
+        drop: Dropout probabilities.
+        tied: Whether embedding and output layer share one matrix.
+        outputs: Vocabulary size of the output layer; V if None.
     """
 
     def __init__(
@@ -222,16 +222,16 @@ class Awd(Rival):
         return self.head(hidden)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        share = self.drop.embedding
-        if not self.training or share == 0:
+        rate = self.drop.embedding
+        if not self.training or rate == 0:
             return self.embedding(ids)
-        kept = torch.empty(self.embedding.num_embeddings, 1).bernoulli_(1 - share) / (1 - share)
+        kept = torch.empty(self.embedding.num_embeddings, 1).bernoulli_(1 - rate) / (1 - rate)
         return self.embedding(ids) * kept[ids]
 
-    def _locked(self, x: Tensor, share: float) -> Tensor:
-        if not self.training or share == 0:
+    def _locked(self, x: Tensor, rate: float) -> Tensor:
+        if not self.training or rate == 0:
             return x
-        return x * (x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - share) / (1 - share))
+        return x * (x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - rate) / (1 - rate))
 
     def _rest(self, layer: nn.Module, batch: int) -> Any:
         zeros = torch.zeros(1, batch, layer.hidden_size)
@@ -249,8 +249,8 @@ class Awd(Rival):
         return y, (h, c)
 
 
-class Gpt2(Rival):
-    """`GPT2LMHeadModel` from a configuration: learned positions, so it sees at most `context` tokens."""
+class Gpt2(LanguageModel):
+    """`GPT2LMHeadModel`, randomly initialised; learned positions limit it to `context` tokens."""
 
     def __init__(
         self,
