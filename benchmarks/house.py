@@ -63,7 +63,7 @@ def count(root: Path, cases: bool) -> dict[str, int]:
     package = root / PACKAGE
     files = sorted(package.rglob("*.py"))
     texts = [path.read_text() for path in files]
-    tests = [ast.parse(path.read_text()) for path in sorted((root / "tests").rglob("test_*.py"))]
+    tests = [ast.parse(path.read_text()) for path in sorted((root / "tests").rglob("*.py"))]
     functions = [n for tree in tests for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     figures = {
         "lines of package Python": sum(text.count("\n") for text in texts),
@@ -74,7 +74,7 @@ def count(root: Path, cases: bool) -> dict[str, int]:
         "test functions": sum(node.name.startswith("test_") for node in functions),
     }
     if cases:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "-p", "no:cacheprovider"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
         figures["test cases"] = sum("::" in line for line in done.stdout.splitlines())
     return figures
