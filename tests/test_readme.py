@@ -85,6 +85,7 @@ def run(command: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.slow
 def test_every_command_runs(page: str, place: Path) -> None:
     ran = 0
     for language, block in blocks(page):

@@ -301,6 +301,7 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_on_demand(
     assert "Traceback" in ltc("--debug", "inspect", run).err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(story: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ltc_textgen", "train", "--out", str(out)]
@@ -341,6 +342,7 @@ def test_output_into_a_closed_pipe_is_no_error(endless: subprocess.Popen[bytes])
     endless.stderr.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_writing_is_one_line(endless: subprocess.Popen[bytes]) -> None:
     endless.send_signal(signal.SIGINT)
     _, err = endless.communicate(timeout=60)

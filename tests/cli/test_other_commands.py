@@ -130,6 +130,7 @@ def test_a_corpus_with_a_name_is_measured_whole(
     assert part["bytes"] == 200
 
 
+@pytest.mark.slow
 def test_all_of_a_data_set_is_each_of_its_splits_once(hub: Hub, run: Path, ltc: Callable[..., Outcome]) -> None:
     hub.add_dataset("some/set", {name: {"text": [name]} for name in ("train", "validation", "test")})
     everything = json.loads(ltc("eval", run, "--data", "some/set", "--json").out)

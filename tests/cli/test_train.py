@@ -117,6 +117,7 @@ def test_damaged_settings_of_a_run_are_code_4(story: Path, tmp_path: Path, ltc: 
     assert ltc("train", "--config", out / "training.json", "--out", tmp_path / "other").code == 2
 
 
+@pytest.mark.slow
 def test_train_py_reads_wikitext_from_a_hub_and_then_needs_none(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

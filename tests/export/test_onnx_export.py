@@ -67,6 +67,7 @@ def alone(directory: Path, *arguments: object) -> subprocess.CompletedProcess[st
 # --- what is written
 
 
+@pytest.mark.slow
 def test_the_directory_holds_what_it_says(exported: Path, run: Path) -> None:
     about = json.loads((exported / "export.json").read_text())
     names = {path.name for path in exported.iterdir()}

@@ -51,6 +51,7 @@ def test_registration_of_the_sums():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_compiles_to_one_graph(kind):
     """In a process without the run-time checks of annotations, which a compiler cannot read."""
     program = f"""

@@ -253,6 +253,7 @@ def test_dropout_leaves_out_whole_features_and_is_the_same_fused_or_not() -> Non
     torch.testing.assert_close(outs[0], torch.where(kept[:, None], scaled, u), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_block_compiles_to_one_graph() -> None:
     """In a process without the run-time checks of annotations, which a compiler cannot read."""
     program = """

@@ -41,6 +41,7 @@ def run(command, tmp_path, **environment):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_kernels_equal_the_reference_in_the_interpreter(tmp_path):
     command = [
         sys.executable,
@@ -59,6 +60,7 @@ def test_kernels_equal_the_reference_in_the_interpreter(tmp_path):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = run([sys.executable, "-W", "error", "-c", COMPILE], tmp_path, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-5000:]

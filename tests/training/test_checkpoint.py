@@ -258,6 +258,7 @@ for step in range(2, 100_000):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_of_writing_there_is_always_a_whole_checkpoint(tmp_path):
     import random
     import time

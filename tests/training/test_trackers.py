@@ -72,6 +72,7 @@ def ltc_train(corpus: Path, place: Path, tracks: str, **environment: str) -> "su
     return subprocess.run(command, env=os.environ | more, capture_output=True, text=True, timeout=120, cwd=place)
 
 
+@pytest.mark.slow
 def test_wandb_and_trackio_hear_the_settings_the_curve_and_the_end(corpus, tmp_path):
     done = ltc_train(corpus, tmp_path, "wandb,trackio")
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ def test_wandb_and_trackio_hear_the_settings_the_curve_and_the_end(corpus, tmp_p
         assert {"val_loss", "train_loss", "gap", "best"} <= second.keys()
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_started_ends_the_run_in_one_line(corpus, tmp_path):
     done = ltc_train(corpus, tmp_path, "wandb", REFUSING="1")
     assert done.returncode == 1
