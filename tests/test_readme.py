@@ -1,16 +1,28 @@
-"""Every command and every Python example of the README and the guides runs, in order, with shorter times."""
+"""The documentation: commands and Python examples run, and every option, name and link in it exists."""
 
+import ast
+import importlib
+import importlib.util
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/getting-started.md", "docs/how-to-choose-a-solver.md"]
+EVERY_PAGE = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"),
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+]
+RUN_PAGES = ["README.md", "docs/getting-started.md", "docs/how-to-choose-a-solver.md", "docs/states.md"]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^    ((?:ltc|python|make|torchrun) .*(?:\\\n.*)*)", re.MULTILINE)
+INLINE = re.compile(r"`((?:ltc|python benchmarks/|make )[^`]+)`")
 STORY = "".join(
     f"On day {day} the sea was {'calm' if day % 3 else 'wild'}. The boat came home.\n" for day in range(400)
 )
@@ -31,40 +43,34 @@ def shorter(text: str) -> str:
     return text
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    return BLOCK.findall((ROOT / page).read_text())
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall((ROOT / page).read_text()) if kind == language]
 
 
 def commands(block: str) -> list[str]:
     joined = block.replace("\\\n", " ")
-    lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
+    lines = [re.split(r"  +#", line)[0].strip() for line in joined.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder as a reader has it: a book, the two scripts, the Makefile, and an environment that is installed."""
+def place(tmp_path: Path, run: Path) -> Path:
+    """A reader's folder: a book, a trained run, the two scripts, the Makefile, and an installed environment."""
     (tmp_path / "book.txt").write_text(STORY)
     (tmp_path / "other-book.txt").write_text(STORY[:2000])
-    for name in (
-        "train.py",
-        "run.py",
-        "Makefile",
-        "requirements.txt",
-        "requirements-dev.txt",
-        "pyproject.toml",
-        "setup.py",
-    ):
+    files = ("train.py", "run.py", "Makefile", "requirements.txt", "requirements-dev.txt", "pyproject.toml", "setup.py")
+    for name in files:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
         (tmp_path / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (tmp_path / ".venv" / ".installed").touch()
     (tmp_path / ".venv" / ".dev").touch()
+    shutil.copytree(run, tmp_path / "trained")
     return tmp_path
 
 
-def run(command: str, place: Path) -> None:
+def execute(command: str, place: Path) -> None:
     if command.startswith("make "):
         dry = "" if command == "make run" else "-n"
         command = f"make {dry} {command.removeprefix('make ')} ARGS='--max-steps 2{SMALL}'"
@@ -84,26 +90,121 @@ def run(command: str, place: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.slow
-def test_every_command_runs(page: str, place: Path) -> None:
-    ran = 0
-    for language, block in blocks(page):
-        if language == "python":
-            (place / "example.py").write_text(shorter(block))
-            run("python example.py", place)
-            ran += 1
-        for command in commands(block) if language == "sh" else []:
-            run(command, place)
-            ran += 1
-    assert ran > 0
+@pytest.mark.parametrize("page", RUN_PAGES)
+def test_commands_and_examples_run(page: str, place: Path) -> None:
+    """The commands of a page in order, then its Python blocks as one script."""
+    shell = [command for block in blocks(page, "sh") for command in commands(block)]
+    if not any(command.startswith("ltc train") for command in shell):
+        (place / "runs").mkdir()
+        (place / "trained").rename(place / "runs" / "book")
+    for command in shell:
+        execute(command, place)
+    script = "\n".join(blocks(page, "python"))
+    assert shell or script
+    (place / "example.py").write_text(shorter(script))
+    execute("python example.py", place)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/architecture.md", "docs/command-line.md"])
+def shown(page: str) -> list[str]:
+    """Every command on a page: fenced, indented and inline."""
+    text = (ROOT / page).read_text()
+    found = [command for block in blocks(page, "sh") for command in commands(block)]
+    found += [command for block in INDENTED.findall(text) for command in commands(block)]
+    return found + [command.replace("\n", " ") for command in INLINE.findall(text)]
+
+
+def options(command: str) -> list[str]:
+    return re.findall(r"(?<!\S)\[?(--?[a-zA-Z][\w-]*)", command)
+
+
+def examples_of_help() -> list[str]:
+    from ltc_textgen.cli.main import app
+
+    tree = typer.main.get_command(app)
+    return [line for one in tree.commands.values() for line in re.findall(r"`(ltc [^`]+)`", one.epilog or "")]
+
+
+def test_commands_in_the_pages_exist_with_their_options() -> None:
+    from ltc_textgen.cli.main import app
+
+    tree = typer.main.get_command(app)
+    wrong = []
+    for page in [*EVERY_PAGE, "ltc --help"]:
+        for command in examples_of_help() if page == "ltc --help" else shown(page):
+            name = command.split()[1] if len(command.split()) > 1 else ""
+            if not command.startswith("ltc ") or not name[0].islower():
+                continue
+            known = tree.commands.get(name)
+            if known is None:
+                wrong.append(f"{page}: {command}")
+                continue
+            spelled = {o for p in known.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+            wrong += [f"{page}: {command}: {option}" for option in options(command) if option not in spelled]
+    assert wrong == []
+
+
+def test_settings_in_the_pages_exist() -> None:
+    from ltc_textgen.presets.recipes import assignments
+
+    for page in EVERY_PAGE:
+        for setting in re.findall(r"--set ((?!key=)[a-z_]+=[^\s`\]]+)", (ROOT / page).read_text()):
+            assignments([shlex.split(setting)[0]])
+
+
+def test_benchmarks_in_the_pages_exist_with_their_options() -> None:
+    scripts = {path.name: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
+    for page in EVERY_PAGE:
+        for command in shown(page):
+            if match := re.match(r"python benchmarks/(\S+)", command):
+                assert match[1] in scripts, f"{page}: {command}"
+                for option in options(command):
+                    assert option == "--help" or f'"{option}"' in scripts[match[1]], f"{page}: {command}: {option}"
+
+
+def test_targets_in_the_pages_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in EVERY_PAGE:
+        for command in shown(page):
+            if command.startswith("make "):
+                targets = re.sub(r'\w+=(".*?"|\S+)', "", command).split()[1:]
+                for target in targets:
+                    assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: {command}"
+
+
+def test_imports_in_the_pages_resolve() -> None:
+    for page in EVERY_PAGE:
+        for block in blocks(page, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ltc_textgen"):
+                    module = importlib.import_module(node.module or "")
+                    for alias in node.names:
+                        name = f"{node.module}.{alias.name}"
+                        assert hasattr(module, alias.name) or importlib.util.find_spec(name), f"{page}: {name}"
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
 def test_links_lead_somewhere(page: str) -> None:
     here = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()):
-        assert target.startswith("http") or (here / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        name, _, anchor = target.partition("#")
+        if name.startswith("http"):
+            continue
+        linked = here / name if name else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.stem == "index" or f"({path.name})" in index, path.name
 
 
 def test_requirements_are_pins_within_the_ranges_of_the_project() -> None:
