@@ -2,25 +2,31 @@
 
 import ast
 import os
-from graphlib import CycleError
+import re
 from pathlib import Path
 
 import house
 
 PACKAGE = Path(__file__).parent.parent / "ltc_textgen"
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LARGEST_FILE, LARGEST_FUNCTION = 500, 60
 """Lines; a function's are counted without its docstring."""
 
 
-def test_imports_point_one_way() -> None:
-    try:
-        floors = house.floors(house.import_graph(PACKAGE))
-    except CycleError as error:
-        raise AssertionError(f"these import each other: {' -> '.join(error.args[1])}") from None
-    order = [name for names in floors for name in names]
-    assert order.index("config") < order.index("layers") < order.index("model") < order.index("hf")
-    assert order.index("hf") < order.index("training") < order.index("cli")
+def drawn_floors() -> list[list[str]]:
+    """The rooms of docs/architecture.md by floor, from the top of its drawing to the bottom."""
+    (drawing,) = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [re.split(r" {3,}", line)[0].split() for line in drawing.splitlines()]
+
+
+def test_imports_point_down_the_drawing_of_the_page() -> None:
+    graph = house.import_graph(PACKAGE)
+    assert house.floors(graph)
+    floor = {room: number for number, rooms in enumerate(reversed(drawn_floors())) for room in rooms}
+    assert set(floor) == set(graph) - {"__main__"}, "the rooms of the package and of docs/architecture.md differ"
+    upward = [f"{a} imports {b}" for a in floor for b in graph[a] if floor[b] >= floor[a]]
+    assert upward == []
 
 
 def test_the_top_of_the_package_is_small() -> None:
