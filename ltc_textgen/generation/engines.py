@@ -5,6 +5,7 @@ A writer has read the prompt when it is made. `draw` gives the next tokens of ea
 """
 
 import time
+from dataclasses import fields
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -28,6 +29,20 @@ MOST = 256
 
 SHORT = 32
 """Tokens of a prompt up to which the native decoder reads it; PyTorch reads longer ones faster."""
+
+NATIVE_OPTIONS = {field.name for field in fields(Choice)} | {
+    "max_tokens",
+    "seed",
+    "stop",
+    "ignore_separator",
+    "num_samples",
+}
+"""Fields of `SamplingConfig` that the native decoder, or the code around both engines, implements."""
+
+
+def unsupported(sampling: SamplingConfig) -> list[str]:
+    """Sampling options that are set and that the native decoder does not implement."""
+    return sorted(sampling.model_dump(exclude_defaults=True).keys() - NATIVE_OPTIONS)
 
 
 @runtime_checkable
@@ -62,10 +77,12 @@ def open_writer(
         engine: See `decode.generate_stream`.
 
     Raises:
-        UsageError: If the native decoder is asked for and cannot decode this model.
+        UsageError: If the native decoder is asked for and does not support this model or a sampling option.
     """
     decoder = None
-    if engine != "torch":
+    if (options := unsupported(sampling)) and engine not in ("auto", "torch"):
+        raise UsageError(f"engine {engine}: does not support {', '.join(options)}; use engine torch")
+    if engine != "torch" and not options:
         try:
             decoder = NativeDecoder(model, int8=engine == "int8")
         except UsageError:

@@ -19,6 +19,7 @@ from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
+from ltc_textgen.generation.engines import NativeWriter, TorchWriter, open_writer
 from ltc_textgen.generation.sampling import UniformStreams
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating
@@ -354,3 +355,17 @@ def test_completion_as_json(model, chars):
     assert set(values) == {
         *("sample", "text", "tokens", "seconds", "prompt_tokens", "seed", "finish_reason", "tokens_per_second")
     }
+
+
+def test_the_native_engine_is_not_taken_for_an_option_that_it_lacks() -> None:
+    class Later(SamplingConfig):
+        novelty: float = 0.0
+
+    model = LiquidTimeConstantNetwork.from_settings(
+        ModelConfig(input_size=20, hidden_size=8, block="liquid", coupling="diagonal", steps=1, step_size=1.0)
+    ).eval()
+    assert isinstance(open_writer(model, 0, [1], Later(temperature=0.5, top_k=3, seed=1), 0), NativeWriter)
+    assert isinstance(open_writer(model, 0, [1], Later(novelty=0.5), 0), TorchWriter)
+    for engine in ("native", "int8"):
+        with pytest.raises(UsageError, match="novelty"):
+            open_writer(model, 0, [1], Later(novelty=0.5), 0, engine=engine)
