@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ltc_textgen.cli.common import Json, Threads, notify, print_json
+from ltc_textgen.cli.common import Json, Threads
+from ltc_textgen.io.output import print_json, print_line, print_message
 
 EXAMPLES = """Examples:
 
@@ -36,11 +37,11 @@ def bench(
     """Time the layers of this package and their peers: LSTM, GRU, minGRU, and ncps where it is installed."""
     from ltc_textgen import benchmarking
 
-    notify(f"timing layers of width {width} on {batch_size} x {tokens} tokens ...")
+    print_message(f"timing layers of width {width} on {batch_size} x {tokens} tokens ...")
     speeds = benchmarking.compare_layers(batch_size, tokens, width, steps, rounds=rounds, thread_count=threads)
     rows = benchmarking.speed_rows(speeds)
     if as_json:
         print_json(rows)
         return
     renamed = [{COLUMNS[name]: value for name, value in row.items() if name in COLUMNS} for row in rows]
-    print(benchmarking.table(renamed, list(COLUMNS.values())))
+    print_line(benchmarking.table(renamed, list(COLUMNS.values())))

@@ -1,6 +1,5 @@
-"""What several commands share: options made from settings, durations, notices, JSON."""
+"""What the subcommands have in common: options made from settings, durations, a progress bar, the device."""
 
-import json
 import os
 import re
 import sys
@@ -60,16 +59,6 @@ def seconds(text: str) -> float:
 def is_main_process() -> bool:
     """Whether this process speaks: of several that a launcher (torchrun) started, the first."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def notify(message: str) -> None:
-    """Tell the user something on stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def print_json(document: Any) -> None:
-    """Print the one JSON document of a command."""
-    print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ltc_textgen.cli.common import Json, print_json
+from ltc_textgen.cli.common import Json
+from ltc_textgen.io.output import print_json, print_line
 
 EXAMPLES = """Examples:
 
@@ -25,9 +26,9 @@ def doctor(as_json: Json = False) -> None:
         print_json(report)
         return
     for topic, facts in report.items():
-        print(topic)
+        print_line(topic)
         for name, value in facts.items():
-            print(f"  {name:<18}{value}")
+            print_line(f"  {name:<18}{value}")
 
 
 def examine() -> dict[str, dict[str, Any]]:

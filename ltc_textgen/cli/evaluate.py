@@ -18,14 +18,13 @@ from ltc_textgen.cli.common import (
     Threads,
     describe,
     given,
-    notify,
     prepare_torch,
-    print_json,
     progress_bar,
 )
 from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConfig, SamplingConfig
 from ltc_textgen.data.corpora import Corpus, documents_of, load_corpus
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.output import print_json, print_line, print_message
 
 if TYPE_CHECKING:
     from ltc_textgen.evaluation import EvaluationText, Scores
@@ -153,7 +152,7 @@ def _plain(run: "Run", config: DataConfig, part: str, window: int | None) -> tup
     from ltc_textgen.cli.evaluate import documents
     from ltc_textgen.evaluation import read_text, score_tokens
 
-    text = read_text(run.model, run.tokenizer, documents(config, part, notify))
+    text = read_text(run.model, run.tokenizer, documents(config, part, print_message))
     with progress_bar("reading") as advance:
         return text, text.scores(score_tokens(run.model, text.tokens, window=window, progress=advance)[0], window)
 
@@ -192,7 +191,7 @@ def _written(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str
     from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
     from ltc_textgen.generation import generate
 
-    (written,) = generate(run.model, run.tokenizer, "", sampling, notify=notify)
+    (written,) = generate(run.model, run.tokenizer, "", sampling, notify=print_message)
     own = like_corpus(documents(config, part, lambda _: None), len(written.text))
     return {
         "text": written.text,
@@ -205,28 +204,28 @@ def _written(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str
 
 
 def _show(scores: "Scores", more: dict[str, Any]) -> None:
-    print(f"nats per token    {scores.nll_per_token:.4f}   ({scores.tokens:,} tokens)")
-    print(f"perplexity        {scores.perplexity:.2f}")
-    print(f"word perplexity   {scores.word_perplexity:.2f}   ({scores.words:,} words and line ends)")
-    print(f"bits per byte     {scores.bits_per_byte:.4f}   ({scores.bytes:,} bytes)")
+    print_line(f"nats per token    {scores.nll_per_token:.4f}   ({scores.tokens:,} tokens)")
+    print_line(f"perplexity        {scores.perplexity:.2f}")
+    print_line(f"word perplexity   {scores.word_perplexity:.2f}   ({scores.words:,} words and line ends)")
+    print_line(f"bits per byte     {scores.bits_per_byte:.4f}   ({scores.bytes:,} bytes)")
     lossy = "" if scores.lossless else "   (lossy tokenizer: compare with its like only)"
-    print(f"unknown tokens    {scores.unknown_rate:.2%}{lossy}")
-    print(f"state             {'carried throughout' if scores.window is None else _resets(scores.window)}")
+    print_line(f"unknown tokens    {scores.unknown_rate:.2%}{lossy}")
+    print_line(f"state             {'carried throughout' if scores.window is None else _resets(scores.window)}")
     for name in ("cache", "dynamic", "dynamic_and_cache"):
         if name in more:
             nats, word = more[name]["nll_per_token"], more[name]["word_perplexity"] or float("inf")
-            print(f"with {name.replace('_', ' '):<21}{nats:.4f} nats per token, word perplexity {word:.2f}")
+            print_line(f"with {name.replace('_', ' '):<21}{nats:.4f} nats per token, word perplexity {word:.2f}")
     if crops := more.get("random_crops"):
         error = crops["standard_error"]
         spread = "" if error is None else f" +- {error:.4f}"
-        print(
+        print_line(
             f"random crops      {crops['nll_per_token']:.4f}{spread}   ({crops['crops']} of {crops['window']} tokens)"
         )
     if sample := more.get("sample"):
-        print(f"sample            {sample['characters']:,} characters at temperature {sample['temperature']:g}")
-        print(f"{'':<18}{'written':>9} {'corpus':>9}   (pieces of the same length)")
+        print_line(f"sample            {sample['characters']:,} characters at temperature {sample['temperature']:g}")
+        print_line(f"{'':<18}{'written':>9} {'corpus':>9}   (pieces of the same length)")
         for measure, value in sample["measures"].items():
-            print(f"{measure:<18}{_number(value):>9} {_number((sample['corpus'] or {}).get(measure)):>9}")
+            print_line(f"{measure:<18}{_number(value):>9} {_number((sample['corpus'] or {}).get(measure)):>9}")
 
 
 def _resets(window: int) -> str:

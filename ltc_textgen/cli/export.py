@@ -11,13 +11,12 @@ from ltc_textgen.cli.common import (
     Json,
     RunDirectory,
     Threads,
-    notify,
     prepare_torch,
-    print_json,
     progress_bar,
 )
 from ltc_textgen.config import DataConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.output import print_json, print_line, print_message
 
 EXAMPLES = """Examples:
 
@@ -71,20 +70,20 @@ def export(
         text=measured_text(run.config.data if run.config else DataConfig(), data) if int8 else None,
         most_loss=int8_limit,
         overwrite=overwrite,
-        notify=notify,
+        notify=print_message,
         bar=progress_bar,
     )
     if as_json:
         print_json(result.to_dict())
         return
     size, rate = f"{result.bytes / 1e6:.2f} MB", f"{result.tokens_per_second:,.0f} tokens/s"
-    print(
+    print_line(
         f"{result.directory}: {size}, at most {result.max_difference:.1e} from PyTorch over {result.tokens:,} tokens, "
         f"{rate}"
     )
     if small := result.int8:
         again = ", read again to the end" if small["text_tokens"] <= small["tokens"] else ""
-        print(
+        print_line(
             f"int8: {small['bytes'] / 1e6:.2f} MB, perplexity {small['perplexity']:.4f} for "
             f"{small['perplexity_float32']:.4f} ({small['loss_percent']:+.2f} %) over {small['tokens']:,} tokens"
             f"{again}, {small['tokens_per_second']:,.0f} tokens/s"
@@ -97,4 +96,4 @@ def measured_text(settings: DataConfig, data: str | None) -> Iterator[str]:
 
     changes = {"data": data, "valid": None} if data else {}
     config = DataConfig.parse({**settings.model_dump(), **changes})
-    return documents(config, "all" if data else "valid", notify)
+    return documents(config, "all" if data else "valid", print_message)

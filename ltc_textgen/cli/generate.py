@@ -16,12 +16,11 @@ from ltc_textgen.cli.common import (
     Threads,
     describe,
     given,
-    notify,
     prepare_torch,
-    print_json,
 )
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.output import print_json, print_message, write
 
 if TYPE_CHECKING:
     from ltc_textgen.generation import Piece
@@ -96,12 +95,13 @@ def generate(
 
     run = load_plain_run(run_dir, prepare_torch(device, threads))
     before, rest = read_before(run, text, state, save_state)
+    options: dict[str, Any] = {"state": before, "engine": engine, "notify": print_message}
     if as_json:
-        completions = complete(run.model, run.tokenizer, rest, sampling, state=before, engine=engine, notify=notify)
+        completions = complete(run.model, run.tokenizer, rest, sampling, **options)
         samples = [completion.to_dict() for completion in completions]
         print_json({"prompt": text, "samples": samples, "sampling": sampling.model_dump(mode="json")})
         return
-    pieces = generate_stream(run.model, run.tokenizer, rest, sampling, state=before, engine=engine, notify=notify)
+    pieces = generate_stream(run.model, run.tokenizer, rest, sampling, **options)
     ends = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
     tell_speed(ends)
 
@@ -109,7 +109,7 @@ def generate(
 def tell_speed(ends: list["Piece"]) -> None:
     """Say on stderr how fast the texts were written."""
     tokens, passed = sum(end.tokens for end in ends), max(end.seconds for end in ends)
-    notify(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
+    print_message(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
 
 
 def read_before(
@@ -132,10 +132,10 @@ def read_before(
     if save_state is None:
         return before, prompt
     if before is None or prompt:
-        ids = encode_prompt(run.tokenizer, prompt, notify)
+        ids = encode_prompt(run.tokenizer, prompt, print_message)
         before = run.model.read(torch.tensor([ids]), state=before)
     before.save(save_state)
-    notify(f"{before.tokens[0]:,} tokens read, kept in {save_state}")
+    print_message(f"{before.tokens[0]:,} tokens read, kept in {save_state}")
     return before, ""
 
 
@@ -163,12 +163,12 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 def show_one(prompt: str, pieces: Iterator["Piece"]) -> list["Piece"]:
     """Print one text as it is made, and return its last piece."""
-    _write(prompt)
+    write(prompt)
     last: Any = None
     for piece in pieces:
-        _write(piece.text)
+        write(piece.text)
         last = piece
-    _write("\n")
+    write("\n")
     return [last]
 
 
@@ -180,13 +180,6 @@ def show_many(prompt: str, pieces: Iterator["Piece"], count: int) -> list["Piece
         if piece.finish_reason is not None:
             ends[piece.sample] = piece
         while shown in ends:
-            _write(f"--- sample {shown + 1} of {count}\n{prompt}{texts[shown]}\n")
+            write(f"--- sample {shown + 1} of {count}\n{prompt}{texts[shown]}\n")
             shown += 1
     return list(ends.values())
-
-
-def _write(text: str) -> None:
-    # A terminal that cannot show a character shows its escape instead of failing.
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()

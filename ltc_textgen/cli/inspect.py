@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ltc_textgen.cli import plots
-from ltc_textgen.cli.common import DEFAULT_RUN, Json, RunDirectory, print_json
+from ltc_textgen.cli.common import DEFAULT_RUN, Json, RunDirectory
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
+from ltc_textgen.io.output import print_json, print_line
 
 if TYPE_CHECKING:
     from ltc_textgen.config import ModelConfig, RunConfig
@@ -224,21 +225,21 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     model, tokenizer = report["model"], report["tokenizer"]
     layers = f"{model['num_layers']} {model['block']} layer{'s' if model['num_layers'] > 1 else ''}"
     solver = f"{model['solver']} x {model['steps']}"
-    print(f"{run_dir}: {layers} of width {model['hidden_size']}, {model['coupling']} coupling, {solver}")
-    print(f"parameters      {report['parameters']:,}")
-    print(f"tokenizer       {tokenizer['kind']}, {tokenizer['size']:,} tokens")
+    print_line(f"{run_dir}: {layers} of width {model['hidden_size']}, {model['coupling']} coupling, {solver}")
+    print_line(f"parameters      {report['parameters']:,}")
+    print_line(f"tokenizer       {tokenizer['kind']}, {tokenizer['size']:,} tokens")
     chosen = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in report["settings"].items())
     if chosen:
-        print(textwrap.fill(f"settings        {chosen}", 120, subsequent_indent=" " * 16, break_long_words=False))
+        print_line(textwrap.fill(f"settings        {chosen}", 120, subsequent_indent=" " * 16, break_long_words=False))
     for name, value in report["facts"].items():
         if not isinstance(value, dict | list) and name not in ("parameters", "tokenizer", "corpus_fingerprint"):
-            print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+            print_line(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
     if report["time_constants"] is None:
-        print(f"time constants  none yet: {LATER}")
+        print_line(f"time constants  none yet: {LATER}")
     elif report["time_constants"]:
-        print("time constants, in tokens:  shortest   10 %   median   90 %   longest")
+        print_line("time constants, in tokens:  shortest   10 %   median   90 %   longest")
         for number, row in enumerate(report["time_constants"]):
-            print(
+            print_line(
                 f"  layer {number:<18}"
                 + "".join(f"{math.inf if value is None else value:>9.2f}" for value in row.values())
             )
@@ -254,4 +255,4 @@ def _show_curves(records: list[dict[str, Any]]) -> None:
         text = (
             f"{name:<15} {form.format(values[0]):>9} {spark(resampled(curve)):<{COLUMNS}} {form.format(values[-1]):>9}"
         )
-        print(f"{text}  (lowest {form.format(min(values))}, highest {form.format(max(values))})")
+        print_line(f"{text}  (lowest {form.format(min(values))}, highest {form.format(max(values))})")

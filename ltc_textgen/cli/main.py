@@ -1,14 +1,15 @@
-"""The command `ltc`: the list of its commands, and how errors and signals become exit codes.
+"""The command `ltc`: its subcommands, and how errors and signals become exit codes.
 
-Each command lives in a file of `commands/` and imports torch only when it runs, so that `ltc --help` is quick.
+Each subcommand is a module of this package that imports torch only when it runs, which keeps `ltc --help` fast.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 data cannot be had, 4 artifact refused, 130, 143 or 129 stopped by a
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 data cannot be had, 4 artifact rejected, 130, 143 or 129 stopped by a
 signal after saving. stdout carries the result, stderr everything else.
 """
 
+import contextlib
 import os
 import sys
-import traceback
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from ltc_textgen.cli import bench, doctor, evaluate, export, generate, inspect, process_env, train
 from ltc_textgen.errors import LTCError
+from ltc_textgen.io import output
 
 
 class _StoppedError(LTCError):
@@ -25,19 +27,29 @@ class _StoppedError(LTCError):
 
 
 class _ClosedPipeError(Exception):
-    """The reader of stdout has had enough, as in `ltc generate ... | head`."""
+    """The reader of stdout closed it, as in `ltc generate ... | head`."""
 
 
 class _Commands(TyperGroup):
-    """The commands, whose Ctrl-C and closed pipe come out as such: typer makes exit codes of its own of them."""
+    """Group that passes Ctrl-C and a closed pipe on, for which typer would choose exit codes of its own."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _as_errors():  # --help and --version are printed here
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _as_errors():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _StoppedError("stopped") from None
-        except BrokenPipeError:
-            raise _ClosedPipeError from None
+
+
+@contextlib.contextmanager
+def _as_errors() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _StoppedError("stopped") from None
+    except BrokenPipeError:
+        raise _ClosedPipeError from None
 
 
 app = typer.Typer(
@@ -65,7 +77,7 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        typer.echo(f"ltc-textgen {version('ltc-textgen')}")
+        output.print_line(f"ltc-textgen {version('ltc-textgen')}")
         raise typer.Exit
 
 
@@ -82,17 +94,23 @@ def root(
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; prints an error as one line, never as a traceback (but see --debug)."""
+    """Run one command and return its exit code.
+
+    An error is printed as one line on stderr; its traceback only with --debug.
+    """
     try:
-        return int(app(arguments, prog_name="ltc", standalone_mode=False) or 0)
-    except _ClosedPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = int(app(arguments, prog_name="ltc", standalone_mode=False) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except (_ClosedPipeError, BrokenPipeError):
+        output.discard(sys.stdout)
         return 0
     except LTCError as error:
         return _fail(str(error), error.exit_code, error)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", 1, error)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1, error)
     except Exception as error:
         return _other(error)
 
@@ -106,12 +124,19 @@ def _other(error: Any) -> int:
 
 def _fail(message: str, code: int, error: BaseException | None = None) -> int:
     if error is not None and os.environ.get("LTC_DEBUG"):
-        traceback.print_exception(error)
-    print(f"ltc: {' '.join(message.split())}", file=sys.stderr)
+        import traceback
+
+        output.print_message("".join(traceback.format_exception(error)).rstrip())
+    output.print_message(f"ltc: {output.one_line(message)}")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return code
+    output.discard(sys.stdout)
     return code
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command, and of train.py and run.py."""
+    output.prepare_streams()
     process_env.tune()
     sys.exit(run(arguments))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, given, is_main_process, print_json, seconds
+from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, given, is_main_process, seconds
 from ltc_textgen.cli.prepare import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.io.output import print_json, print_line
 from ltc_textgen.presets.recipes import (
     Recipe,
     assignments,
@@ -59,7 +60,7 @@ ResumeAnyway = Annotated[
 
 def _list_settings(asked: bool) -> None:
     if asked:
-        typer.echo(settings_table())
+        print_line(settings_table())
         raise typer.Exit
 
 
@@ -194,20 +195,22 @@ def _report(
         print_json(result.to_dict() | summary | {"memorisation": found.to_dict() if found else None})
         return
     if summary:
-        print(f"validation loss  {result.best_val_loss:.4f} nats/token, over {result.valid_tokens:,} tokens")
-        print(f"perplexity       {summary['perplexity']:.2f}")
+        print_line(f"validation loss  {result.best_val_loss:.4f} nats/token, over {result.valid_tokens:,} tokens")
+        print_line(f"perplexity       {summary['perplexity']:.2f}")
         share = result.valid_tokens / (len(data.valid) - 1)
-        print(f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(share * data.valid_bytes):,} bytes")
-        print(
+        print_line(f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(share * data.valid_bytes):,} bytes")
+        print_line(
             f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
         )
-        print(f"sample           {run.train.sample_prompt}{summary['sample']}")
+        print_line(f"sample           {run.train.sample_prompt}{summary['sample']}")
         if found and found.advice:
-            print(found.advice)
+            print_line(found.advice)
     out = shlex.quote(str(result.out))
     if result.stopped_by:
-        print(f"stopped          by {result.stopped_by} at step {result.step:,}, saved: ltc train --resume --out {out}")
-    print(f"write text       ltc generate {out} --max-tokens 300")
+        print_line(
+            f"stopped          by {result.stopped_by} at step {result.step:,}, saved: ltc train --resume --out {out}"
+        )
+    print_line(f"write text       ltc generate {out} --max-tokens 300")
 
 
 def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:

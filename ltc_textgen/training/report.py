@@ -5,7 +5,6 @@ Everything goes to stderr; stdout belongs to the result.
 A run whose listener goes away (`ltc train 2>&1 | head`, a lost terminal) goes on unheard.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from ltc_textgen.data.token_writer import Tokenizing
-from ltc_textgen.training.metrics import json_number
+from ltc_textgen.io.output import print_json, print_line, printable
 
 PLAIN_SECONDS = 5.0
 """Least time between two plain lines about steps."""
@@ -118,7 +117,7 @@ class PlainReporter(Reporter):
 
     def note(self, text: str) -> None:
         """Print it."""
-        print(text, file=self._stream, flush=True)
+        print_line(printable(text), self._stream)
 
     def tokenizing(self, state: Tokenizing) -> None:
         """Print a line now and then."""
@@ -189,8 +188,7 @@ class JsonReporter(Reporter):
             self._emit(event, values)
 
     def _emit(self, event: str, values: dict[str, Any]) -> None:
-        record = {key: json_number(value) for key, value in {"event": event, **values}.items()}
-        print(json.dumps(record, ensure_ascii=False, allow_nan=False), file=self._stream, flush=True)
+        print_json({"event": event, **values}, self._stream)
 
 
 class LiveReporter(Reporter):
@@ -205,7 +203,7 @@ class LiveReporter(Reporter):
 
     def note(self, text: str) -> None:
         """Print it, above the bar if there is one."""
-        self._console.print(Text(text))
+        self._console.print(Text(printable(text)))
 
     def tokenizing(self, state: Tokenizing) -> None:
         """Move the bar, which stands for the text until the first step."""
@@ -227,7 +225,7 @@ class LiveReporter(Reporter):
         """Print the losses, and the sample dimmed below."""
         self._console.print(Text(describe_validation(result), style="bold" if result.best else ""))
         if result.sample:
-            self._console.print(Text(result.sample, style="dim"))
+            self._console.print(Text(printable(result.sample), style="dim"))
 
     def close(self) -> None:
         """Take the bar away."""
