@@ -1,4 +1,4 @@
-"""An exported network held against PyTorch, token by token, and its speed."""
+"""Comparison of an exported network with PyTorch over a long chain of tokens, its perplexity, and its speed."""
 
 import time
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 
 from ltc_textgen.errors import LTCError
-from ltc_textgen.export.host.generate import Network
+from ltc_textgen.export.host.network import Network
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.shapes import Float
 
 CHAINED = 10_000
-"""Tokens through which an export is followed. One step proves little: a recurrent error adds up."""
+"""Length of the compared chain. A single step shows little: errors of a recurrence accumulate."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, and of the rate 1 / tau of a neuron (relative where that is above 1)."""
+"""Largest allowed difference of a logit, and of a rate 1 / tau (relative where that exceeds 1)."""
 
-AT_ONCE = 250
-"""Tokens whose logits are kept at a time."""
+CHUNK = 250
+"""Tokens compared at a time, which bounds the memory for logits."""
 
 Progress = Callable[[int, int], None]
 
@@ -27,16 +27,16 @@ Progress = Callable[[int, int], None]
 def compare(
     network: LiquidTimeConstantNetwork, exported: Network, *, tokens: int, progress: Progress | None = None
 ) -> float:
-    """Follow an export and the network over one long chain of tokens, each with its own state, never put right.
+    """Run an export and the network over one chain of tokens, each with its own state, never synchronised.
 
-    Two texts are read side by side: one that the export writes itself, and one of random tokens that are unevenly
-    spaced in time. The network reads as `ltc generate` does, with whatever kernels it has here.
+    The batch has two rows: tokens that the export samples itself, and random tokens at uneven times. The network runs
+    with the kernels of `ltc generate`.
 
     Args:
         network: In evaluation mode, on the CPU.
-        exported: What was made of it.
+        exported: Its export.
         tokens: Length of the chain.
-        progress: Told the tokens done and all there are.
+        progress: Called with the tokens done and their total.
 
     Returns:
         The largest difference of a logit.
@@ -47,8 +47,8 @@ def compare(
     chance = np.random.default_rng(0)
     state, reference, largest = exported.rest(2), None, 0.0
     own = int(exported.about["separator"])
-    for done in range(0, tokens, AT_ONCE):
-        length = min(AT_ONCE, tokens - done)
+    for done in range(0, tokens, CHUNK):
+        length = min(CHUNK, tokens - done)
         ids = chance.integers(network.settings.input_size, size=(2, length))
         elapsed = np.ones((2, length), np.float32)
         elapsed[1] = chance.uniform(0, 1, length)
@@ -87,7 +87,7 @@ def _check_time_constants(ours: list[np.ndarray], theirs: list[torch.Tensor]) ->
 
 
 def draw(logits: Float[np.ndarray, " V"], uniform: float) -> int:
-    """A token from the softmax of logits."""
+    """A token drawn from the softmax of logits by inversion of its cumulative sums at `uniform` in [0, 1)."""
     cumulative = np.cumsum(np.exp(logits.astype(np.float64) - logits.max()))
     return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
 
@@ -97,21 +97,21 @@ def perplexity(exported: Network, tokens: np.ndarray, progress: Progress | None 
 
     Args:
         exported: The network.
-        tokens: Ids, (T,), T >= 2; the first is context alone.
-        progress: Told the tokens done and all there are.
+        tokens: Ids, (T,), T >= 2; the first is only context.
+        progress: Called with the tokens done and their total.
     """
     state, nats = exported.rest(), 0.0
     for t, (token, target) in enumerate(pairwise(tokens)):
         logits, state = exported.step(np.array([token], np.int64), state)
         row = logits[0].astype(np.float64)
         nats += np.log(np.exp(row - row.max()).sum()) + row.max() - row[target]
-        if progress and t % AT_ONCE == 0:
+        if progress and t % CHUNK == 0:
             progress(t, len(tokens) - 1)
     return float(np.exp(nats / (len(tokens) - 1)))
 
 
 def tokens_per_second(exported: Network, seconds: float = 1.0) -> float:
-    """Speed of one text, each token the likeliest after the one before: the median of five parts of the time."""
+    """Greedy decoding speed of one sequence: the median over five fifths of `seconds`."""
     state, token, rates = exported.rest(), np.array([exported.about["separator"]]), []
     for _ in range(5):
         begin, count = time.perf_counter(), 0

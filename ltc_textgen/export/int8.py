@@ -1,4 +1,4 @@
-"""An int8 variant of an exported network: the matrices in 8 bits, everything that a state passes through in float32."""
+"""Dynamic int8 quantisation of an exported graph: matrices in 8 bits, states and solver in float32."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 def quantize(model: "onnx.ModelProto", path: Path) -> None:
     """Write `model` with its matrix products and its embedding in int8.
 
-    Weights are rounded per output channel, activations as they come ("dynamic"). The solver, the states, the
-    convolutions and the time constants are elementwise and stay in float32. Weights use 7 of the 8 bits: on x86
-    processors without VNNI the 16-bit sums of onnxruntime's product overflow with all 8, and they gain nothing.
+    Weights are quantised per output channel, activations dynamically per tensor. Solver, states, convolutions and time
+    constants are elementwise and stay in float32. Weights use 7 of the 8 bits: on x86 processors without VNNI the
+    16-bit sums of onnxruntime's product saturate with 8, and the eighth bit gains nothing.
 
     Args:
-        model: As `onnx_graph.build` makes it.
+        model: The result of `onnx_graph.build`.
         path: The .onnx file to write.
     """
     import onnx
@@ -25,7 +25,7 @@ def quantize(model: "onnx.ModelProto", path: Path) -> None:
 
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
-    # What the tool looks for before it warns that the graph has not been simplified; the exporter has done that.
+    # Marks the graph as simplified, which the exporter has done: without the mark the tool warns.
     prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     quantize_dynamic(
         prepared,

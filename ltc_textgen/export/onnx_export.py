@@ -1,10 +1,10 @@
-"""`export_onnx`: from a run to a directory with everything that a host needs.
+"""`export_onnx`: a run as a directory that needs neither PyTorch nor this package.
 
 OUT/model.onnx         the single-step graph, in float32
-OUT/model.int8.onnx    the same with its matrices in int8, if asked for
-OUT/export.json        names, shapes, hashes, and what was measured
-OUT/tokenizer.json     the tokenizer;  OUT/decoding.json: what each id writes;  OUT/detokenize.py: how pieces join
-OUT/generate.py        a program that writes text with it (onnxruntime, numpy, tokenizers)
+OUT/model.int8.onnx    the same with int8 matrices, if requested
+OUT/export.json        names, shapes, measurements, the SHA-256 of every other file, and one of itself
+OUT/tokenizer.json     the tokenizer;  OUT/decoding.json: what each id decodes to;  OUT/detokenize.py: how tokens join
+OUT/generate.py        a program that generates text (onnxruntime, numpy);  OUT/network.py: the part without options
 OUT/index.html ...     a page that does (onnxruntime-web)
 OUT/README.md
 """
@@ -25,7 +25,7 @@ from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.evaluation import tokenize
 from ltc_textgen.export import check, int8, onnx_graph
-from ltc_textgen.export.host.generate import FORMAT, Network
+from ltc_textgen.export.host.network import FORMAT, Network, description_digest
 from ltc_textgen.export.step import TokenStep
 from ltc_textgen.io.atomic import new_directory
 from ltc_textgen.io.checked import sha256_file, write_json
@@ -33,29 +33,29 @@ from ltc_textgen.io.hashing import digest, own_tensors
 from ltc_textgen.runs import Run
 
 MODEL, SMALL, MANIFEST = "model.onnx", "model.int8.onnx", "export.json"
-HOST_FILES = ("generate.py", "index.html", "page.js", "ltc.js")
+HOST_FILES = ("generate.py", "network.py", "index.html", "page.js", "ltc.js")
 MOST_LOSS = 1.0
-"""Percent of perplexity that int8 may cost."""
+"""Increase of perplexity that int8 may cause, in percent."""
 
 CHARACTERS = 400_000
-"""Of a document, at most so many are tokenised: 10,000 tokens are wanted."""
+"""Largest part of a document that is tokenised; `check.CHAINED` tokens are needed."""
 
 Bar = Callable[[str], AbstractContextManager[check.Progress | None]]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export measured.
+    """Measurements of an export.
 
     Args:
-        directory: Where it lies.
+        directory: The export.
         bytes: Size of model.onnx.
-        tokens: Tokens through which it was followed.
-        max_difference: Largest difference of a logit from PyTorch over them.
-        tokens_per_second: Speed of one text on one thread of this machine.
+        tokens: Length of the chain over which it was compared with PyTorch.
+        max_difference: Largest difference of a logit over it.
+        tokens_per_second: Speed for one sequence on one thread of this machine.
         int8: The same of model.int8.onnx, None without one: `bytes`, `tokens_per_second`, `perplexity`,
-            `perplexity_float32`, `loss_percent`, `text_tokens` (how many tokens the text has; a shorter one was read
-            again until `tokens` were scored), `tokens`.
+            `perplexity_float32`, `loss_percent`, `text_tokens` (tokens of the text; one shorter than `tokens` was
+            repeated), `tokens` (tokens scored).
     """
 
     directory: Path
@@ -66,7 +66,7 @@ class Exported:
     int8: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The measurements as JSON types."""
         return asdict(self) | {"directory": str(self.directory)}
 
 
@@ -80,21 +80,21 @@ def export_onnx(
     notify: Callable[[str], None] = lambda _: None,
     bar: Bar = lambda _: nullcontext(),
 ) -> Exported:
-    """Write a network as ONNX, checked against PyTorch before it is there.
+    """Export a network to ONNX; the directory appears only after the graph was compared with PyTorch.
 
     Args:
         run: A loaded run directory, on the CPU.
-        out: Directory to make.
-        text: Documents on which an int8 variant is measured; none is made if None.
-        most_loss: Percent of perplexity that int8 may cost.
-        overwrite: Replace an export that is at `out`.
-        notify: Told what happens.
-        bar: Makes a progress bar of a title.
+        out: Directory to create.
+        text: Documents on which an int8 variant is measured; without them there is none.
+        most_loss: Increase of perplexity that int8 may cause, in percent.
+        overwrite: Replace an export at `out`.
+        notify: Called with a line on what is being done.
+        bar: Opens a progress bar with a title.
 
     Raises:
-        UsageError: If a package is missing, `out` is taken, or the network cannot be exported.
+        UsageError: If a package is missing, `out` exists and is not replaced, or the network cannot be exported.
         DataError: If the text has no tokens.
-        LTCError: If the export is not equal to PyTorch, or int8 costs more than `most_loss`.
+        LTCError: If the graph differs from PyTorch, or int8 costs more than `most_loss`.
     """
     onnx_graph.require_packages()
     step = TokenStep(run.model)
@@ -121,7 +121,7 @@ def export_onnx(
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What a host needs to know, beside the names that `onnx_graph.build` adds; nothing of this machine."""
+    """The description stored in the graph, but for the names that `onnx_graph.build` adds. Nothing of this machine."""
     return {
         "format": FORMAT,
         "writer": f"ltc-textgen {version('ltc-textgen')}",
@@ -135,7 +135,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def stream_of(tokenizer: TextTokenizer, documents: Iterable[str]) -> np.ndarray:
-    """The first tokens of a text, one more than are scored; all of a shorter one.
+    """The first `check.CHAINED` + 1 tokens of a text, or all of a shorter one.
 
     Raises:
         DataError: If there are fewer than two.
@@ -147,15 +147,15 @@ def stream_of(tokenizer: TextTokenizer, documents: Iterable[str]) -> np.ndarray:
             break
     stream = np.concatenate(parts)[: check.CHAINED + 1] if parts else np.empty(0, np.uint32)
     if len(stream) < 2:
-        raise DataError("the text to measure int8 on is blank: give a file with words in it (--data)")
+        raise DataError("the text on which int8 is measured has fewer than 2 tokens: give a longer file with --data")
     return stream.astype(np.int64)
 
 
 def measure_int8(exported: Network, small: Network, stream: np.ndarray, most_loss: float, bar: Bar) -> dict[str, Any]:
-    """What int8 costs and gains.
+    """Perplexity and speed of the int8 variant beside those of the float32 graph.
 
     Raises:
-        LTCError: If it costs more than `most_loss` percent of perplexity.
+        LTCError: If perplexity increases by more than `most_loss` percent.
     """
     tokens = np.resize(stream, check.CHAINED + 1)
     with bar("reading") as progress:
@@ -165,8 +165,8 @@ def measure_int8(exported: Network, small: Network, stream: np.ndarray, most_los
     loss = 100 * (reduced / whole - 1)
     if not loss <= most_loss:
         raise LTCError(
-            f"export: int8 costs {loss:.2f} % of perplexity ({whole:.4g} to {reduced:.4g}), more than {most_loss:g} %: "
-            "export without --int8, or allow it with --int8-limit; nothing was written"
+            f"export: int8 raises perplexity by {loss:.2f} % ({whole:.4g} to {reduced:.4g}), more than "
+            f"{most_loss:g} %: export without --int8, or raise --int8-limit; nothing was written"
         )
     return {
         "tokens": check.CHAINED,
@@ -179,7 +179,7 @@ def measure_int8(exported: Network, small: Network, stream: np.ndarray, most_los
 
 
 def write_host_files(directory: Path, run: Run, about: dict[str, Any], result: Exported) -> None:
-    """Write everything but the models; export.json last."""
+    """Write everything but the models, export.json last."""
     host = files("ltc_textgen.export") / "host"
     for name in HOST_FILES:
         (directory / name).write_bytes((host / name).read_bytes())
@@ -192,11 +192,12 @@ def write_host_files(directory: Path, run: Run, about: dict[str, Any], result: E
     (directory / "README.md").write_text(readme.substitute(_facts(about, result)), encoding="utf-8")
     hashes = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
     measured = {key: value for key, value in result.to_dict().items() if key != "directory"}
-    write_json(directory / MANIFEST, about | {"files": hashes, "measured": measured})
+    content = about | {"files": hashes, "measured": measured}
+    write_json(directory / MANIFEST, content | {"sha256": description_digest(content)})
 
 
 def _facts(about: dict[str, Any], result: Exported) -> dict[str, str]:
-    """What the README says of this network."""
+    """The values of README.template.md for this network."""
     rows = [("`token`", "int64", "(batch,)", "id, 0 to " + str(about["vocabulary"] - 1))]
     rows += [("`elapsed`", "float32", "(batch,)", "time to the next token; 1 for ordinary text")]
     rows += [

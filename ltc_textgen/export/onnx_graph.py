@@ -1,4 +1,4 @@
-"""The single-step graph as an ONNX model: traced on the reference path, stripped, and with a description of its own.
+"""The single-step graph as an ONNX model: traced without custom kernels, stripped, with a description of its state.
 
 Names: inputs `token`, `elapsed` and one per state tensor (`neurons_0`, `columns_0`, ...), outputs `logits`, the same
 states as `next_neurons_0`, ... and the time constants `tau_0`, ... The batch is the first dimension of each, and free.
@@ -13,7 +13,7 @@ import torch
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.export.host.generate import METADATA
+from ltc_textgen.export.host.network import METADATA
 from ltc_textgen.export.step import TokenStep
 from ltc_textgen.kernels import dispatch
 from ltc_textgen.layers.base import MembraneCell
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_EVALUATIONS = 1000
-"""Membrane evaluations of a token, over all layers: the solver's loop is unrolled into the graph."""
+"""Most membrane evaluations per token over all layers: the solver's loop is unrolled into the graph."""
 
 LARGEST = 2**31 - 2**24
-"""Bytes of an ONNX model in one file, whose format ends at 2 GiB."""
+"""Most bytes of weights: an ONNX file is a protobuf message, which is limited to 2 GiB."""
 
 
 def require_packages() -> None:
-    """Refuse to go on without the packages of the extra "export".
+    """Check that the packages of the extra "export" are installed.
 
     Raises:
-        UsageError: Names what is missing, and how to install it.
+        UsageError: Names the missing packages and the command that installs them.
     """
     import importlib.util
 
@@ -42,10 +42,11 @@ def require_packages() -> None:
 
 
 def require_exportable(step: TokenStep) -> None:
-    """Refuse a network that cannot become one graph.
+    """Check that a network can become one graph.
 
     Raises:
-        UsageError: Says why.
+        UsageError: If its output vocabulary is not its input vocabulary, its solver takes more than `MOST_EVALUATIONS`
+            evaluations, or its weights exceed `LARGEST` bytes.
     """
     settings = step.network.settings
     if settings.vocabulary != settings.input_size:
@@ -67,7 +68,7 @@ def require_exportable(step: TokenStep) -> None:
 
 
 def trace(step: TokenStep) -> torch.export.ExportedProgram:
-    """The step as `torch.export` sees it: no custom operators, any batch."""
+    """The step as a `torch.export` program without custom operators, for any batch size."""
     batch = torch.export.Dim("batch")
     state = [value.expand(2, *value.shape).contiguous() for value in step.initial.values()]
     arguments = (torch.zeros(2, dtype=torch.int64), torch.ones(2), *state)
@@ -81,10 +82,10 @@ def build(step: TokenStep, description: dict[str, Any]) -> "onnx.ModelProto":
 
     Args:
         step: The network.
-        description: What a host needs to know beside `states` and `time_constants`, which are added here.
+        description: Stored in the metadata, with `states` and `time_constants` added.
 
     Raises:
-        UsageError: If it cannot be; says why.
+        UsageError: See `require_exportable`.
     """
     require_exportable(step)
     names = [host_name(name) for name in step.state_names]

@@ -1,4 +1,4 @@
-"""One token of a network as a module of plain tensors: what every exporter is given.
+"""One token of a network as a module of plain tensors, the input of every exporter.
 
 token (B,), elapsed (B,), state tensors  ->  logits (B, V), state tensors after the token, time constants (B, N) a layer
 """
@@ -12,16 +12,16 @@ from ltc_textgen.shapes import Float, Int, Tensor
 
 
 class TokenStep(nn.Module):
-    """The network, one token at a time, its state among the arguments and results.
+    """One step of a network with its state as arguments and results.
 
     Args:
-        network: Whose weights it shares. It is put into evaluation mode.
+        network: Its weights are shared, and it is put into evaluation mode.
     """
 
     def __init__(self, network: LiquidTimeConstantNetwork) -> None:
         super().__init__()
         self.network = network.eval()
-        # A convolution of width 1 keeps no columns: a tensor without elements is no input that a host could give.
+        # A convolution of width 1 has an empty state, which cannot be an input of a graph.
         self._rest = network.initial_state(1).tensors()
         self.state_names = [name for name, tensor in self._rest.items() if tensor.numel()]
 
@@ -60,13 +60,13 @@ def _observed(
 ) -> tuple[Float[Tensor, "B 1 D"], LayerState, Float[Tensor, "B N"]]:
     """A layer's output and state after one token, and its time constants then.
 
-    `layer.observe` would compute the token a second time; here the cell is listened to instead.
+    A forward hook captures the cell's input and state; `layer.observe` would compute the token a second time.
     """
-    heard: list[tuple[Tensor, Tensor]] = []
-    listener = layer.cell.register_forward_hook(lambda _, inputs, outputs: heard.append((inputs[0], outputs[1])))
+    captured: list[tuple[Tensor, Tensor]] = []
+    handle = layer.cell.register_forward_hook(lambda _, inputs, outputs: captured.append((inputs[0], outputs[1])))
     try:
         out, after = layer(hidden, state, elapsed, None, None)
     finally:
-        listener.remove()
-    ((entered, neurons),) = heard
+        handle.remove()
+    ((entered, neurons),) = captured
     return out, after, layer.cell.time_constants(entered, neurons[:, None])[:, 0].float()

@@ -62,6 +62,7 @@ def new_directory(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         LTCError: If it cannot be written.
     """
     _refuse_taken(out, marker, overwrite)
+    out = out.resolve()  # of a link to a directory, that is replaced and the link stays
     made = [parent for parent in out.parents if not parent.exists()]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

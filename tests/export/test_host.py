@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, train_wordpiece
 from ltc_textgen.export.host import generate
+from ltc_textgen.export.host.network import ExportError, Files, UseError, description_digest
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
+from ltc_textgen.io.checked import sha256_file
 
 HOST = Path(generate.__file__).parent
 PROSE = "The cat sat on the mat, and the dog didn't.\n\n  Indented é text: 😀 日本語\ttab\r\n" * 5
@@ -61,14 +64,26 @@ def tokenizer(kind: str) -> TextTokenizer:
 
 def write_text_files(directory: Path, made: TextTokenizer) -> dict[str, Any]:
     about = {"format": 1, "tokenizer": made.kind, "tokenizer_sha256": made.fingerprint, "separator": made.separator_id}
-    about["vocabulary"] = made.vocab_size
-    (directory / "export.json").write_text(json.dumps(about))
+    about |= {"vocabulary": made.vocab_size, "states": [], "time_constants": []}
     (directory / "tokenizer.json").write_text(made.content, encoding="utf-8")
     (directory / "decoding.json").write_text(json.dumps(made.decoding_table()), encoding="utf-8")
     for source in (HOST / "ltc.js", HOST.parent.parent / "data" / "detokenize.py"):
         shutil.copy(source, directory)
     (directory / "package.json").write_text('{"type": "module"}')
+    write_description(directory, about)
     return about
+
+
+def write_description(directory: Path, about: dict[str, Any]) -> None:
+    """Write export.json with the checksums of what lies in the directory."""
+    hashes = {path.name: sha256_file(path) for path in directory.iterdir() if path.name != "export.json"}
+    content = about | {"files": hashes}
+    (directory / "export.json").write_text(json.dumps(content | {"sha256": description_digest(content)}))
+
+
+def text_of(directory: Path, made: TextTokenizer) -> generate.Text:
+    about = write_text_files(directory, made)
+    return generate.Text(Files(directory), about)
 
 
 def node(directory: Path, request: dict[str, Any], *modules: str) -> dict[str, Any]:
@@ -88,7 +103,7 @@ def streamed(stream: Any, ids: list[int]) -> str:
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert", "custom"])
 def test_the_program_reads_and_writes_as_the_package(kind: str, tmp_path: Path) -> None:
     made = tokenizer(kind)
-    text = generate.Text(tmp_path, write_text_files(tmp_path, made))
+    text = text_of(tmp_path, made)
     drawn = np.random.default_rng(0).integers(made.vocab_size, size=400).tolist()
     for hard in HARD:
         assert text.encode(hard) == made.encode(hard), hard
@@ -96,11 +111,116 @@ def test_the_program_reads_and_writes_as_the_package(kind: str, tmp_path: Path) 
     assert streamed(text.stream(), drawn) == made.decode(drawn)
 
 
-def test_the_program_refuses_the_decoding_of_another_export(tmp_path: Path) -> None:
+def test_the_decoding_of_another_export_is_rejected(tmp_path: Path) -> None:
     about = write_text_files(tmp_path, tokenizer("char"))
     (tmp_path / "decoding.json").write_text(json.dumps(byte_tokenizer().decoding_table()), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"decoding\.json is not the one"):
-        generate.Text(tmp_path, about)
+    with pytest.raises(ExportError, match=r"decoding\.json"):
+        generate.Text(Files(tmp_path), about)
+    write_description(tmp_path, about)
+    with pytest.raises(ExportError, match=r"decoding\.json"):
+        generate.Text(Files(tmp_path), about)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_characters_and_bytes_need_no_tokenizers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokenizer(kind)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert text_of(tmp_path, made).encode(PROSE) == made.encode(PROSE)
+    monkeypatch.undo()
+    others = tmp_path / "others"
+    others.mkdir()
+    about = write_text_files(others, tokenizer("wordpiece"))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UseError, match="tokenizers"):
+        generate.Text(Files(others), about)
+
+
+def test_unknown_characters_are_named(tmp_path: Path) -> None:
+    notes: list[str] = []
+    text = text_of(tmp_path, character_tokenizer("abc "))
+    text.prompt("abc", notes.append)
+    assert notes == []
+    text.prompt("Zürich? abc", notes.append)
+    for character in "Zürih?":
+        assert repr(character) in notes[0]
+    assert "'c'" not in notes[0]
+
+
+def test_a_file_that_is_not_of_the_directory_is_rejected(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    write_text_files(inside, tokenizer("char"))
+    for name in ("tokenizer.json", "export.json"):
+        (inside / name).rename(tmp_path / name)
+        (inside / name).symlink_to(tmp_path / name)
+        with pytest.raises(ExportError, match=name):
+            Files(inside).read(name)
+        (inside / name).unlink()
+        os.mkfifo(inside / name)
+        with pytest.raises(ExportError, match=name):
+            Files(inside).read(name)
+        (inside / name).unlink()
+        (tmp_path / name).rename(inside / name)
+    assert Files(inside).read("tokenizer.json")
+
+
+WRONG: list[tuple[str, object]] = [
+    ("format", 2), ("vocabulary", 0), ("vocabulary", True), ("vocabulary", 1e3), ("separator", -1),
+    ("separator", 10**6), ("tokenizer", None), ("tokenizer_sha256", 3), ("states", {}), ("states", [[]]),
+    ("time_constants", "tau"), ("files", []),
+    ("states", [{"name": "a", "next": "b", "shape": [2], "initial": [0.0]}]),
+    ("states", [{"name": "a", "next": "b", "shape": [2], "initial": [0.0, "1"]}]),
+    ("states", [{"name": "a", "next": "b", "shape": [2], "initial": 10**400}]),
+    ("states", [{"name": "a", "next": "b", "shape": [2**30, 2**30], "initial": 0.0}]),
+    ("states", [{"name": "a", "next": "b", "shape": [-2], "initial": 0.0}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_description_of_wrong_types_or_sizes_is_rejected(key: str, value: object, tmp_path: Path) -> None:
+    about = write_text_files(tmp_path, tokenizer("byte")) | {"files": {}}
+    Files(tmp_path)
+    content = about | {key: value}
+    (tmp_path / "export.json").write_text(json.dumps(content | {"sha256": description_digest(content)}))
+    with pytest.raises(ExportError, match=key):
+        Files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"\xff", b"{" * 100_000, b'{"a":' * 100_000, b'{"format": 1' + b"1" * 5000 + b"}", b'{"format": NaN}'],
+    ids=range(7),
+)
+def test_a_description_that_is_no_json_object_is_rejected(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_bytes(content)
+    with pytest.raises(ExportError, match=r"export\.json"):
+        Files(tmp_path)
+
+
+@pytest.mark.parametrize("letter", ["unknown", "first"])
+def test_ids_of_a_tokenizer_must_be_ids_of_the_network(letter: str, tmp_path: Path) -> None:
+    about = write_text_files(tmp_path, tokenizer("char"))
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    words = document["model"]["vocab"]
+    words[document["model"]["unk_token"] if letter == "unknown" else next(iter(words))] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    about["tokenizer_sha256"] = sha256_file(tmp_path / "tokenizer.json")
+    write_description(tmp_path, about)
+    with pytest.raises(ExportError, match=r"tokenizer\.json"):
+        generate.Text(Files(tmp_path), about)
+
+
+def test_control_characters_are_escaped_for_a_terminal() -> None:
+    assert generate.printable("a\tb\n\x1b]0;x\x07é\x9b\x7f\r") == "a\tb\n\\x1b]0;x\\x07é\\x9b\\x7f\\x0d"
+
+
+VANISHING = [(0.0, 1.0), (1e-46, 1.0), (1e-45, 1.0), (1.0, 1e-300), (1.0, 1e-46)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), VANISHING)
+def test_numbers_that_vanish_in_float32_choose_the_likeliest(temperature: float, top_p: float) -> None:
+    logits = np.array([0.5, 3.0, -np.inf, 2.9], np.float32)
+    assert generate.choose(logits, generate.Uniform(0), temperature, 0, top_p) == 1
 
 
 @needs_node
@@ -157,9 +277,9 @@ def test_draws_are_those_of_ltc_generate(settings: dict[str, float], tmp_path: P
         np.testing.assert_allclose(counts, expected, atol=1.5 / 2000)
 
 
-def test_logits_that_are_broken_are_refused() -> None:
+def test_logits_that_are_broken_are_rejected() -> None:
     for broken in (np.full(4, np.nan, np.float32), np.full(4, -np.inf, np.float32)):
-        with pytest.raises(ValueError, match="NaN or infinite"):
+        with pytest.raises(ValueError, match="logits"):
             generate.choose(broken, generate.Uniform(0), 0.8, 0, 1.0)
 
 

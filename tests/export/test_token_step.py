@@ -9,10 +9,10 @@ import torch
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.export import TokenStep, check, onnx_graph
-from ltc_textgen.export.host.generate import Network
+from ltc_textgen.export.host.network import Network
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
-ABOUT = {"format": 1, "separator": 0}
+ABOUT = {"format": 1, "separator": 0, "vocabulary": 40, "tokenizer": "byte", "tokenizer_sha256": ""}
 
 
 def network(**settings: object) -> LiquidTimeConstantNetwork:

@@ -1,98 +1,48 @@
-"""Write text with an exported network. It needs onnxruntime, numpy and tokenizers, and nothing else.
+"""Generate text with an exported network; needs onnxruntime and numpy, for most tokenizers also tokenizers.
 
     python generate.py "It was" --max-tokens 300 --temperature 0.8 --top-p 0.95 --seed 1
 
-`Network` is all that a program of one's own needs: it reads one token at a time, its state goes in and comes out.
-The same seed gives the text of `ltc generate --seed`, as long as no draw was on the edge between two tokens.
+The same seed gives the text of `ltc generate --seed`, unless a draw fell on the edge between two tokens.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 4 the export is damaged or foreign, 130 interrupted.
 """
 
 import argparse
 import hashlib
 import importlib
-import json
 import os
+import re
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 BEGIN = time.perf_counter()  # before the first import that takes long
 
-import numpy as np  # noqa: E402
+try:
+    import numpy as np
 
-FORMAT = 1
-"""Version of what `ltc export` writes that this program reads."""
-
-METADATA = "ltc_textgen"
-"""Key of the model's description in the metadata of the .onnx file: JSON, as in export.json."""
-
-
-class Network:
-    """An exported network on the CPU.
-
-    Args:
-        path: A .onnx file that `ltc export` wrote.
-        threads: One is fastest for one text and a small network.
-    """
-
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own have no other common base
-            raise ValueError(f"{path} is damaged or no ONNX model: {str(error).splitlines()[0]}") from error
-        self._brief = onnxruntime.RunOptions()
-        self._brief.only_execute_path_to_fetches = True  # time constants that nobody asks for cost nothing
-        description = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
-        if description is None:
-            raise ValueError(f"{path} was not written by ltc export")
-        self.about: dict[str, Any] = json.loads(description)
-        if self.about["format"] != FORMAT:
-            raise ValueError(f"{path} is of format {self.about['format']}, this program reads format {FORMAT}")
-        self._states = self.about["states"]
-
-    def rest(self, batch: int = 1) -> dict[str, np.ndarray]:
-        """The state before the first token of `batch` texts."""
-        return {
-            state["name"]: np.broadcast_to(
-                np.float32(state["initial"]).reshape(state["shape"] if np.ndim(state["initial"]) else ()),
-                (batch, *state["shape"]),
-            ).copy()
-            for state in self._states
-        }
-
-    def step(
-        self, tokens: np.ndarray, state: dict[str, np.ndarray], elapsed: np.ndarray | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Read one token of each text: logits of the next (batch, vocabulary), and the state after it.
-
-        Args:
-            tokens: Ids, int64, (batch,).
-            state: State before the token.
-            elapsed: Time from this token to the next, float32, (batch,); 1 everywhere if None.
-        """
-        names = [item["next"] for item in self._states]
-        logits, *after = self._run(["logits", *names], tokens, state, elapsed, self._brief)
-        return logits, {item["name"]: value for item, value in zip(self._states, after, strict=True)}
-
-    def observe(
-        self, tokens: np.ndarray, state: dict[str, np.ndarray], elapsed: np.ndarray | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray], list[np.ndarray]]:
-        """As `step`, and the time constant of every neuron in tokens, (batch, neurons) a layer."""
-        logits, *rest = self._run(None, tokens, state, elapsed, None)
-        after = {item["name"]: value for item, value in zip(self._states, rest, strict=False)}
-        return logits, after, rest[len(self._states) :]
-
-    def _run(
-        self, names: list[str] | None, tokens: np.ndarray, state: dict[str, np.ndarray], elapsed: Any, options: Any
-    ) -> list[np.ndarray]:
-        time_passed = np.ones(len(tokens), np.float32) if elapsed is None else elapsed
-        return self._session.run(names, {"token": tokens, "elapsed": time_passed, **state}, options)
+    if TYPE_CHECKING or __package__:
+        from ltc_textgen.export.host.network import (
+            ExportError,
+            Files,
+            Network,
+            UseError,
+            first_line,
+            imported,
+            is_integer,
+            is_strings,
+            parsed,
+        )
+    else:  # run as a program, beside network.py
+        from network import ExportError, Files, Network, UseError, first_line, imported, is_integer, is_strings, parsed
+except ImportError as missing:
+    print(f"generate.py: {missing}: pip install onnxruntime numpy", file=sys.stderr)
+    sys.exit(2)
 
 
 class Uniform:
@@ -116,77 +66,187 @@ def choose(logits: np.ndarray, uniform: Uniform, temperature: float, top_k: int,
     """Draw the next token.
 
     Args:
-        logits: (vocabulary,); -inf is never drawn.
+        logits: (vocabulary,), float32; -inf is never drawn.
         uniform: Where chance comes from.
-        temperature: Below 1 sharper; 0 always takes the likeliest token.
+        temperature: Below 1 sharper; 0, and what is 0 in float32, takes the likeliest token.
         top_k: Only the k likeliest tokens; 0 keeps all.
         top_p: Only the likeliest tokens that together reach this probability.
+
+    Raises:
+        ValueError: If the logits are no distribution.
     """
     largest = logits.max()
     if not np.isfinite(largest):
         raise ValueError("the network's logits are NaN or infinite")
-    if temperature == 0:
+    scale = np.float32(temperature)
+    if scale == 0:
         return int(logits.argmax())
-    logits = (logits - largest) / np.float32(temperature)
+    with np.errstate(over="ignore"):  # to -inf, a probability of 0
+        logits = (logits - largest) / scale
     if 0 < top_k < len(logits):
         logits = np.where(logits < np.partition(logits, -top_k)[-top_k], -np.inf, logits)
     if top_p < 1:
         order = np.argsort(-logits, kind="stable")
         probability = np.exp(logits[order])
         probability /= probability.sum()
-        surplus = order[np.cumsum(probability) - probability >= top_p]
-        logits[surplus] = -np.inf
+        surplus = np.cumsum(probability) - probability >= top_p
+        surplus[0] = False  # top_p may be 0 in float32
+        logits[order[surplus]] = -np.inf
     cumulative = np.cumsum(np.exp(logits.astype(np.float64)))
     return int(np.searchsorted(cumulative, uniform.next() * cumulative[-1], side="right"))
 
 
+def detokenizer() -> types.ModuleType:
+    """detokenize.py beside this program, checked like all files of the export; inside the package, its own."""
+    here = Path(__file__).parent
+    if not (here / "export.json").exists():
+        return importlib.import_module("ltc_textgen.data.detokenize")
+    module = types.ModuleType("detokenize")
+    exec(compile(Files(here).read("detokenize.py"), "detokenize.py", "exec"), module.__dict__)
+    return module
+
+
 class Text:
-    """Text to token ids and back, for the files of an export.
+    """Text to token ids and back.
 
     Args:
-        directory: What `ltc export` wrote.
-        about: The model's description.
+        files: An export.
+        about: The description of the model that reads the ids.
+
+    Raises:
+        ExportError: If tokenizer.json or decoding.json is damaged, or of another model.
     """
 
-    def __init__(self, directory: Path, about: dict[str, Any]) -> None:
-        from tokenizers import Tokenizer
-
-        content = (directory / "tokenizer.json").read_bytes()
+    def __init__(self, files: Files, about: dict[str, Any]) -> None:
+        content = files.read("tokenizer.json")
         if hashlib.sha256(content).hexdigest() != about["tokenizer_sha256"]:
-            raise ValueError("tokenizer.json is not the one that this model was trained with")
-        self._tokenizer = Tokenizer.from_buffer(content)
-        self._tokenizer.encode_special_tokens = True  # text that happens to spell a special token is text
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._table = json.loads((directory / "decoding.json").read_text(encoding="utf-8"))
-        if len(self._table.get("pieces", range(about["vocabulary"]))) != about["vocabulary"]:
-            raise ValueError("decoding.json is not the one that this model was exported with")
-        if str(directory) not in sys.path:
-            sys.path.append(str(directory))
-        self._decoding = importlib.import_module("detokenize")  # a file of the export
+            raise ExportError("tokenizer.json is not the one that this model was trained with")
+        self.kind, self._size = about["tokenizer"], about["vocabulary"]
+        self._vocabulary, self.unknown = vocabulary_of(parsed(content, "tokenizer.json"), self._size)
+        self._tokenizer: Any = None if self.kind in ("char", "byte") else self._loaded(content)
+        self._table = parsed(files.read("decoding.json"), "decoding.json")
+        require_decoding(self._table, self._size)
+        self._detokenize = detokenizer()
+
+    @staticmethod
+    def _loaded(content: bytes) -> Any:
+        tokenizers = imported("tokenizers")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the Rust side raises bare Exception
+            raise ExportError(f"tokenizer.json is damaged: {first_line(error)}") from error
+        tokenizer.encode_special_tokens = True  # text that happens to spell a special token is text
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Token ids; no special tokens are added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if self.kind == "byte":
+            ids = list(text.encode())
+        elif self.kind == "char":
+            unknown = -1 if self.unknown is None else self.unknown
+            ids = [self._vocabulary.get(character, unknown) for character in text]
+        else:
+            ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if ids and not (min(ids) >= 0 and max(ids) < self._size):
+            raise ExportError("tokenizer.json gives ids that the network does not have")
+        return ids
 
     def stream(self) -> Any:
         """A decoder: push(id) gives the text that is certain, flush() the rest."""
         table = self._table
         if table["style"] == "bytes":
-            return self._decoding.ByteStream([bytes.fromhex(piece) for piece in table["pieces"]])
+            return self._detokenize.ByteStream([bytes.fromhex(entry) for entry in table["pieces"]])
         if table["style"] == "words":
-            return self._decoding.WordStream(table["pieces"], table["prefix"])
+            return self._detokenize.WordStream(table["pieces"], table["prefix"])
         silent = frozenset(table["silent"])
-        return self._decoding.WindowStream(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=False), silent)
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        return self._detokenize.WindowStream(decode, silent)
+
+    def prompt(self, text: str, notify: Callable[[str], None]) -> list[int]:
+        """Token ids of a prompt; `notify` is given a line that names the characters that the tokenizer does not know.
+
+        Raises:
+            UseError: If the prompt has no tokens.
+        """
+        ids = self.encode(text)
+        if not ids:
+            raise UseError(f"prompt: the {self.kind} tokenizer finds no token in {text[:40]!r}")
+        unknown = 0 if self.unknown is None else ids.count(self.unknown)
+        if unknown:
+            strange = [character for character in dict.fromkeys(text) if self.unknown in self.encode(character)]
+            names = f" ({', '.join(map(repr, strange[:10]))}{', ...' if len(strange) > 10 else ''})" if strange else ""
+            notify(f"prompt: {unknown} of {len(ids)} tokens are unknown to the {self.kind} tokenizer{names}")
+        return ids
 
 
-def write(network: Network, text: Text, prompt: str, arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """Continue a prompt: pieces of text and the number of tokens so far, as they are made."""
+def vocabulary_of(document: dict[str, Any], size: int) -> tuple[dict[str, int], int | None]:
+    """The ids of a tokenizer.json, and the id of its unknown token if it has one.
+
+    Raises:
+        ExportError: If an id is not one of the network's.
+    """
+    model, added = document.get("model"), document.get("added_tokens") or []
+    try:
+        entries = model["vocab"]  # type: ignore[index]
+        unigram = isinstance(entries, list)
+        ids = {entry[0]: index for index, entry in enumerate(entries)} if unigram else dict(entries)
+        given = [*ids.values(), *(token["id"] for token in added)]
+        ids |= {token["content"]: token["id"] for token in added}
+        unknown = model.get("unk_id") if unigram else ids.get(model.get("unk_token"))  # type: ignore[union-attr]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ExportError("tokenizer.json is damaged: it holds no vocabulary") from error
+    if not all(is_integer(token, 0, size) for token in given):
+        raise ExportError(f"tokenizer.json is damaged: its ids are not all in 0..{size - 1}")
+    return ids, unknown
+
+
+def require_decoding(table: dict[str, Any], size: int) -> None:
+    """Check decoding.json against the size of the vocabulary.
+
+    Raises:
+        ExportError: If it does not say what each id decodes to.
+    """
+    style, entries = table.get("style"), table.get("pieces", [])
+    good = style == "window" and isinstance(table.get("silent"), list)
+    good = good and all(is_integer(token, 0, size) for token in table["silent"])
+    if style in ("bytes", "words"):
+        good = is_strings(entries) and len(entries) == size
+        good = good and (isinstance(table.get("prefix"), str) if style == "words" else all(map(is_hex, entries)))
+    if not good:
+        raise ExportError("decoding.json is not the one that this model was exported with")
+
+
+def is_hex(text: str) -> bool:
+    """Whether a string is bytes in hexadecimal."""
+    return len(text) % 2 == 0 and re.fullmatch("[0-9a-f]*", text) is not None
+
+
+def normalized(text: str) -> str:
+    """A prompt as the package reads it: without byte order marks, with LF for every CR and CRLF.
+
+    Raises:
+        UseError: If it holds NUL or half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UseError(f"prompt: character {error.start} is half of a surrogate pair, not a character") from error
+    if "\0" in text:
+        raise UseError(f"prompt: character {text.index(chr(0))} is NUL: is this a text?")
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def printable(text: str) -> str:
+    r"""Text whose control characters are escapes, \x1b: a terminal would obey them. Tabs and line ends stay."""
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def write(network: Network, text: Text, ids: list[int], options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Continue a prompt: parts of the text and the number of tokens so far, as they are made."""
     separator = network.about["separator"]
-    ids = text.encode(prompt) if prompt else [separator]
-    if not ids:
-        raise ValueError(f"the tokenizer finds no token in {prompt[:40]!r}")
-    state, decoder, uniform = network.rest(), text.stream(), Uniform(arguments.seed)
+    state, decoder, uniform = network.rest(), text.stream(), Uniform(options.seed)
     logits = np.empty(0)
     for token in ids:
         logits, state = network.step(np.array([token]), state)
@@ -195,69 +255,141 @@ def write(network: Network, text: Text, prompt: str, arguments: argparse.Namespa
     whole = text.stream()
     held = ("".join([whole.push(token) for token in ids]) + whole.flush())[len(shown) :].strip()
 
-    def own(piece: str) -> str:
+    def own(part: str) -> str:
         """Without the end of the prompt, if the decoder had held that back."""
         nonlocal held
-        if piece and held:
+        if part and held:
             kept, held = held, ""
-            return piece.lstrip().removeprefix(kept) if piece.lstrip().startswith(kept) else piece
-        return piece
+            return part.lstrip().removeprefix(kept) if part.lstrip().startswith(kept) else part
+        return part
 
-    for count in range(1, arguments.max_tokens + 1):
-        if arguments.ignore_separator:
+    for count in range(1, options.max_tokens + 1):
+        if options.ignore_separator:
             logits[0, separator] = -np.inf
-        token = choose(logits[0], uniform, arguments.temperature, arguments.top_k, arguments.top_p)
+        token = choose(logits[0], uniform, options.temperature, options.top_k, options.top_p)
         if token == separator:
             break
         yield own(decoder.push(token)), count
-        if count < arguments.max_tokens:
+        if count < options.max_tokens:
             logits, state = network.step(np.array([token]), state)
     yield own(decoder.flush()), count
 
 
-def main() -> int:
-    """Read the command line, write text to stdout and a line on speed to stderr; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Write text with a network that ltc export wrote.")
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> Any:
+        """Raise `UseError`."""
+        raise UseError(f"{message} (see --help)")
+
+
+def between(kind: type, low: int | float, high: int | float, above: bool = False) -> Callable[[str], Any]:
+    """A reader of an option's value: a number from `low` (without it if `above`) to `high`."""
+    words = f"a number {'above' if above else 'from'} {low:g} to {high:g}"
+
+    def read(given: str) -> Any:
+        try:
+            value = kind(given)
+        except ValueError:
+            value = None
+        if value is None or not (low < value if above else low <= value) or not value <= high:
+            raise argparse.ArgumentTypeError(f"expected {words}, got {given[:40]!r}")
+        return value
+
+    return read
+
+
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        UseError: If an option is unknown or out of range.
+    """
+    parser = Parser(prog="generate.py", description="Generate text with a network that ltc export wrote.")
     add = parser.add_argument
     add("prompt", nargs="?", default="", help="text to continue")
-    add("--directory", type=Path, default=Path(__file__).parent, help="the export (default: where this program lies)")
+    add("--directory", type=Path, default=Path(__file__).parent, help="the export (default: where this program is)")
     add("--int8", action="store_true", help="use model.int8.onnx")
-    add("--max-tokens", "-n", type=int, default=200)
-    add("--temperature", type=float, default=0.8, help="0 always takes the likeliest token (default: 0.8)")
-    add("--top-k", type=int, default=0, help="only the k likeliest tokens; 0 keeps all")
-    add("--top-p", type=float, default=1.0, help="only the likeliest tokens that together reach probability p")
-    add("--seed", type=int, default=None, help="same seed, same text")
+    add("--max-tokens", "-n", type=between(int, 1, 2**63), default=200)
+    temperature = "0 takes the likeliest token (default: 0.8)"
+    add("--temperature", type=between(float, 0, 100), default=0.8, help=temperature)
+    add("--top-k", type=between(int, 0, 2**63), default=0, help="only the k likeliest tokens; 0 keeps all")
+    top_p = "only the likeliest tokens that together reach probability p"
+    add("--top-p", type=between(float, 0, 1, above=True), default=1.0, help=top_p)
+    add("--seed", type=between(int, 0, 2**63 - 1), default=None, help="same seed, same text")
     add("--ignore-separator", action="store_true", help="go on after the end of a document")
-    add("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    if arguments.max_tokens < 1 or arguments.temperature < 0 or arguments.top_k < 0 or not 0 < arguments.top_p <= 1:
-        parser.error("expected max-tokens >= 1, temperature >= 0, top-k >= 0 and 0 < top-p <= 1")
-    if arguments.threads < 1 or (arguments.seed or 0) < 0:
-        parser.error("expected threads >= 1 and seed >= 0")
-    arguments.seed = secrets.randbits(63) if arguments.seed is None else arguments.seed
+    add("--threads", type=between(int, 1, 1024), default=1)
+    options = parser.parse_args(arguments)
+    options.seed = secrets.randbits(63) if options.seed is None else options.seed
+    try:  # where the locale is not UTF-8, Python hands over the bytes that it could not decode as surrogates
+        options.prompt = normalized(os.fsencode(options.prompt).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UseError(f"the prompt is not UTF-8: byte {error.start}") from error
+    return options
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Write the prompt and its continuation to stdout, and a line on speed to stderr."""
+    files = Files(options.directory)
+    name = "model.int8.onnx" if options.int8 else "model.onnx"
+    network = Network(files.read(name), options.threads, name)
+    text = Text(files, network.about)
+    ids = text.prompt(options.prompt, report) if options.prompt else [network.about["separator"]]
+    shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
     first, tokens = 0.0, 0
-    try:
-        path = arguments.directory / ("model.int8.onnx" if arguments.int8 else "model.onnx")
-        if not path.is_file():
-            raise ValueError(f"there is no {path}: give the directory that ltc export wrote with --directory")
-        network = Network(path, arguments.threads)
-        text = Text(arguments.directory, network.about)
-        print(arguments.prompt, end="", flush=True)
-        for piece, count in write(network, text, arguments.prompt, arguments):
-            first, tokens = first or time.perf_counter(), count
-            print(piece, end="", flush=True)
-        print()
-    except BrokenPipeError:  # the reader has had enough, as in `generate.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"generate.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        return 130
+    print(shown(options.prompt), end="", flush=True)
+    for part, count in write(network, text, ids, options):
+        first, tokens = first or time.perf_counter(), count
+        print(shown(part), end="", flush=True)
+    print(flush=True)
     rate = f", then {(tokens - 1) / (time.perf_counter() - first):,.0f} tokens/s" if tokens > 1 else ""
-    print(f"first token after {first - BEGIN:.2f} s{rate}, seed {arguments.seed}", file=sys.stderr)
+    report(f"first token after {first - BEGIN:.2f} s{rate}, seed {options.seed}")
+
+
+def report(message: str) -> None:
+    """Print one line to stderr, if that is open."""
+    try:
+        print(printable(" ".join(message.split())), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        discard(sys.stderr)
+
+
+def discard(stream: Any) -> None:
+    """Let what is still to be written to a broken stream go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_streams() -> None:
+    """Make every character printable on stdout and stderr, and stand in for one that is closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Run the program; returns the exit code."""
+    open_streams()
+    try:
+        try:
+            generate(options_of(None if arguments is None else list(arguments)))
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
+    except BrokenPipeError:  # the reader has had enough, as in `generate.py | head`
+        discard(sys.stdout)
+    except OSError as error:
+        discard(sys.stdout)
+        report(f"generate.py: cannot write: {error.strerror or error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (UseError, ExportError) as error:
+        report(f"generate.py: {error}")
+        return 2 if isinstance(error, UseError) else 4
+    except ValueError as error:
+        report(f"generate.py: {error}")
+        return 1
     return 0
 
 

@@ -48,14 +48,14 @@ export function choose(logits, { temperature = 0.8, topK = 0, topP = 1, random =
   order.sort((a, b) => logits[b] - logits[a] || a - b);
   const largest = logits[order[0]];
   if (!Number.isFinite(largest)) throw new Error("the network's logits are NaN or infinite");
-  if (temperature === 0) return order[0];
+  if (Math.fround(temperature) === 0) return order[0];
   const kept = topK > 0 ? order.filter((id) => logits[id] >= logits[order[Math.min(topK, order.length) - 1]]) : order;
   const weights = kept.map((id) => Math.exp((logits[id] - largest) / temperature));
   const total = weights.reduce((a, b) => a + b, 0);
   let count = kept.length;
   if (topP < 1) {
     let mass = 0;
-    for (count = 0; count < kept.length && mass < topP * total; count++) mass += weights[count];
+    for (count = 0; count < kept.length && (count === 0 || mass < topP * total); count++) mass += weights[count];
   }
   let left = random() * weights.slice(0, count).reduce((a, b) => a + b, 0);
   for (let i = 0; i < count - 1; i++) {
@@ -89,6 +89,12 @@ export class Text {
     return words.flatMap((word) => this.pieces(word));
   }
 
+  // The characters of a text that the tokenizer does not know.
+  unknownIn(text) {
+    if (this.unknown === undefined || !this.readable || !this.encode(text).includes(this.unknown)) return [];
+    return [...new Set(text)].filter((character) => this.encode(character).includes(this.unknown));
+  }
+
   // WordPiece: the longest piece that fits, again and again; a word that cannot be cut is unknown.
   pieces(word) {
     const characters = Array.from(word);
@@ -113,6 +119,11 @@ export class Text {
     if (this.decoding.style === "words") return new WordStream(this.decoding.pieces, this.decoding.prefix);
     throw new Error("this page cannot decode this tokenizer (decoding.json: window)");
   }
+}
+
+// A prompt as the package reads it: without byte order marks, with LF for every CR and CRLF.
+export function normalized(text) {
+  return text.replace(/\ufeff/g, "").replace(/\r\n?/g, "\n");
 }
 
 // As the tokenizer was trained: words with their leading space, numbers, symbols, line ends, blanks.
