@@ -23,7 +23,7 @@ install_import_hook(
         for path in PACKAGE.iterdir()
         if path.stem not in UNCHECKED and (path.is_dir() or path.suffix == ".py") and path.name[0] != "_"
     ],
-    "beartype.beartype",
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # PEP 484: an int is a float
 )
 
 hypothesis.settings.register_profile("ltc", deadline=None)  # a loaded machine is no fault of the code

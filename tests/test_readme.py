@@ -91,6 +91,7 @@ def execute(command: str, place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_commands_and_examples_run(page: str, place: Path) -> None:
     """The commands of a page in order, then its Python blocks as one script."""
