@@ -27,7 +27,7 @@ from lib.limits import limits
 from lib.report import log, print_json
 from ltc_textgen.benchmarking import race
 from ltc_textgen.config import ModelConfig, SamplingConfig
-from ltc_textgen.generation.engines import open_writer
+from ltc_textgen.generation.engines import Request, open_engine
 from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.decoder import Choice
@@ -57,9 +57,9 @@ def reference_call(model: LiquidTimeConstantNetwork, tokens: int) -> Callable[[]
     sampling = SamplingConfig(temperature=TEMPERATURE, max_tokens=tokens, seed=0)
 
     def call() -> None:
-        writer = open_writer(model, 0, [1], sampling, 0, engine="torch")
+        engine = open_engine(model, Request([1], sampling, 0, 0), "torch")
         for _ in range(tokens):
-            writer.draw()
+            engine.draw()
 
     return call
 

@@ -117,6 +117,7 @@ class Coupling(_Names):
     cfc = "cfc"
 
 
+SMALLEST_NORMAL_FLOAT32 = 2.0**-126
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -371,20 +372,23 @@ class TrainConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How text is drawn from a model's output distribution."""
+    """How text is drawn from a model's output distribution.
 
-    max_tokens: Annotated[int, Field(ge=1)] = Field(200, description="Tokens to write.")
+    Limits are those of the arithmetic that uses the values: float32 for the logits, int64 in the native decoder.
+    """
+
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] = Field(200, description="Tokens to write; 0 only reads.")
     temperature: Annotated[float, Field(ge=0, le=100)] = Field(
         0.8, description="Divides the logits; below 1 sharper, 0 always takes the likeliest token."
     )
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Only the k likeliest tokens; 0 keeps all.")
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Only the k likeliest tokens; 0 keeps all.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Only the likeliest tokens that together reach probability p."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Only tokens at least min_p times as likely as the likeliest."
     )
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = Field(
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = Field(
         1.0, description="Above 1: tokens already seen become less likely (Keskar et al. 2019)."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
@@ -393,9 +397,14 @@ class SamplingConfig(Settings):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Texts that end the generation.")
     ignore_separator: bool = Field(
         False,
-        description="Never draw the token that ends a document, so that the text goes on to max_tokens or a stop.",
+        description="Never draw the token that ends a document; text goes on to max_tokens or a stop string.",
     )
     num_samples: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Texts to write from one prompt.")
+
+    @property
+    def greedy(self) -> bool:
+        """True if the likeliest token is always taken: temperature 0, or one that float32 cannot divide by."""
+        return self.temperature < SMALLEST_NORMAL_FLOAT32
 
 
 class RunConfig(Settings):
@@ -422,13 +431,13 @@ class DynamicConfig(Settings):
     """Dynamic evaluation (see `evaluation.adaptive`)."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        3e-4, description="How far a weight moves at a gradient of usual size."
+        3e-4, description="Step size of a weight whose gradient has the mean magnitude."
     )
     decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        1e-3, description="Share of the way back to the trained weights that a usual weight goes after each segment."
+        1e-3, description="Decay towards the trained weights after each segment, for a weight of mean gradient."
     )
     segment: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        16, description="Tokens that are scored before the weights learn from them."
+        16, description="Tokens that are scored before the weights are updated on them."
     )
 
 
@@ -436,11 +445,11 @@ class CacheConfig(Settings):
     """A continuous cache (see `evaluation.adaptive`)."""
 
     size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        2000, description="Tokens back to which the cache remembers; memory grows with it."
+        2000, description="Last tokens that are kept; memory grows with it."
     )
     theta: Annotated[float, Field(ge=0, le=1000)] = Field(
-        20.0, description="How much better a similar context counts than a dissimilar one; 0: all count alike."
+        20.0, description="Sharpness of the weights by similarity of contexts; 0 weighs all contexts alike."
     )
     weight: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.2, description="Share lambda of the cache in the mixture; the network has the rest."
+        0.2, description="Weight lambda of the cache in the mixture with the network."
     )

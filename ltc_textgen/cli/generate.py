@@ -1,55 +1,108 @@
-"""`ltc generate`: write text with a trained network."""
+"""`ltc generate`: text from a trained network."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ltc_textgen.cli.common import (
-    DEFAULT_RUN,
-    Device,
-    Json,
-    RunDirectory,
-    Threads,
-    describe,
-    given,
-    prepare_torch,
-)
+from ltc_textgen.cli.common import DEFAULT_RUN, Device, Json, RunDirectory, Threads, describe, given, prepare_torch
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import print_json, print_message, write
 
 if TYPE_CHECKING:
-    from ltc_textgen.generation import Piece
+    from ltc_textgen.generation import TextChunk
     from ltc_textgen.model.text_state import TextState
     from ltc_textgen.runs import PlainRun
 
-Engine = Literal["auto", "torch", "native", "int8"]
+EngineName = Literal["auto", "torch", "native", "int8"]
 
-EXAMPLES = """Examples:
+EXAMPLES = r"""Examples:
 
 `ltc generate runs/book --prompt "It was" --max-tokens 300`
 
 `ltc generate runs/book --prompt "ROMEO:" --temperature 0.7 --top-p 0.9 --seed 1 --stop "JULIET:"`
 
+`ltc generate runs/book --prompt "It was" --stop '\n'` (to the end of the line)
+
 `ltc generate runs/book --prompt - < letter.txt` (the prompt from stdin)
 
 `ltc generate runs/book --prompt "It was" --num-samples 4 --json`
 
-`ltc generate runs/book --prompt-file book.txt --save-state book.state -n 1` (read once), then
+`ltc generate runs/book -i` (prompt after prompt)
+
+`ltc generate runs/book --prompt-file book.txt --save-state book.state -n 0` (read once), then
 `ltc generate runs/book --state book.state --prompt " And then"`
 """
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What generates texts, and how: a loaded run with its sampling options.
+
+    Args:
+        run: Loaded run directory.
+        sampling: How to draw.
+        state: State before the prompt; None to begin as a document does.
+        engine: See `generation.generate_stream`.
+        as_json: Print JSON instead of text.
+    """
+
+    run: "PlainRun"
+    sampling: SamplingConfig
+    state: "TextState | None" = None
+    engine: EngineName = "auto"
+    as_json: bool = False
+
+    def show(self, prompt: str, rest: str | None = None) -> None:
+        """Print the prompt and its continuations, on stdout, and the speed on stderr.
+
+        Args:
+            prompt: Text to print before each.
+            rest: Part of the prompt that `state` does not hold yet; the whole if None.
+        """
+        from ltc_textgen.generation import generate, generate_stream
+
+        model, tokenizer, count = self.run.model, self.run.tokenizer, self.sampling.num_samples
+        rest = prompt if rest is None else rest
+        options: dict[str, Any] = {"state": self.state, "engine": self.engine, "notify": print_message}
+        if self.as_json:
+            samples = [text.to_dict() for text in generate(model, tokenizer, rest, self.sampling, **options)]
+            print_json({"prompt": prompt, "samples": samples, "sampling": self.sampling.model_dump(mode="json")})
+            return
+        chunks = generate_stream(model, tokenizer, rest, self.sampling, **options)
+        ends = show_one(prompt, chunks) if count == 1 else show_many(prompt, chunks, count)
+        tokens, seconds = sum(end.tokens for end in ends), max(end.seconds for end in ends)
+        print_message(f"{tokens} tokens, {tokens / max(seconds, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
+
+
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue; - reads it from stdin.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-file", help="File with the text to continue. Its last line end, like that of stdin, is left out."
+    ),
+]
+Interactive = Annotated[
+    bool,
+    typer.Option("--interactive", "-i", help="Load once, then continue each line of stdin; :help lists commands."),
+]
+State = Annotated[
+    Path | None, typer.Option("--state", help="Continue a text that --save-state wrote; the prompt follows it.")
+]
+SaveState = Annotated[Path | None, typer.Option("--save-state", help="Write the state after the prompt to this file.")]
+
+
 def generate(
     run_dir: RunDirectory = DEFAULT_RUN,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Text to continue; - reads it from stdin.")
-    ] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="File with the text to continue.")] = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    interactive: Interactive = False,
     max_tokens: Annotated[int | None, describe(SamplingConfig, "max_tokens", "--max-tokens", "-n")] = None,
     temperature: Annotated[float | None, describe(SamplingConfig, "temperature")] = None,
     top_k: Annotated[int | None, describe(SamplingConfig, "top_k")] = None,
@@ -61,21 +114,16 @@ def generate(
     ignore_separator: Annotated[bool, describe(SamplingConfig, "ignore_separator", "--ignore-separator")] = False,
     num_samples: Annotated[int | None, describe(SamplingConfig, "num_samples")] = None,
     engine: Annotated[
-        Engine, typer.Option(help="What computes: native (fused, CPU), int8 (native, 8-bit weights), torch, or auto.")
+        EngineName, typer.Option(help="native (fused, CPU), int8 (native, 8-bit weights), torch, or auto.")
     ] = "auto",
-    state: Annotated[
-        Path | None,
-        typer.Option("--state", help="Go on from a text that --save-state has kept; the prompt follows it."),
-    ] = None,
-    save_state: Annotated[
-        Path | None, typer.Option("--save-state", help="Keep what was read, the prompt included, in this file.")
-    ] = None,
+    state: State = None,
+    save_state: SaveState = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Write text with a trained network: the prompt, and what it makes of it, as it is made."""
-    values = given(
+    """Continue a prompt with a trained network; text is printed as it is generated."""
+    options = given(
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -83,60 +131,71 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        stop=stop,
+        stop=[unescaped(text) for text in stop or ()],
         ignore_separator=ignore_separator,
         num_samples=num_samples,
     )
-    sampling = SamplingConfig.parse(values)
-    text = read_prompt(prompt, prompt_file)
-    from ltc_textgen.generation import generate as complete
-    from ltc_textgen.generation import generate_stream
+    sampling = SamplingConfig.parse(options)
+    if interactive and (prompt is not None or prompt_file is not None or save_state is not None):
+        raise UsageError("--interactive reads its prompts from stdin: leave out --prompt, --prompt-file, --save-state")
+    if not sampling.max_tokens and save_state is None and not interactive:
+        raise UsageError("--max-tokens 0 generates nothing: it needs --save-state")
+    text = "" if interactive else read_prompt(prompt, prompt_file)
     from ltc_textgen.runs import load_plain_run
 
     run = load_plain_run(run_dir, prepare_torch(device, threads))
-    before, rest = read_before(run, text, state, save_state)
-    options: dict[str, Any] = {"state": before, "engine": engine, "notify": print_message}
-    if as_json:
-        completions = complete(run.model, run.tokenizer, rest, sampling, **options)
-        samples = [completion.to_dict() for completion in completions]
-        print_json({"prompt": text, "samples": samples, "sampling": sampling.model_dump(mode="json")})
-        return
-    pieces = generate_stream(run.model, run.tokenizer, rest, sampling, **options)
-    ends = show_one(text, pieces) if sampling.num_samples == 1 else show_many(text, pieces, sampling.num_samples)
-    tell_speed(ends)
+    texts = Texts(run, sampling, load_state(run, state), engine, as_json)
+    if interactive:
+        from ltc_textgen.cli.interactive import converse
+
+        converse(texts)
+    elif save_state is None:
+        texts.show(text)
+    else:
+        read_and_save(texts, text, save_state)
 
 
-def tell_speed(ends: list["Piece"]) -> None:
-    """Say on stderr how fast the texts were written."""
-    tokens, passed = sum(end.tokens for end in ends), max(end.seconds for end in ends)
-    print_message(f"{tokens} tokens, {tokens / max(passed, 1e-9):,.0f} tokens/s, seed {ends[0].seed}")
+def unescaped(stop: str) -> str:
+    r"""A stop string as it was meant in a shell, where '\n' is a backslash and a letter.
+
+    Only a text of nothing but \n, \r and \t is changed.
+    """
+    if not re.fullmatch(r"(\\[nrt])+", stop):
+        return stop
+    return stop.replace(r"\n", "\n").replace(r"\r", "\r").replace(r"\t", "\t")
 
 
-def read_before(
-    run: "PlainRun", prompt: str, state: Path | None, save_state: Path | None
-) -> "tuple[TextState | None, str]":
-    """What is read before the first token is drawn: the state to go on from, and the part of the prompt after it.
+def load_state(run: "PlainRun", path: Path | None) -> "TextState | None":
+    """The state in a file of --save-state; None without a file.
 
     Raises:
-        ArtifactError: If the state's file is damaged, or of another model.
+        ArtifactError: If the file is damaged, or of another model.
         UsageError: If it holds several texts.
     """
+    from ltc_textgen.model.text_state import TextState
+
+    state = None if path is None else TextState.load(path, run.model)
+    if state is not None and state.batch_size != 1:
+        raise UsageError(f"{path} holds {state.batch_size} texts, --state takes one")
+    return state
+
+
+def read_and_save(texts: Texts, prompt: str, path: Path) -> None:
+    """Read the prompt, write the state after it to a file, and print the continuation, if there is to be one."""
+    import dataclasses
+
     import torch
 
     from ltc_textgen.generation.generate import encode_prompt
-    from ltc_textgen.model.text_state import TextState
 
-    before = None if state is None else TextState.load(state, run.model)
-    if before is not None and before.batch_size != 1:
-        raise UsageError(f"{state} holds {before.batch_size} texts, --state takes one")
-    if save_state is None:
-        return before, prompt
-    if before is None or prompt:
-        ids = encode_prompt(run.tokenizer, prompt, print_message)
-        before = run.model.read(torch.tensor([ids]), state=before)
-    before.save(save_state)
-    print_message(f"{before.tokens[0]:,} tokens read, kept in {save_state}")
-    return before, ""
+    state = texts.state
+    if state is None or prompt:
+        ids = encode_prompt(texts.run.tokenizer, prompt, print_message)
+        state = texts.run.model.read(torch.tensor([ids]), state=state)
+    state.save(path)
+    print_message(f"{state.tokens[0]:,} tokens read, state written to {path}")
+    if texts.sampling.max_tokens:
+        dataclasses.replace(texts, state=state).show(prompt, "")
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -147,38 +206,47 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     """
     if prompt is not None and prompt_file is not None:
         raise UsageError("--prompt and --prompt-file exclude each other")
-    if prompt is None and prompt_file is None:
-        return ""
+    if prompt_file is not None:
+        try:
+            return decoded(prompt_file.read_bytes(), f"prompt file {prompt_file}")
+        except OSError as error:
+            raise UsageError(f"cannot read the prompt file {prompt_file}: {error.strerror}") from None
+    if prompt == "-":
+        return decoded(sys.stdin.buffer.read(), "prompt on stdin")
+    # Where the locale is not UTF-8, Python passes on the bytes that it could not decode as surrogates.
+    return decoded(os.fsencode(prompt or "") + b"\n", "prompt")
+
+
+def decoded(content: bytes, where: str) -> str:
+    """A prompt from bytes, without the line end at its end, if there is one: tools that write lines end with one.
+
+    Raises:
+        UsageError: If the bytes are not UTF-8.
+    """
     try:
-        if prompt_file is not None:
-            content = prompt_file.read_bytes()
-        else:  # where the locale is not UTF-8, Python hands over the bytes that it could not decode as surrogates
-            content = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt or "")
-        return content.decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read the prompt file {prompt_file}: {error.strerror}") from None
+        return content.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise UsageError(f"the prompt is not UTF-8: byte {error.start}") from None
+        raise UsageError(f"the {where} is not UTF-8: byte {error.start}") from None
 
 
-def show_one(prompt: str, pieces: Iterator["Piece"]) -> list["Piece"]:
-    """Print one text as it is made, and return its last piece."""
+def show_one(prompt: str, chunks: Iterator["TextChunk"]) -> list["TextChunk"]:
+    """Print one text as it is generated, and return its last chunk."""
     write(prompt)
     last: Any = None
-    for piece in pieces:
-        write(piece.text)
-        last = piece
+    for chunk in chunks:
+        write(chunk.text)
+        last = chunk
     write("\n")
     return [last]
 
 
-def show_many(prompt: str, pieces: Iterator["Piece"], count: int) -> list["Piece"]:
-    """Print several texts one after the other, each as soon as those before it are complete; returns their ends."""
+def show_many(prompt: str, chunks: Iterator["TextChunk"], count: int) -> list["TextChunk"]:
+    """Print several texts in order, each as soon as those before it are complete; returns their last chunks."""
     texts, ends, shown = [""] * count, {}, 0
-    for piece in pieces:
-        texts[piece.sample] += piece.text
-        if piece.finish_reason is not None:
-            ends[piece.sample] = piece
+    for chunk in chunks:
+        texts[chunk.sample] += chunk.text
+        if chunk.finish_reason is not None:
+            ends[chunk.sample] = chunk
         while shown in ends:
             write(f"--- sample {shown + 1} of {count}\n{prompt}{texts[shown]}\n")
             shown += 1

@@ -1,6 +1,6 @@
-"""Writing text with a model: sampling, stop strings, decoding token by token."""
+"""Text generation with a model: sampling, stop strings, decoding token by token."""
 
-from ltc_textgen.generation.generate import Completion, FinishReason, Piece, generate, generate_stream
+from ltc_textgen.generation.generate import Completion, FinishReason, TextChunk, generate, generate_stream
 from ltc_textgen.generation.sampling import LogitsError
 
-__all__ = ["Completion", "FinishReason", "LogitsError", "Piece", "generate", "generate_stream"]
+__all__ = ["Completion", "FinishReason", "LogitsError", "TextChunk", "generate", "generate_stream"]

@@ -1,11 +1,12 @@
-"""Write text: read a prompt in chunks, then one token at a time with memory and work that do not grow.
+"""Text generation: the prompt is read in chunks, then tokens are drawn with constant memory and work per token.
 
 A text ends with finish_reason "stop" at a stop string (which is not part of the text) or at the separator, the token
-that the model saw between the documents of its training text (`ignore_separator`: it is never drawn); otherwise with
-"length" after `max_tokens`.
-Several samples of one prompt are written side by side: the prompt is read once and its state is forked. Sample i draws
-from numbers of its own, made from (seed, i); its text is the same with or without the others beside it, except where
-the rounding of a larger matrix product tips a draw that was on the edge.
+between the documents of the training text (`ignore_separator`: it is never drawn); otherwise with "length" after
+`max_tokens`. A text holds whole characters only: the bytes of one that is not complete at its end are left out.
+
+Several samples of one prompt are generated as one batch: the prompt is read once and its state is copied. Sample i
+draws from its own random numbers, seeded by (seed, i); its text is the same in a batch of any size, except where the
+rounding of a larger matrix product changes a draw near the boundary between two tokens.
 """
 
 import secrets
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
-from ltc_textgen.generation.engines import Engine, open_writer
+from ltc_textgen.generation.engines import EngineName, Request, open_engine
 from ltc_textgen.generation.stop_strings import StopScanner
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import LiquidNetwork
@@ -27,19 +28,21 @@ from ltc_textgen.model.text_state import TextState
 
 FinishReason = Literal["stop", "length"]
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of one sample's text, as it is made.
+class TextChunk:
+    """A part of one sample's text, as it is generated.
 
     Args:
         sample: Number of the sample, from 0.
-        text: Text to append; may be empty in the last piece.
-        tokens: Tokens drawn for this sample so far, a separator that ended it included.
+        text: Text to append; may be empty in the last chunk.
+        tokens: Tokens drawn for this sample so far, including a separator that ended it.
         seconds: Time since the prompt was read.
         prompt_tokens: Tokens read before the first was drawn.
         seed: Seed of the generation.
-        finish_reason: Set in the last piece of a sample and in no other.
+        finish_reason: Set in the last chunk of a sample and in no other.
     """
 
     sample: int
@@ -53,7 +56,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Completion:
-    """The whole text of one sample, without the prompt. Fields as in `Piece`; `seconds` is when it was finished."""
+    """The text of one sample, without the prompt. Fields as in `TextChunk`; `seconds` is the time when it ended."""
 
     sample: int
     text: str
@@ -65,7 +68,7 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of this sample by its own time; samples side by side each have this speed."""
+        """Tokens of this sample over its own time, which samples of one batch have in common."""
         return self.tokens / max(self.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,15 +83,15 @@ def generate(
     sampling: SamplingConfig | None = None,
     *,
     state: TextState | LiquidState | None = None,
-    engine: Engine = "auto",
+    engine: EngineName = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> list[Completion]:
-    """Write `sampling.num_samples` continuations of a prompt. Arguments and errors as in `generate_stream`."""
+    """Generate `sampling.num_samples` continuations of a prompt. Arguments and errors as in `generate_stream`."""
     parts: dict[int, list[str]] = {}
-    last: dict[int, Piece] = {}
-    for piece in generate_stream(model, tokenizer, prompt, sampling, state=state, engine=engine, notify=notify):
-        parts.setdefault(piece.sample, []).append(piece.text)
-        last[piece.sample] = piece
+    last: dict[int, TextChunk] = {}
+    for chunk in generate_stream(model, tokenizer, prompt, sampling, state=state, engine=engine, notify=notify):
+        parts.setdefault(chunk.sample, []).append(chunk.text)
+        last[chunk.sample] = chunk
     return [Completion(**(vars(last[sample]) | {"text": "".join(parts[sample])})) for sample in sorted(last)]
 
 
@@ -99,38 +102,43 @@ def generate_stream(
     sampling: SamplingConfig | None = None,
     *,
     state: TextState | LiquidState | None = None,
-    engine: Engine = "auto",
+    engine: EngineName = "auto",
     notify: Callable[[str], None] = warnings.warn,
-) -> Iterator[Piece]:
-    """Continue a prompt, yielding text as it is made.
+) -> Iterator[TextChunk]:
+    """Continue a prompt, yielding text as it is generated.
 
-    The pieces of a sample, joined, are its text; the last one has a finish_reason. Text that may turn out to be the
-    beginning of a stop string, or of a character of several bytes, is held back until that is known. While the
-    iterator is in use the model is in evaluation mode; when it ends or is closed, the mode is what it was.
+    The chunks of a sample, joined, are its text; the last one has a finish_reason. The possible beginning of a stop
+    string, and the bytes of an incomplete character, are held back. The model is in evaluation mode while the iterator
+    is in use, and in its previous mode when the iterator ends or is closed.
 
     Args:
         model: Network, on any device.
-        tokenizer: The tokenizer it was trained with.
-        prompt: Text to continue. If empty, the model starts where a document does: after a separator.
+        tokenizer: The tokenizer that the model was trained with.
+        prompt: Text to continue. If empty, generation starts as a document does: after a separator.
         sampling: How to draw, how much, and where to stop; the defaults of `SamplingConfig` if None.
-        state: What was read before the prompt, of one sequence; nothing if None. With a `TextState` (see `states`) an
-            empty prompt goes on where that text ends.
-        engine: What computes: torch (any model, any device), native (see `native`, faster on the CPU), int8 (native
-            with weights of 8 bits, which changes the text), or auto: native where it can, torch elsewhere.
-        notify: Called with a sentence when a part of the prompt is unknown to the tokenizer.
+        state: State before the prompt, of one sequence; the initial state if None. With a `TextState` an empty prompt
+            continues that text.
+        engine: torch (any model, any device), native (see `native`; faster on the CPU), int8 (native with 8-bit
+            weights, which changes the text), or auto: native where it is supported, torch elsewhere.
+        notify: Called with a sentence about each part of the prompt that is unknown to the tokenizer, and about each
+            stop string that it cannot generate.
 
     Raises:
-        UsageError: At once, if the prompt holds no token, or the tokenizer is not the model's; when it runs, if the
-            state is not one sequence of this model, or the native decoder is asked for and cannot decode this model.
-        LogitsError: While running, if the model's weights are broken.
+        UsageError: At the call, if the prompt holds no token, or the tokenizer is not the model's; at the first chunk,
+            if the state is not one sequence of this model, or the native decoder does not support this model.
+        LogitsError: While generating, if the model's output is no distribution.
     """
     sampling = sampling or SamplingConfig()
     sizes = {tokenizer.vocab_size, model.settings.input_size, model.settings.vocabulary}
     if len(sizes) > 1:
         raise UsageError(
-            f"the tokenizer knows {tokenizer.vocab_size} tokens, the model reads {model.settings.input_size} and "
-            f"writes {model.settings.vocabulary}: use the tokenizer that the model was trained with"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model reads {model.settings.input_size} and "
+            f"generates {model.settings.vocabulary}: use the tokenizer that the model was trained with"
         )
+    for stop in sampling.stop:
+        if foreign := ungenerable(tokenizer, stop):
+            names = ", ".join(map(repr, foreign))
+            notify(f"stop string {stop!r}: the {tokenizer.kind} tokenizer cannot generate {names}: it ends no text")
     if not isinstance(state, TextState):
         return _stream(model, tokenizer, encode_prompt(tokenizer, prompt, notify), sampling, state, engine)
     state.require_model(model)
@@ -144,7 +152,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     """Token ids of a prompt, at least one.
 
     Args:
-        tokenizer: Its unknown token, if it has one, stands for what it does not know.
+        tokenizer: Unknown characters become its unknown token, if it has one.
         prompt: Any text; the empty one gives the separator.
         notify: Called with a sentence that names the characters that became the unknown token.
 
@@ -167,30 +175,38 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     return ids
 
 
+def ungenerable(tokenizer: TextTokenizer, text: str) -> list[str]:
+    """Characters of a text that no token of a tokenizer writes, each once."""
+    written = tokenizer.decode(tokenizer.encode(text))
+    foreign = [c for c in dict.fromkeys(text) if c not in written]
+    return [c for c in foreign if c not in tokenizer.decode(tokenizer.encode(f"a{c}a"))]
+
+
 class _Sample:
-    """The text side of one sample: decoding, stop strings, and when it ends."""
+    """The text of one sample: decoding, stop strings, and when it ends."""
 
     def __init__(self, number: int, tokenizer: TextTokenizer, prompt: list[int], sampling: SamplingConfig) -> None:
         self.number, self.tokens = number, 0
         self._separator, self._limit = tokenizer.separator_id, sampling.max_tokens
         self._decoder, self._scanner = tokenizer.stream(), StopScanner(sampling.stop)
-        # The decoder reads the prompt too: whether the first word needs a space before it depends on what came before.
+        # The decoder reads the prompt too, which decides whether the first word needs a space before it.
         shown = "".join([self._decoder.push(token) for token in prompt])
         self._prompt_held = tokenizer.decode(prompt)[len(shown) :].strip()
 
     def push(self, token: int) -> tuple[str, FinishReason | None]:
-        """Text that this token lets through, and why the sample ends with it, if it does."""
+        """The text that this token completes, and why the sample ends with it, if it does."""
         self.tokens += 1
         ends = token == self._separator
         text = self._scanner.push(self._own("" if ends else self._decoder.push(token)))
         if not self._scanner.stopped and (ends or self.tokens == self._limit):
-            text += self._scanner.push(self._own(self._decoder.flush()))
+            # What the decoder still holds at the end may be the first bytes of a character.
+            text += self._scanner.push(self._own(self._decoder.flush()).rstrip(REPLACEMENT))
             if not self._scanner.stopped:
                 return text + self._scanner.flush(), "stop" if ends else "length"
         return text, "stop" if self._scanner.stopped else None
 
     def _own(self, text: str) -> str:
-        """Without the end of the prompt, if the decoder had held that back."""
+        """The text without the end of the prompt, if the decoder had held that back."""
         if text and self._prompt_held:
             held, self._prompt_held = self._prompt_held, ""
             if text.lstrip().startswith(held):
@@ -204,15 +220,19 @@ def _stream(
     prompt: list[int],
     sampling: SamplingConfig,
     state: LiquidState | None,
-    engine: Engine,
-) -> Iterator[Piece]:
+    engine: EngineName,
+) -> Iterator[TextChunk]:
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    if not sampling.max_tokens:
+        for number in range(sampling.num_samples):
+            yield TextChunk(number, "", 0, 0.0, len(prompt), seed, "length")
+        return
     samples = [_Sample(i, tokenizer, prompt, sampling) for i in range(sampling.num_samples)]
     with evaluating(model):
-        writer = open_writer(model, tokenizer.separator_id, prompt, sampling, seed, state, engine)
+        source = open_engine(model, Request(prompt, sampling, seed, tokenizer.separator_id, state), engine)
         start = time.perf_counter()
         while samples:
-            tokens = writer.draw()
+            tokens = source.draw()
             going = list(range(len(samples)))
             for column in tokens.T.tolist():
                 for row in list(going):
@@ -220,9 +240,9 @@ def _stream(
                     text, reason = sample.push(column[row])
                     if text or reason:
                         seconds = time.perf_counter() - start
-                        yield Piece(sample.number, text, sample.tokens, seconds, len(prompt), seed, reason)
+                        yield TextChunk(sample.number, text, sample.tokens, seconds, len(prompt), seed, reason)
                     if reason is not None:
                         going.remove(row)
             if len(going) < len(samples):
                 samples = [samples[row] for row in going]
-                writer.keep(going)
+                source.keep(going)

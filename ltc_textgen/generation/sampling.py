@@ -1,11 +1,10 @@
 """From logits to the next token: penalty, temperature, filters, draw.
 
-The order is that of transformers' `generate`, and so are the results: repetition penalty, temperature, top-k, top-p,
-min-p, each on the output of the one before. A filter sets the logits of what it removes to -inf; the likeliest token
-is never removed. A draw takes one uniform number per sample from a stream of that sample's own, so that what a sample
-draws does not depend on how many others are written beside it.
+Order and results are those of transformers' `generate`: repetition penalty, temperature, top-k, top-p, min-p, each on
+the output of the one before. A filter sets the logits that it removes to -inf and never removes the likeliest token. A
+draw takes one uniform number from the sample's own stream, so that a sample does not depend on the number of samples.
 
-All functions are pure: logits (B, V) come in and new ones go out.
+All functions are pure: they take logits (B, V) and return new ones.
 """
 
 import math
@@ -21,7 +20,7 @@ DRAW_BLOCK = 256
 
 
 def forbid(logits: Float[Tensor, "B V"], token: int) -> Float[Tensor, "B V"]:
-    """A token that is never drawn.
+    """Set the logit of one token to -inf.
 
     Raises:
         LogitsError: If no other token is possible.
@@ -32,7 +31,7 @@ def forbid(logits: Float[Tensor, "B V"], token: int) -> Float[Tensor, "B V"]:
 
 
 def check_logits(logits: Float[Tensor, "B V"]) -> None:
-    """Refuse logits that no token can be drawn from. A logit of -inf is a forbidden token and allowed.
+    """Validate that a token can be drawn from every row. A logit of -inf is a forbidden token and allowed.
 
     Raises:
         LogitsError: Names the first row that is NaN, +inf, or -inf everywhere.
@@ -43,7 +42,7 @@ def check_logits(logits: Float[Tensor, "B V"]) -> None:
 
 
 def broken_logits(row: int) -> LogitsError:
-    """The error that says that a row's logits are no distribution."""
+    """The error of a row whose logits are no distribution."""
     return LogitsError(
         f"the model's logits of sample {row} are NaN or infinite: its weights are broken, or the state before; "
         "load an earlier checkpoint, or train again with a smaller learning rate"
@@ -51,7 +50,7 @@ def broken_logits(row: int) -> LogitsError:
 
 
 def penalize(logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"], penalty: float) -> Float[Tensor, "B V"]:
-    """Make tokens that were seen less likely: divide their positive logits by `penalty`, multiply the others.
+    """Make seen tokens less likely: divide their positive logits by `penalty`, multiply their negative ones.
 
     Args:
         logits: As the model gives them; the penalty depends on their sign, so it comes before everything else.
@@ -66,7 +65,7 @@ def penalize(logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"], penalty: f
 
 
 def temper(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:
-    """Divide logits by a temperature > 0; shifted so that the largest is 0, hence no temperature can overflow."""
+    """Divide logits by a temperature, a normal float32 number > 0, with the largest shifted to 0 against overflow."""
     return (logits - logits.amax(dim=1, keepdim=True)) / temperature
 
 
@@ -85,7 +84,8 @@ def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     ordered, index = logits.sort(dim=1, descending=True, stable=True)
     probability = ordered.softmax(dim=1)
     likelier = probability.cumsum(dim=1) - probability  # mass of the tokens before this one
-    surplus = likelier >= p  # never the likeliest, before which there is exactly nothing
+    surplus = likelier >= p
+    surplus[:, 0] = False  # p may round to 0
     return logits.masked_fill(surplus.scatter(1, index, surplus), -math.inf)
 
 
@@ -105,13 +105,13 @@ def shape_logits(
     seen: Bool[Tensor, "B V"] | None = None,
     separator: int | None = None,
 ) -> Float[Tensor, "B V"]:
-    """Everything that happens to logits before the draw, in float32, in the order of this module.
+    """Apply all of the sampling options to logits, in float32, in the order of this module.
 
     Args:
         logits: The model's output at one token.
-        sampling: What to apply. At temperature 0 only the penalty is: the filters never remove the likeliest token.
+        sampling: What to apply. Greedy sampling applies the penalty alone: no filter removes the likeliest token.
         seen: Tokens to penalize; None if there is no penalty.
-        separator: The token between documents, which `sampling` may ignore.
+        separator: The token between documents; forbidden if `sampling.ignore_separator`.
 
     Raises:
         LogitsError: See `check_logits`.
@@ -122,7 +122,8 @@ def shape_logits(
         logits = forbid(logits, separator)
     if seen is not None:
         logits = penalize(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+        check_logits(logits)
+    if sampling.greedy:
         return logits
     logits = temper(logits, sampling.temperature)
     if sampling.top_k:
@@ -151,9 +152,9 @@ def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tens
 
 
 class UniformStreams:
-    """One endless stream of uniform numbers per sample, made from (seed, number of the sample).
+    """One unbounded stream of uniform numbers per sample, seeded by (seed, number of the sample).
 
-    Numbers are made on the CPU whatever the model runs on, so that a seed means the same everywhere.
+    Numbers are generated on the CPU whatever the model's device, so that a seed gives the same text everywhere.
 
     Args:
         seed: Seed of the generation, >= 0.
@@ -171,22 +172,22 @@ class UniformStreams:
         return number
 
     def ahead(self, count: int) -> Float[Tensor, "B _"]:
-        """The next `count` numbers of each sample, which stay the next ones until `skip`."""
+        """The next `count` numbers of each sample, without advancing."""
         while self._block.shape[1] < count:
             more = [torch.rand(DRAW_BLOCK, generator=g, dtype=torch.float64) for g in self._generators]
             self._block = torch.cat([self._block, torch.stack(more)], dim=1)
         return self._block[:, :count]
 
     def skip(self, count: int) -> None:
-        """Go on behind the next `count` numbers, which were used."""
+        """Advance past the next `count` numbers."""
         self._block = self._block[:, count:]
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only; their numbers are not changed by the others leaving."""
+        """Continue with these rows only; their numbers stay the same."""
         self._generators = [self._generators[row] for row in rows]
         self._block = self._block[rows]
 
 
 def sample_seed(seed: int, sample: int) -> int:
-    """Seed of one sample's generator, in [0, 2**64): seeds that are near give streams that are unrelated."""
+    """Seed of one sample's generator, in [0, 2**64); consecutive seeds give independent streams."""
     return int(np.random.SeedSequence(entropy=seed, spawn_key=(sample,)).generate_state(1, np.uint64)[0])

@@ -1,15 +1,14 @@
-"""Stop strings in a text that arrives in pieces."""
+"""Stop strings in a text that arrives in chunks."""
 
 
 class StopScanner:
-    """Lets text through up to the first stop string, however the pieces are cut.
+    """Passes text on up to the first stop string, however the text is split into chunks.
 
-    The text ends where a stop string is first complete, and is returned up to where that stop string begins. Nothing
-    that could be the beginning of a stop string is let through before it is known not to be one, so that what was
-    shown never has to be taken back.
+    The text ends where a stop string is first complete, and is returned up to the beginning of that stop string. The
+    beginning of a possible stop string is held back until the text after it decides, so that no text is withdrawn.
 
     Args:
-        stops: Texts that end the text, none of them empty; no stops let everything through at once.
+        stops: Stop strings, none of them empty; without any, text is passed on at once.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -19,9 +18,9 @@ class StopScanner:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The part of the text so far that may now be shown; sets `stopped` if a stop string is complete."""
+        """The text that can now be shown; sets `stopped` if a stop string is complete."""
         held = self._held + text
-        # A stop string that ends first wins, whatever the cut; of several that end together, the longest.
+        # The stop string that ends first wins; of several that end together, the longest.
         found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
@@ -31,11 +30,11 @@ class StopScanner:
         return held[:cut]
 
     def flush(self) -> str:
-        """What was held back, once it is known that no more text comes."""
+        """The text held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
     def _possible(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         lengths = range(min(len(text), self._longest - 1), 0, -1)
         return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)

@@ -219,7 +219,7 @@ def test_bad_data_is_code_3_and_one_line(make: str, tmp_path: Path, ltc: Callabl
         (["train", "--tokenizer", "sentencepeace"], "sentencepeace"),
         (["generate", "RUN", "--temperature", "-1"], "temperature: input should be greater than or equal to 0"),
         (["generate", "RUN", "--top-p", "2"], "top_p: input should be less than or equal to 1"),
-        (["generate", "RUN", "--max-tokens", "0"], "max_tokens"),
+        (["generate", "RUN", "--max-tokens", "0"], "--max-tokens"),
         (["generate", "RUN", "--prompt", "a", "--prompt-file", "b"], "exclude each other"),
         (["generate", "RUN", "--prompt-file", "none"], "cannot read the prompt file none"),
         (["eval", "RUN", "--split", "half"], "expected all, train, valid or test"),

@@ -10,7 +10,7 @@ from ltc_textgen.config import ModelConfig, SamplingConfig, Solver
 from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation import LogitsError, generate, generate_stream
-from ltc_textgen.generation.engines import NativeWriter, TorchWriter, open_writer
+from ltc_textgen.generation.engines import NativeEngine, Request, TorchEngine, open_engine
 from ltc_textgen.generation.native import NativeDecoder, weights_of, why_not
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
@@ -161,26 +161,26 @@ OPTIONS = [
 ]
 
 
-def take(writer: TorchWriter | NativeWriter, count: int) -> torch.Tensor:
+def take(engine: TorchEngine | NativeEngine, count: int) -> torch.Tensor:
     """Tokens of all samples, whatever ends them."""
     taken: list[torch.Tensor] = []
     while sum(part.shape[1] for part in taken) < count:
-        taken.append(writer.draw())
+        taken.append(engine.draw())
     return torch.cat(taken, dim=1)[:, :count]
 
 
-def pass_over(writer: NativeWriter, count: int) -> None:
+def pass_over(engine: NativeEngine, count: int) -> None:
     """As `take`, but keep nothing: the text itself grows."""
     while count > 0:
-        count -= writer.draw().shape[1]
+        count -= engine.draw().shape[1]
 
 
 @pytest.mark.parametrize("sampling", OPTIONS, ids=str)
 def test_it_writes_what_the_reference_writes(sampling: SamplingConfig) -> None:
     model, count, prompt, seed = make_model(), 2000, [1, 2, 3], sampling.seed or 0
     sampling = sampling.model_copy(update={"max_tokens": count, "num_samples": 2})
-    native = open_writer(model, 0, prompt, sampling, seed)
-    assert isinstance(native, NativeWriter)
+    native = open_engine(model, Request(prompt, sampling, seed, 0))
+    assert isinstance(native, NativeEngine)
     ours = take(native, count)
     # The reference at every token, given the tokens before it.
     ids = torch.cat([torch.tensor([prompt, prompt]), ours], dim=1)
@@ -197,8 +197,8 @@ def test_it_writes_what_the_reference_writes(sampling: SamplingConfig) -> None:
         theirs = draw(shaped, uniform[row]) if sampling.temperature else shaped.argmax(1)
         assert torch.equal(ours[row], theirs)
     # And the reference as it runs.
-    reference = open_writer(model, 0, prompt, sampling, seed, engine="torch")
-    assert isinstance(reference, TorchWriter)
+    reference = open_engine(model, Request(prompt, sampling, seed, 0), "torch")
+    assert isinstance(reference, TorchEngine)
     assert torch.equal(ours[:, :20], take(reference, 20))
     if sampling.temperature:
         assert len(set(ours[0].tolist())) > 4, "a text of few tokens proves little"
@@ -370,9 +370,9 @@ def test_other_models_are_refused_and_written_by_pytorch(more: dict[str, object]
     with pytest.raises(UsageError, match=reason):
         NativeDecoder(model)
     sampling = SamplingConfig(max_tokens=3, temperature=0)
-    assert isinstance(open_writer(model, 0, [1], sampling, 0), TorchWriter)
+    assert isinstance(open_engine(model, Request([1], sampling, 0, 0)), TorchEngine)
     with pytest.raises(UsageError, match=reason):
-        open_writer(model, 0, [1], sampling, 0, engine="int8")
+        open_engine(model, Request([1], sampling, 0, 0), "int8")
 
 
 def test_changed_models_are_refused() -> None:
@@ -399,7 +399,7 @@ def test_a_model_that_computes_something_else_is_found_out(monkeypatch: pytest.M
     monkeypatch.setattr(type(model.head), "logits", lambda head, hidden: logits(head, hidden).tanh())
     with pytest.raises(UsageError, match="computes something else"):
         NativeDecoder(model)
-    assert isinstance(open_writer(model, 0, [1], SamplingConfig(), 0), TorchWriter)
+    assert isinstance(open_engine(model, Request([1], SamplingConfig(), 0, 0)), TorchEngine)
 
 
 def test_a_state_goes_before_the_prompt() -> None:
@@ -418,13 +418,13 @@ def test_a_state_goes_before_the_prompt() -> None:
     with pytest.raises(UsageError, match="state: another model"):
         generate(make_model(seed=1, vocabulary=chars.vocab_size), chars, "a", sampling, state=state)
     with pytest.raises(UsageError, match="state: expected neurons"):
-        open_writer(model, 0, [1], sampling, 0, NativeDecoder(model).initial_state(2), engine="native")
+        open_engine(model, Request([1], sampling, 0, 0, NativeDecoder(model).initial_state(2)), "native")
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
     sampling = SamplingConfig(max_tokens=60_000, seed=0, repetition_penalty=1.1)
-    writer = NativeWriter(NativeDecoder(make_model()), make_model(), 0, [1], sampling, 0)
-    pass_over(writer, 5_000)
+    engine = NativeEngine(NativeDecoder(make_model()), make_model(), Request([1], sampling, 0, 0))
+    pass_over(engine, 5_000)
     before = psutil.Process().memory_info().rss
-    pass_over(writer, 50_000)
+    pass_over(engine, 50_000)
     assert psutil.Process().memory_info().rss - before < 1_000_000
