@@ -49,7 +49,7 @@ class Contender:
         return self.inputs.shape[0] * self.inputs.shape[1]
 
     def outputs(self) -> Tensor:
-        """One forward pass."""
+        """The outputs of one forward pass, (B, T, O)."""
         with use(self.kernels):
             result = self.layer(self.inputs)
         return result[0] if isinstance(result, tuple) else result
@@ -95,7 +95,7 @@ class MinGRU(nn.Module):
         self.input = nn.Linear(input_size, 2 * hidden_size)
 
     def forward(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
-        """States from rest."""
+        """The states after each token, from the zero state."""
         gate, candidate = self.input(u).chunk(2, dim=-1)
         share = torch.sigmoid(gate)
         return linear_scan(1 - share, share * candidate)

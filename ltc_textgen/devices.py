@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Device selection: where tensors live and how a device is named."""
 
 import torch
 

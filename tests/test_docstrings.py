@@ -13,12 +13,16 @@ FILES = sorted((ROOT / "ltc_textgen").rglob("*.py"))
 FEWEST_WORDS = 4
 
 
+def public(name: str) -> bool:
+    return not name.startswith("_") or name.startswith("__")
+
+
 def definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Classes, functions and methods, without those defined inside a function."""
+    """Classes, functions and methods, without those of private classes or inside a function."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield child
-        if isinstance(child, ast.ClassDef):
+        if isinstance(child, ast.ClassDef) and public(child.name):
             yield from definitions(child)
 
 
@@ -28,10 +32,6 @@ def docstrings(path: Path) -> dict[str, str]:
     named = {path.stem: ast.get_docstring(tree)}
     named |= {f"{node.name}, line {node.lineno}": ast.get_docstring(node) for node in definitions(tree)}
     return {name: text for name, text in named.items() if text}
-
-
-def public(name: str) -> bool:
-    return not name.startswith("_") or name.startswith("__")
 
 
 def test_public_docstrings_say_something() -> None:

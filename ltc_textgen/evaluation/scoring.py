@@ -137,7 +137,7 @@ class CropEstimate:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary of JSON values."""
         return asdict(self)
 
 

@@ -49,7 +49,7 @@ class TextQuality:
     zipf: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary of JSON values."""
         return asdict(self)
 
 

@@ -72,7 +72,7 @@ class Completion:
         return self.tokens / max(self.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary of JSON values."""
         return asdict(self) | {"tokens_per_second": self.tokens_per_second}
 
 

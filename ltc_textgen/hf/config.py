@@ -68,7 +68,7 @@ class LTCConfig(PreTrainedConfig):
 
     @property
     def settings(self) -> ModelConfig:
-        """The validated settings."""
+        """The settings as a validated `ModelConfig`."""
         return ModelConfig.parse({name: getattr(self, name) for name in ModelConfig.model_fields}, "model")
 
     @classmethod
@@ -123,7 +123,7 @@ class LiquidCache(Cache):
         return self.seen
 
     def get_max_length(self, layer_idx: int = 0) -> int:
-        """No limit."""
+        """None: a state has no maximum length."""
         return -1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
@@ -131,7 +131,7 @@ class LiquidCache(Cache):
         return self.seen + query_length, 0
 
     def reorder_cache(self, beam_idx: Int[Tensor, " B"]) -> None:
-        """Follow the beams."""
+        """Select the rows of the beams that beam search keeps."""
         if self.state is not None:
             self.state = self.state.select(beam_idx)
 
@@ -154,7 +154,7 @@ class LiquidCache(Cache):
             raise UsageError("past_key_values: a liquid state cannot forget its last tokens; keep a copy from before")
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset to the state before the first token."""
         self.state, self.seen = None, 0
 
 

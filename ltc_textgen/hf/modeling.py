@@ -37,6 +37,7 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
         UsageError: If a value is out of range or a key unknown; the message names it.
 
     Example:
+        >>> import torch
         >>> network = LiquidTimeConstantNetwork(65, 32, 65, 6, 1 / 6, "SemiImplicit", True)
         >>> network(torch.zeros(1, 8, dtype=torch.long)).logits.shape
         torch.Size([1, 8, 65])
@@ -83,7 +84,7 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
         return cls(LTCConfig.from_settings(settings))
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The embedding."""
+        """The embedding of the token ids."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:

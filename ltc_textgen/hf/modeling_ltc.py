@@ -19,13 +19,13 @@ except ModuleNotFoundError as error:
 
 # transformers marks the classes that it finds here as remote code; those of the package are to stay as they are.
 class LTCConfig(_Config):
-    """`ltc_textgen.LTCConfig`."""
+    """Loads as `ltc_textgen.LTCConfig`, for `trust_remote_code=True`."""
 
     def __init__(self, **kwargs: Any) -> None:  # or transformers makes a dataclass of it
         super().__init__(**kwargs)
 
 
 class LiquidTimeConstantNetwork(_Network, GenerationMixin):
-    """`ltc_textgen.LiquidTimeConstantNetwork`."""
+    """Loads as `ltc_textgen.LiquidTimeConstantNetwork`, for `trust_remote_code=True`."""
 
     config_class = LTCConfig

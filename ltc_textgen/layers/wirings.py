@@ -52,17 +52,17 @@ class Wiring:
 
     @property
     def units(self) -> int:
-        """N."""
+        """Number of neurons, N."""
         return self.adjacency.shape[0]
 
     @property
     def input_size(self) -> int:
-        """D."""
+        """Number of input features, D."""
         return self.sensory.shape[0]
 
     @property
     def synapse_count(self) -> int:
-        """Synapses between neurons."""
+        """Number of synapses between neurons."""
         return int(np.count_nonzero(self.adjacency))
 
     @property

@@ -187,7 +187,7 @@ class LearnedStart(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Rest."""
+        """Set the learned initial state to zero."""
         for parameter in self.parameters():
             parameter.zero_()
 

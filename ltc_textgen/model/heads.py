@@ -51,7 +51,7 @@ class FullHead(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """V."""
+        """Vocabulary size V of the output layer."""
         return self.projection.out_features
 
     def _parts(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -140,7 +140,7 @@ class AdaptiveHead(nn.Module):
         return losses.view_as(targets)
 
     def total_loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
-        """Sum of `loss`."""
+        """The sum of `loss` over all tokens."""
         return self.loss(hidden, targets).sum()
 
 

@@ -69,7 +69,7 @@ class TrainResult:
         return signals.exit_code(self.stopped_by) if self.stopped_by else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The fields as a dictionary of JSON values."""
         return asdict(self) | {"out": str(self.out)}
 
 

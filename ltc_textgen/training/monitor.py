@@ -139,7 +139,7 @@ class Memorisation:
     advice: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary of JSON values."""
         return asdict(self)
 
 

@@ -93,7 +93,7 @@ class Progress:
         self.rising = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The fields as a dictionary of JSON values."""
         return asdict(self)
 
     @classmethod

@@ -116,7 +116,7 @@ class PlainReporter(Reporter):
         self._printed_at = 0.0
 
     def note(self, text: str) -> None:
-        """Print it."""
+        """Print a message to stderr."""
         print_line(printable(text), self._stream)
 
     def tokenizing(self, state: Tokenizing) -> None:
@@ -210,7 +210,7 @@ class LiveReporter(Reporter):
         self._move(state.done or 0.0, describe_tokenizing(state))
 
     def step(self, pace: Pace) -> None:
-        """Move the bar."""
+        """Advance the progress bar by a step."""
         self._move(pace.done, describe(pace))
 
     def _move(self, done: float, description: str) -> None:
@@ -288,35 +288,27 @@ class SurvivingReporter(Reporter):
         self._listener = listener
 
     def note(self, text: str) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.note(text))
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.start(facts))
 
     def tokenizing(self, state: Tokenizing) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.tokenizing(state))
 
     def step(self, pace: Pace) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.step(pace))
 
     def validation(self, result: Validation) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.validation(result))
 
     def checkpoint(self, step: int, seconds: float) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.checkpoint(step, seconds))
 
     def end(self, result: dict[str, Any]) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.end(result))
 
     def close(self) -> None:
-        """Pass it on."""
         self._tell(lambda listener: listener.close())
 
     def _tell(self, message: Callable[[Reporter], None]) -> None:

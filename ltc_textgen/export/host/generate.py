@@ -279,7 +279,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> Any:
-        """Raise `UseError`."""
+        """Raise `UseError` instead of exiting."""
         raise UseError(f"{message} (see --help)")
 
 
