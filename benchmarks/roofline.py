@@ -18,7 +18,8 @@ import torch
 from lib.report import print_json
 from ltc_textgen.cli import process_env
 from ltc_textgen.config import ModelConfig, RunConfig
-from ltc_textgen.kernels.matmul import PAYS, product
+from ltc_textgen.kernels.dispatch import PRODUCT
+from ltc_textgen.kernels.matmul import product
 from ltc_textgen.presets import recipes
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.report import Reporter
@@ -35,7 +36,7 @@ def shapes(model: ModelConfig, tokens: int) -> list[tuple[int, int, int]]:
 def times(a: torch.Tensor, b: torch.Tensor, half: bool) -> torch.Tensor:
     if half:
         return a.bfloat16() @ b.bfloat16()
-    return product(a, b) if PAYS else a @ b
+    return product(a, b) if PRODUCT else a @ b
 
 
 def seconds_of_products(model: ModelConfig, tokens: int, half: bool, rounds: int) -> float:

@@ -21,7 +21,7 @@ from torch import nn
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.kernels.dispatch import Choice, use
 from ltc_textgen.kernels.newton_scan import linear_scan
-from ltc_textgen.layers import LiquidCell, build_cell
+from ltc_textgen.layers import LiquidLayer, build_layer
 from ltc_textgen.shapes import Float, Tensor
 
 Call = Callable[[], object]
@@ -35,7 +35,7 @@ class Contender:
         name: What the table calls it.
         layer: Maps (B, T, D) to (B, T, O), or to a tuple that begins with that.
         inputs: (B, T, D).
-        kernels: Which kernels of this package it may use (see `kernels.use`).
+        kernels: Which kernels of this package it may use (see `dispatch.use`).
     """
 
     name: str
@@ -97,8 +97,8 @@ class MinGRU(nn.Module):
     def forward(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
         """The states after each token, from the zero state."""
         gate, candidate = self.input(u).chunk(2, dim=-1)
-        share = torch.sigmoid(gate)
-        return linear_scan(1 - share, share * candidate)
+        update = torch.sigmoid(gate)
+        return linear_scan(1 - update, update * candidate)
 
 
 @contextmanager
@@ -178,11 +178,11 @@ def inputs(batch_size: int, tokens: int, width: int) -> Float[Tensor, "B T D"]:
     return torch.randn(batch_size, tokens, width, generator=drawn).requires_grad_()
 
 
-def liquid_layer(width: int, *, inputs_per_token: int | None = None, **settings: Any) -> LiquidCell:
+def liquid_layer(width: int, *, inputs_per_token: int | None = None, **settings: Any) -> LiquidLayer:
     """A layer of this package with `width` neurons; settings as `ModelConfig`, step_size 1 / steps if not given."""
     settings.setdefault("step_size", 1 / settings.get("steps", 6))
     config = ModelConfig.parse({"input_size": 2, "hidden_size": width, **settings})
-    return build_cell(config, inputs_per_token or width, width)
+    return build_layer(config, inputs_per_token or width, width)
 
 
 def liquid_layers(batch_size: int, tokens: int, width: int, steps: int) -> list[Contender]:

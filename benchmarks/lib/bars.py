@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltc_textgen.benchmarking import Contender, activation_bytes, inputs, liquid_layer, ncps_ltc, race, ratio, threads
 from ltc_textgen.config import Coupling, Solver
-from ltc_textgen.layers import LiquidCell, cell_from_ncps
+from ltc_textgen.layers import LiquidLayer, layer_from_ncps
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Bar:
 class Scan(nn.Module):
     """The recurrence of a layer without its projections."""
 
-    def __init__(self, cell: LiquidCell) -> None:
+    def __init__(self, cell: LiquidLayer) -> None:
         super().__init__()
         self.cell = cell
 
@@ -104,7 +104,7 @@ def against_ncps(sizes: Sizes) -> list[Bar]:
     for wiring, outputs, required in (("fully connected", None, 8), ("AutoNCP", max(1, sizes.width // 4), 30)):
         torch.manual_seed(0)
         theirs = ncps_ltc(sizes.width, sizes.steps, outputs)
-        ours = cell_from_ncps(theirs.state_dict(), steps=sizes.steps)
+        ours = layer_from_ncps(theirs.state_dict(), steps=sizes.steps)
         u = inputs(2, sizes.few_tokens, sizes.width)
         with torch.no_grad():
             apart = (theirs(u)[0] - ours(u)[0]).abs().max().item()

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.newton_scan import linear_scan
-from ltc_textgen.layers import LiquidCell
+from ltc_textgen.layers import LiquidLayer
 from ltc_textgen.model.blocks import LiquidBlock
 
 
@@ -89,7 +89,7 @@ class Liquid(LanguageModel):
         return self.network.head.loss(hidden, targets)
 
 
-class MinGruCell(LiquidCell):
+class MinGruCell(LiquidLayer):
     """minGRU: x_t = (1 - z) x_{t-1} + z h, where z and h depend on the input alone."""
 
     def __init__(self, input_size: int, hidden_size: int, **time: Any) -> None:
@@ -117,7 +117,7 @@ class GruCell(MinGruCell):
     """nn.GRU in place of the liquid layer of a block."""
 
     def __init__(self, input_size: int, hidden_size: int, **time: Any) -> None:
-        LiquidCell.__init__(self, input_size, hidden_size, **time)
+        LiquidLayer.__init__(self, input_size, hidden_size, **time)
         self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
 
     def project(self, u: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class GruCell(MinGruCell):
         raise NotImplementedError("a GRU has gates, not time constants")
 
 
-def exchange_cells(model: Liquid, kind: Callable[..., LiquidCell]) -> Liquid:
+def exchange_cells(model: Liquid, kind: Callable[..., LiquidLayer]) -> Liquid:
     """Replace the liquid layer of every block by another with as many neurons."""
     for layer in model.network.layers:
         layer.cell = kind(layer.cell.input_size, layer.cell.hidden_size)

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ltc_textgen.benchmarking import Contender, inputs, ncps_ltc
-from ltc_textgen.layers import cell_from_ncps
+from ltc_textgen.layers import layer_from_ncps
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     torch.manual_seed(0)
     layer = ncps_ltc(what["width"], what["steps"])
     if what["layer"] == "ours":
-        layer = cell_from_ncps(layer.state_dict(), steps=what["steps"])
+        layer = layer_from_ncps(layer.state_dict(), steps=what["steps"])
     # Loads code, starts threads and allocates the parameters' gradients, which are not activations.
     Contender("", layer, inputs(1, 1, what["width"])).train()
     measured = Contender("", layer, inputs(what["batch"], what["tokens"], what["width"]))

@@ -16,7 +16,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.export.host.network import METADATA
 from ltc_textgen.export.step import TokenStep
 from ltc_textgen.kernels import dispatch
-from ltc_textgen.layers.base import MembraneCell
+from ltc_textgen.layers.base import MembraneLayer
 
 if TYPE_CHECKING:
     import onnx
@@ -55,7 +55,7 @@ def require_exportable(step: TokenStep) -> None:
             f"{settings.vocabulary}, so what it writes cannot be read again"
         )
     stages = 4 if settings.solver == Solver.runge_kutta else 1
-    unrolled = [layer.cell for layer in step.network.layers if isinstance(layer.cell, MembraneCell)]
+    unrolled = [layer.cell for layer in step.network.layers if isinstance(layer.cell, MembraneLayer)]
     evaluations = len(unrolled) * settings.steps * stages
     if evaluations > MOST_EVALUATIONS:
         raise UsageError(

@@ -4,29 +4,30 @@ The decoder (`kernels.decoder`) is a second implementation of blocks, head and s
 something that the model would not, it is compared with the model on a few tokens each time it is made.
 """
 
-import sys
-
 import torch
 from torch import nn
 
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.decoder import Choice, Decoder, Drawn, Weights
-from ltc_textgen.kernels.dispatch import hooked, report, runs_on_cpu
+from ltc_textgen.kernels.dispatch import changed, fits_cpu, is_standard, observed, report
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 from ltc_textgen.kernels.liquid_block import BlockWeights
 from ltc_textgen.kernels.matmul import Linear
-from ltc_textgen.layers.diagonal import DiagonalCell
-from ltc_textgen.model.blocks import CausalConvolution, LearnedStart, LiquidBlock, evaluating
+from ltc_textgen.layers.diagonal import DiagonalLTC
+from ltc_textgen.model.blocks import CausalConvolution, LearnedStart, LiquidBlock, LockedDropout, evaluating
 from ltc_textgen.model.heads import FullHead
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
 
-KNOWN = {
-    *(LiquidBlock, LearnedStart, CausalConvolution, DiagonalCell, FullHead),
-    *(nn.Embedding, nn.ModuleList, nn.RMSNorm, nn.Linear, Linear),
-}
-"""Modules whose mathematics the decoder has, beside the network itself, and dropout, which does nothing here."""
+KNOWN: tuple[type[nn.Module], ...] = (
+    *(LiquidBlock, LearnedStart, CausalConvolution, LockedDropout, DiagonalLTC, FullHead),
+    *(nn.Embedding, nn.ModuleList, nn.RMSNorm, Linear, nn.Linear),
+)
+"""Modules whose mathematics the decoder has, beside the network itself; a class before the one that it extends."""
+
+READ = ("advance", "_read", "_call", "_embed")
+"""Methods of a network whose place the decoder takes."""
 
 PROBE_TOKENS = 6
 AGREEMENT = 1e-3
@@ -42,7 +43,7 @@ def why_not(model: LiquidNetwork) -> str:
     settings = model.settings
     if LIBRARY is None:
         return f"there are no CPU kernels here: {WHY_NOT}"
-    if not all(runs_on_cpu(parameter) for parameter in model.parameters()):
+    if not fits_cpu(*model.parameters()):
         weight = model.embedding.weight
         there = f"{weight.dtype} on {weight.device}, kernels: {report()['override']}"
         return f"it needs float32 weights on the cpu and kernels switched on; here: {there}"
@@ -53,19 +54,23 @@ def why_not(model: LiquidNetwork) -> str:
     ):
         if value != needed:
             return f"it needs {name} = {needed}, the model has {value}"
-    known = KNOWN | _networks()
     for name, module in model.named_modules():
-        if type(module) not in known and name.split(".")[-1] != "dropout":
-            return f"the model has a part that it does not know: {type(module).__name__}"
-    if any(hooked(module) for module in model.modules()):
-        return "a part of the model has a hook"
-    return ""
+        kind = LiquidNetwork if module is model else next((kind for kind in KNOWN if isinstance(module, kind)), None)
+        if kind is None:
+            return f"the model has a part that it does not have: {name}, a {type(module).__name__}"
+        if changed(model, LiquidNetwork, *READ) if module is model else observed(module, kind):
+            return f"{name or 'the network'} has a hook, or methods that were changed"
+    if model.embedding.max_norm is not None:
+        return "the embedding has a max_norm"
+    return _unlike(model)
 
 
-def _networks() -> set[type]:
-    # Who has a model of transformers has imported its class; a plain network is written without (see `network`).
-    full = sys.modules.get("ltc_textgen.hf.modeling")
-    return {LiquidNetwork, *([full.LiquidTimeConstantNetwork] if full else [])}
+def _unlike(model: LiquidNetwork) -> str:
+    """What the blocks do not have in common, or the decoder does not have; empty if nothing."""
+    cells = [layer.cell for layer in model.layers]
+    if len({(cell.method, cell.step_size) for cell in cells}) > 1:
+        return "its layers differ in their solver or time"
+    return "" if is_standard(cells[0].solver) else f"its solver is not that of the package: {cells[0].solver}"
 
 
 class NativeDecoder:
@@ -84,7 +89,8 @@ class NativeDecoder:
     def __init__(self, model: LiquidNetwork, *, int8: bool = False) -> None:
         if reason := why_not(model):
             raise UsageError(f"the native decoder cannot decode this model: {reason}")
-        self.settings = model.settings
+        self.settings, cell = model.settings, model.layers[0].cell
+        self._method, self._step_size = cell.method, cell.step_size
         weights = weights_of(model)
         self._start = model.initial_state(1).detach()
         self.core = self._pack(weights, int8=False)
@@ -93,8 +99,7 @@ class NativeDecoder:
             self.core = self._pack(weights, int8=True)
 
     def _pack(self, weights: Weights, *, int8: bool) -> Decoder:
-        s = self.settings
-        return Decoder(weights, steps=s.steps, step_size=s.step_size, solver=s.solver, adaptive=s.adaptive, int8=int8)
+        return Decoder(weights, self._method, step_size=self._step_size, int8=int8)
 
     @torch.no_grad()
     def _prove(self, model: LiquidNetwork) -> None:
@@ -179,7 +184,7 @@ def weights_of(model: LiquidNetwork) -> Weights:
     for layer in model.layers:
         assert isinstance(layer, LiquidBlock)
         blocks.append(BlockWeights(*(weight.detach() for weight in layer.weights())))
-        epsilons.append(_epsilon(layer.norm))
+        epsilons.append(layer.epsilon())
     assert isinstance(model.norm, nn.RMSNorm)
     assert isinstance(model.head, FullHead)
     head, embedding, norm = model.head.projection, model.embedding.weight.detach(), model.norm.weight.detach()

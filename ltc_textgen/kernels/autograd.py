@@ -1,71 +1,111 @@
-"""How a fused scan becomes an operator that autograd, torch.compile and export see.
+"""How a fused kernel becomes a function that autograd, torch.compile and export see.
 
-All scans have one form: inputs of known shapes, the first three of them drive, x0 and dt; states after each token out.
-`ScanOperator` registers such a kernel with PyTorch: the operator, its gradient (an operator too), and their shapes.
+`Direct` calls a kernel past PyTorch's dispatcher and gives autograd its gradient. `ScanOperator` is a recurrence: its
+inputs, of known shapes, begin with drive, x0 and dt; its results are the states after each token. It is registered with
+PyTorch as an operator, with its gradient (an operator too) and their shapes.
+
+Kernels know first derivatives. Where a gradient is to be differentiated again (`create_graph=True`), it is taken
+through the PyTorch reference instead (`reference_gradients`), so that second derivatives are right too.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.dispatch import Access, access
 from ltc_textgen.kernels.library import LIBRARY, SOLVER_CODES, Shape, pointers, raise_for, threads_for
+from ltc_textgen.kernels.reference import sequential_scan
 from ltc_textgen.shapes import Float, Tensor
+from ltc_textgen.solvers import Membrane, Method
 
 Shapes = Callable[[int, int, int], tuple[tuple[int, ...], ...]]
+Optional = Tensor | None
 
 BLOCK = 16
 """Neurons to a multiple of which a tape is padded; kBlock in csrc/recurrence.h."""
 
 
-def is_direct(*tensors: Tensor) -> bool:
-    """Whether a kernel may be called directly, past PyTorch's dispatcher.
-
-    The way through the dispatcher costs tens of microseconds, more than the single token of a decoder; through an
-    autograd formula more than a hundred. It is needed only where someone looks on (a compiler or tracer, a function
-    transform, a dispatch mode), and for tensors whose memory does not hold their values (lazily negated, or zeros
-    without memory).
-    """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(t) in (Tensor, torch.nn.Parameter) and not (t.is_neg() or t._is_zerotensor()) for t in tensors)
-
-
-def wants_gradient(*tensors: Tensor) -> bool:
+def wants_gradient(*tensors: Optional) -> bool:
     """Whether autograd has to know about an operation on these tensors."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class Kernel(NamedTuple):
+    """A kernel with its gradient, as `Direct` calls it.
+
+    Args:
+        forward: Inputs -> outputs (a tensor or a tuple), and tensors to keep for the gradient.
+        backward: Which inputs need a gradient, gradients of the outputs or None, inputs, what was kept -> gradients of
+            the inputs or None.
+        reference: Inputs -> outputs, by operations of PyTorch.
+    """
+
+    forward: Callable[..., tuple[Any, tuple[Optional, ...]]]
+    backward: Callable[..., tuple[Optional, ...]]
+    reference: Callable[..., Any]
 
 
 class Direct(torch.autograd.Function):
-    """A kernel with its gradient where `is_direct`: autograd sees it, the dispatcher does not.
-
-    Called as `Direct.apply(forward, backward, *inputs)`:
-
-    * forward(*inputs) -> outputs, tensors to keep
-    * backward(needed, gradients of the outputs or None, *kept) -> gradients of the inputs or None
-    """
+    """A kernel that autograd sees and the dispatcher does not. Called as `Direct.apply(kernel, *inputs)`."""
 
     @staticmethod
-    def forward(ctx: Any, forward: Any, backward: Any, *inputs: Tensor | None) -> Any:
-        outputs, kept = forward(*inputs)
+    def forward(ctx: Any, kernel: Kernel, *inputs: Optional) -> Any:
+        outputs, kept = kernel.forward(*inputs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept)
-        ctx.pull = backward
+        ctx.save_for_backward(*inputs, *kept)
+        ctx.kernel, ctx.count = kernel, len(inputs)
         return outputs
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Optional) -> Any:
+        needed, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
         if all(gradient is None for gradient in gradients):
-            return (None,) * len(ctx.needs_input_grad)
-        return (None, None, *ctx.pull(ctx.needs_input_grad[2:], gradients, *ctx.saved_tensors))
+            return (None,) * (1 + len(needed))
+        inputs, kept = saved[: ctx.count], saved[ctx.count :]
+        if torch.is_grad_enabled():
+            return (None, *reference_gradients(ctx.kernel.reference, inputs, needed, gradients))
+        return (None, *ctx.kernel.backward(needed, gradients, inputs, kept))
+
+
+def reference_gradients(
+    reference: Callable[..., Any],
+    inputs: Sequence[Optional],
+    needed: Sequence[bool],
+    gradients: Sequence[Optional],
+) -> tuple[Optional, ...]:
+    """Gradients through operations of PyTorch, which can be differentiated again.
+
+    Args:
+        reference: Inputs -> outputs.
+        inputs: Tensors, as they were in the forward pass.
+        needed: Which of them need a gradient.
+        gradients: Of the outputs; None for one that does not count.
+    """
+    # Views, so that an input that was computed from another one does not count twice.
+    apart = [t.view_as(t) if t is not None and wanted else t for t, wanted in zip(inputs, needed, strict=True)]
+    with torch.autocast("cpu", enabled=False):
+        outputs = reference(*apart)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
+    leaves = [t for t, wanted in zip(apart, needed, strict=True) if t is not None and wanted]
+    if not pairs:
+        return (None,) * len(inputs)
+    of, weights = [output for output, _ in pairs], [gradient for _, gradient in pairs]
+    found = iter(torch.autograd.grad(of, leaves, weights, create_graph=True, allow_unused=True))
+    return tuple(next(found) if wanted else None for wanted in needed)
+
+
+def readable(name: str, gradient: Optional, shape: tuple[int, ...]) -> Optional:
+    """A gradient as a kernel can read it; None stays None."""
+    if gradient is None:
+        return None
+    plain = access(gradient) == Access.direct
+    return dense(name, gradient if plain else room(*shape).copy_(gradient), shape)
 
 
 def dense(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -92,12 +132,29 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+Codes = tuple[int, int, bool]
+"""A `Method` as operators and the library take it: its solver by number."""
+
+
+def codes_of(method: Method) -> Codes:
+    """A method with its solver by number."""
+    return method.steps, SOLVER_CODES[method.solver], method.adaptive
+
+
+def method_of(codes: Codes) -> Method:
+    """The inverse of `codes_of`."""
+    solver = next(solver for solver, code in SOLVER_CODES.items() if code == codes[1])
+    return Method(codes[0], solver, codes[2])
+
+
 class ScanOperator:
     """A fused scan with its gradient.
 
     Args:
         name: The operator is `ltc::<name>_scan`, the functions of the library `ltc_<name>_forward` and `_backward`.
-        inputs: Names of the inputs, as in csrc/kernels.h; "mask" is boolean and has no gradient.
+        parameters: Type of the parameters, whose fields are the inputs after drive, x0 and dt, in the order of
+            csrc/kernels.h; "mask" is boolean and has no gradient.
+        membrane: Makes the membrane of a token in PyTorch (see `reference`).
         shapes: B, T, N -> shape of every input.
         per_stage: Floats per neuron and solver stage that the forward pass keeps for the gradient.
         work: N -> what a stage of a sequence costs, in sigmoids, to know when threads pay.
@@ -106,47 +163,69 @@ class ScanOperator:
     def __init__(
         self,
         name: str,
-        inputs: tuple[str, ...],
+        parameters: Any,
+        membrane: Callable[..., Membrane],
         shapes: Shapes,
         *,
         per_stage: int,
         work: Callable[[int], int],
     ) -> None:
-        self.name, self.inputs, self.shapes = name, inputs, shapes
+        self.name, self.parameters, self.membrane, self.shapes = name, parameters, membrane, shapes
+        self.inputs: tuple[str, ...] = ("drive", "x0", "dt", *parameters._fields)
         self.per_stage, self.work = per_stage, work
-        fields = pointers(*inputs, "states", *(("tape",) if per_stage else ()))
+        fields = pointers(*self.inputs, "states", *(("tape",) if per_stage else ()))
         self.forward_arrays = type("Forward", (ctypes.Structure,), {"_fields_": fields})
-        differentiable = [f"{name}_grad" for name in inputs if name != "mask"]
+        differentiable = [f"{name}_grad" for name in self.inputs if name != "mask"]
         fields = (("forward", self.forward_arrays), *pointers("states_grad", "last_grad", *differentiable))
         self.backward_arrays = type("Backward", (ctypes.Structure,), {"_fields_": fields})
         self._register()
 
-    def __call__(
-        self, *inputs: Tensor, steps: int, solver: Solver, adaptive: bool
-    ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
+    def __call__(self, *inputs: Tensor, method: Method) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
         """States after each token, and the last.
 
         Raises:
             UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
         """
-        code = SOLVER_CODES[solver]
-        method, keep = (steps, code, adaptive), wants_gradient(*inputs)
-        if not is_direct(*inputs):
-            states, last, _ = self._operator(*inputs, *method, keep)
+        codes, keep = codes_of(method), wants_gradient(*inputs)
+        if access(*inputs) != Access.direct:
+            states, last, _ = self._operator(*inputs, *codes, keep)
         elif keep:
-            states, last = Direct.apply(partial(self._forward_kept, method), partial(self._pull, method), *inputs)
+            states, last = Direct.apply(self._kernel(codes), *inputs)
         else:
-            states, last, _ = self.forward(*inputs, *method, False)
+            states, last, _ = self.forward(*inputs, *codes, False)
         return states, last
 
-    def _forward_kept(self, method: tuple[Any, ...], *inputs: Tensor) -> tuple[Any, ...]:
-        states, last, tape = self.forward(*inputs, *method, True)
-        return (states, last), (states, tape, *inputs)
+    def reference(self, *inputs: Tensor, method: Method) -> tuple[Tensor, Tensor]:
+        """The same in PyTorch."""
+        drive, x0, dt, *parameters = inputs
+        return sequential_scan(self.membrane, drive, x0, dt, self.parameters(*parameters), method)
 
-    def _pull(self, method: tuple[Any, ...], needed: Any, gradients: Any, *kept: Tensor) -> tuple[Tensor | None, ...]:
-        direct = is_direct(*kept, *(gradient for gradient in gradients if gradient is not None))
+    def _kernel(self, codes: Codes) -> Kernel:
+        def forward(*inputs: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+            states, last, tape = self.forward(*inputs, *codes, True)
+            return (states, last), (states, tape)
+
+        def backward(
+            needed: Sequence[bool], gradients: Sequence[Optional], inputs: Sequence[Tensor], kept: Sequence[Tensor]
+        ) -> tuple[Optional, ...]:
+            return self._gradients(codes, needed, gradients, inputs, kept)
+
+        return Kernel(forward, backward, self._reference(codes))
+
+    def _reference(self, codes: Codes) -> Callable[..., tuple[Tensor, Tensor]]:
+        return partial(self.reference, method=method_of(codes))
+
+    def _gradients(
+        self,
+        codes: Codes,
+        needed: Sequence[bool],
+        gradients: Sequence[Optional],
+        inputs: Sequence[Tensor],
+        kept: Sequence[Tensor],
+    ) -> tuple[Optional, ...]:
+        direct = access(*gradients, *inputs, *kept) == Access.direct
         backward = self.backward if direct else self._gradient
-        found = backward(*gradients, *kept, *method, needed[2])
+        found = backward(*gradients, *kept, *inputs, *codes, needed[2])
         return tuple(g if n else None for g, n in zip(found, needed, strict=True))
 
     def _register(self) -> None:
@@ -256,11 +335,15 @@ class ScanOperator:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(output[0], output[2], *inputs[: len(self.inputs)])
-        ctx.method = inputs[len(self.inputs) : -1]
+        ctx.codes = inputs[len(self.inputs) : -1]
 
-    def _differentiate(self, ctx: Any, states_grad: Any, last_grad: Any, _: Any) -> tuple[Tensor | None, ...]:
+    def _differentiate(self, ctx: Any, states_grad: Any, last_grad: Any, _: Any) -> tuple[Optional, ...]:
         if states_grad is None and last_grad is None:
             return (None,) * (len(self.inputs) + 4)
-        needed = ctx.needs_input_grad[: len(self.inputs)]
-        gradients = self._pull(ctx.method, needed, (states_grad, last_grad), *ctx.saved_tensors)
+        needed, (states, tape, *inputs) = ctx.needs_input_grad[: len(self.inputs)], ctx.saved_tensors
+        if torch.is_grad_enabled():
+            reference = self._reference(ctx.codes)
+            gradients = reference_gradients(reference, inputs, needed, (states_grad, last_grad))
+        else:
+            gradients = self._gradients(ctx.codes, needed, (states_grad, last_grad), inputs, (states, tape))
         return (*gradients, None, None, None, None)

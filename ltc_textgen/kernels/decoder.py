@@ -1,8 +1,8 @@
 """A network of liquid blocks that reads and writes tokens without PyTorch: many tokens per call, weights packed once.
 
 What it computes is what `model.LiquidTimeConstantNetwork` with blocks of `blocks.LiquidBlock` and `head.FullHead`
-computes, and what `generation.sampling` then does with the logits. Source: csrc/decoder.cpp. It takes plain tensors;
-`generation.native` takes a model.
+computes, and what `generation.sampling` then does with the logits. Source: csrc/decoder.cpp. Its arguments are plain
+tensors; `generation.native` takes them from a model.
 """
 
 import ctypes
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import torch
 
-from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.autograd import address, dense, room
-from ltc_textgen.kernels.library import LIBRARY, SMALL, SOLVER_CODES, WHY_NOT, pointers, threads_for
+from ltc_textgen.kernels.autograd import address, codes_of, dense, room
+from ltc_textgen.kernels.library import LIBRARY, SMALL, WHY_NOT, pointers, threads_for
 from ltc_textgen.kernels.liquid_block import BlockWeights
 from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.solvers import Method
 
 BUSY = 1 << 18
 """Multiplications per token, over all rows, below which a second thread costs more than it saves."""
@@ -27,7 +27,7 @@ BUSY = 1 << 18
 
 class _Block(ctypes.Structure):
     _fields_ = (
-        *pointers("norm", "taps", "taps_bias", "input", "input_bias", "self_weight", "reversal", "capacitance", "leak"),
+        *pointers("norm", "taps", "taps_bias", "input", "input_bias", "feedback", "reversal", "capacitance", "leak"),
         *pointers("gate", "gate_bias", "out"),
         ("epsilon", ctypes.c_float),
     )
@@ -112,10 +112,8 @@ class Decoder:
 
     Args:
         weights: Its parameters, which are copied.
-        steps: Solver sub-steps per token.
+        method: How a token is integrated.
         step_size: Length of a sub-step in token time.
-        solver: How a sub-step is taken.
-        adaptive: Liquid time constants.
         int8: Keep the matrices as bytes, one scale per output: a quarter of the memory to read. Inputs of products
             are rounded to 16 bits then.
 
@@ -124,9 +122,7 @@ class Decoder:
         MemoryError: If there is no memory to pack into.
     """
 
-    def __init__(
-        self, weights: Weights, *, steps: int, step_size: float, solver: Solver, adaptive: bool, int8: bool = False
-    ) -> None:
+    def __init__(self, weights: Weights, method: Method, *, step_size: float, int8: bool = False) -> None:
         if LIBRARY is None:
             raise UsageError(f"there are no CPU kernels here: {WHY_NOT}")
         if not weights.blocks or len(weights.epsilons) != len(weights.blocks) + 1:
@@ -135,7 +131,7 @@ class Decoder:
         self.L, self.N = len(weights.blocks), first.out.shape[-1]
         self.D, self.K = first.conv.shape
         self.words, self.V = weights.embedding.shape[0], weights.head.shape[0]
-        if 0 in (self.N, self.D, self.K, self.words, self.V) or steps < 1:
+        if 0 in (self.N, self.D, self.K, self.words, self.V) or method.steps < 1:
             raise UsageError("weights: every size, and steps, must be 1 or more")
         self.step_size, self.int8 = step_size, int8
         self._alone = self._caution = 0  # see csrc/decoder.h
@@ -152,7 +148,7 @@ class Decoder:
             dense("head", weights.head, (self.V, D)),
             dense("head_bias", weights.head_bias, (self.V,)),
         ]
-        model = _Model(D, N, K, self.L, self.words, self.V, steps, SOLVER_CODES[solver], adaptive, int8, blocks)
+        model = _Model(D, N, K, self.L, self.words, self.V, *codes_of(method), int8, blocks)
         model.embedding, model.norm, model.head, model.head_bias = map(address, ends)
         model.epsilon = weights.epsilons[-1]
         LIBRARY.ltc_decoder_new.restype = ctypes.c_void_p

@@ -1,24 +1,35 @@
 """A diagonal layer on the CPU, input projection and scan as one node of the graph and one pass over the tokens.
 
 Drives are made, scanned and turned into gradients a hundred tokens at a time, while a core has them in its cache.
-Reference: `cells.diagonal`; source: csrc/layer.cpp.
+Reference: a linear map and `scans.diagonal_scan`; source: csrc/layer.cpp.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
+from torch.nn import functional as F
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import matmul
-from ltc_textgen.kernels.autograd import Direct, address, dense, is_direct, room, wants_gradient
+from ltc_textgen.kernels.autograd import (
+    Codes,
+    Direct,
+    Kernel,
+    Optional,
+    address,
+    codes_of,
+    dense,
+    method_of,
+    readable,
+    room,
+    wants_gradient,
+)
 from ltc_textgen.kernels.library import LIBRARY, Shape, pointers, raise_for, threads_for
+from ltc_textgen.kernels.reference import DiagonalParameters
 from ltc_textgen.kernels.scans import DIAGONAL
 from ltc_textgen.shapes import Float, Tensor
-
-LARGEST = 1 << 20
-"""Weights of the projection above which the gradient of them that every thread keeps does not stay in a cache."""
+from ltc_textgen.solvers import Method
 
 
 class _Forward(ctypes.Structure):
@@ -37,46 +48,55 @@ class _Backward(ctypes.Structure):
     )
 
 
-class LayerWeights(NamedTuple):
-    """Parameters of a layer.
+class Inputs(NamedTuple):
+    """What the kernel is given, in the order of its gradients; gradients have the same names."""
 
-    Args:
-        input: W_e over W_i, (2N, D), and
-        bias: b_e and b_i, (2N,).
-        feedback: r_e and r_i, (2, N).
-        reversal: E_e and E_i, (2, N).
-        log_capacitance: log C, (N,).
-        log_leak: log g_leak, (N,).
-    """
-
-    input: Tensor
+    u: Tensor
+    x0: Tensor
+    dt: Tensor
+    weight: Tensor
     bias: Tensor
     feedback: Tensor
     reversal: Tensor
-    log_capacitance: Tensor
-    log_leak: Tensor
+    capacitance: Tensor
+    leak: Tensor
 
+    def checked(self) -> "Inputs":
+        """The same as a kernel can read them.
 
-def worthwhile(u: Tensor, x0: Tensor, elapsed: Tensor, weights: LayerWeights) -> bool:
-    """Whether `fused_layer` may take a call in plain eager code, and is faster than product and scan one by one.
+        Raises:
+            UsageError: If a shape, dtype or device is another one; the message names expected and got.
+        """
+        u, x0 = self.u, self.x0
+        if u.ndim != 3 or x0.ndim != 2 or 0 in u.shape or 0 in x0.shape:
+            got = f"{tuple(u.shape)} and {tuple(x0.shape)}"
+            raise UsageError(f"u and x0: expected (B, T, D) and (B, N) with B, T, D, N >= 1, got {got}")
+        (B, T, D), N = u.shape, x0.shape[1]
+        shapes = ((B, T, D), (B, N), (B, T), (2 * N, D), (2 * N,), (2, N), (2, N), (N,), (N,))
+        named = zip(self._fields, self, shapes, strict=True)
+        return Inputs(*(dense(name, tensor, shape) for name, tensor, shape in named))
 
-    It is where our own product is. Threads share out sequences alone, so there must be enough of them.
-    """
-    if not matmul.PAYS or torch.is_autocast_enabled("cpu") or not is_direct(u, x0, elapsed, *weights):
-        return False
-    (B, T, _), size, threads = u.shape, weights.input.numel(), torch.get_num_threads()
-    shared = B % threads == 0 or 4 * threads <= B
-    if not shared or size > LARGEST or B * T * size < matmul.SMALLEST:
-        return False
-    return all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in (u, *weights))
+    def scan(self, states: Tensor) -> Any:
+        """The arrays of the scan within the layer, whose drive exists for a few tokens at a time."""
+        arrays = (self.x0, self.dt, self.feedback, self.reversal, self.capacitance, self.leak, states)
+        return DIAGONAL.forward_arrays(None, *map(address, arrays))
+
+    def shape(self, codes: Codes) -> Shape:
+        """Sizes and method; threads by the work of the projection."""
+        B, T, _ = self.u.shape
+        shape = DIAGONAL.shape((B, T, self.x0.shape[1]), *codes)
+        shape.threads = threads_for(B * T * self.weight.numel())
+        return shape
 
 
 def fused_layer(
     u: Float[Tensor, "B T D"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    weights: LayerWeights,
-    method: tuple[int, int, bool],
+    weight: Float[Tensor, "two_N D"],
+    bias: Float[Tensor, " two_N"],
+    parameters: DiagonalParameters,
+    method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """Run a diagonal layer over sequences. float32 tensors on the CPU.
 
@@ -84,85 +104,66 @@ def fused_layer(
         u: Inputs.
         x0: States before the first token.
         dt: Length of a sub-step of each token, >= 0 and finite. Zero leaves the state as it is.
-        weights: Parameters.
-        method: Sub-steps per token, code of the solver, whether synapses change the time constants.
+        weight: W_e over W_i.
+        bias: b_e and b_i.
+        parameters: Of the neurons.
+        method: How a token is integrated.
 
     Returns:
-        States after each token, and the last. All tensors are differentiable, once.
+        States after each token, and the last. All tensors are differentiable.
 
     Raises:
         UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
-    inputs = (u, x0, dt, *weights)
-    if wants_gradient(*inputs):
-        return Direct.apply(partial(_forward_kept, method), partial(_pull, method), *inputs)
-    return _run(method, inputs, keep=False)[0]
+    inputs, codes = Inputs(u, x0, dt, weight, bias, *parameters), codes_of(method)
+    if not wants_gradient(*inputs):
+        return _run(codes, *inputs, keep=False)[0]
+    kernel = Kernel(partial(_run, codes), partial(_gradients, codes), partial(_reference, codes))
+    return Direct.apply(kernel, *inputs)
 
 
-def _forward_kept(method: tuple[int, int, bool], *inputs: Tensor) -> tuple[Any, ...]:
-    return _run(method, inputs, keep=True)
+def _reference(
+    codes: Codes, u: Tensor, x0: Tensor, dt: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor
+) -> Any:
+    return DIAGONAL.reference(F.linear(u, weight, bias), x0, dt, *parameters, method=method_of(codes))
 
 
-def _run(method: tuple[int, int, bool], inputs: tuple[Tensor, ...], keep: bool) -> tuple[Any, ...]:
-    """States and last, and what the way back needs."""
-    given, shape, D = _checked(method, inputs)
-    u, x0, dt, weight, bias, feedback, reversal, log_capacitance, log_leak = given
-    capacitance, leak = log_capacitance.exp(), log_leak.exp()
-    B, T, N = shape.B, shape.T, shape.N
-    states, drive = room(B, T, N), room(B, T, 2 * N) if keep else None
-    scan = DIAGONAL.forward_arrays(None, *map(address, (x0, dt, feedback, reversal, capacitance, leak, states)))
-    call = _Forward(scan, D, *map(address, (u, weight, bias, drive)))
+def _run(codes: Codes, *tensors: Tensor, keep: bool = True) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """States and last, and what the gradient needs: the states and the drives."""
+    given = Inputs(*tensors).checked()
+    shape, D = given.shape(codes), given.u.shape[2]
+    states = room(shape.B, shape.T, shape.N)
+    drive = room(shape.B, shape.T, 2 * shape.N) if keep else None
+    call = _Forward(given.scan(states), D, *map(address, (given.u, given.weight, given.bias, drive)))
     assert LIBRARY is not None
     status = LIBRARY.ltc_layer_forward(ctypes.byref(shape), ctypes.byref(call))
-    raise_for(status, {"dt": dt, "capacitance": capacitance, "leak": leak})
-    kept = (u, x0, dt, weight, feedback, reversal, capacitance, leak, states, drive)
-    return (states, states[:, -1].clone()), kept
+    raise_for(status, given._asdict())
+    return (states, states[:, -1].clone()), () if drive is None else (states, drive)
 
 
-def _checked(method: tuple[int, int, bool], inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Shape, int]:
-    u, x0, weight = inputs[0], inputs[1], inputs[3]
-    if u.ndim != 3 or x0.ndim != 2 or 0 in u.shape or 0 in x0.shape:
-        got = f"{tuple(u.shape)} and {tuple(x0.shape)}"
-        raise UsageError(f"u and x0: expected (B, T, D) and (B, N) with B, T, D, N >= 1, got {got}")
-    (B, T, D), N = u.shape, x0.shape[1]
-    shapes = ((B, T, D), (B, N), (B, T), (2 * N, D), (2 * N,), (2, N), (2, N), (N,), (N,))
-    names = ("u", "x0", "dt", *LayerWeights._fields)
-    given = [dense(name, tensor, shape) for name, tensor, shape in zip(names, inputs, shapes, strict=True)]
-    return given, _shape((B, T, N), method, weight), D
-
-
-def _shape(sizes: tuple[int, int, int], method: tuple[int, int, bool], weight: Tensor) -> Shape:
-    shape = DIAGONAL.shape(sizes, *method)
-    shape.threads = threads_for(sizes[0] * sizes[1] * weight.numel())
-    return shape
-
-
-def _pull(
-    method: tuple[int, int, bool], needed: tuple[bool, ...], gradients: tuple[Tensor | None, ...], *kept: Tensor
-) -> tuple[Tensor | None, ...]:
-    u, x0, dt, weight, feedback, reversal, capacitance, leak, states, drive = kept
-    B, T, N = states.shape
-    shape = _shape((B, T, N), method, weight)
-    states_grad = _readable("gradient of states", gradients[0], (B, T, N))
-    last_grad = _readable("gradient of last", gradients[1], (B, N))
-    with_weight = needed[3] or needed[4]
-    u_grad = room(*u.shape) if needed[0] else None
-    dt_grad = room(B, T) if needed[2] else None
-    weight_grad, bias_grad = (room(2 * N, u.shape[2]), room(2 * N)) if with_weight else (None, None)
-    x0_grad, rest = room(B, N), [room(*tensor.shape) for tensor in (feedback, reversal, capacitance, leak)]
-    scan = DIAGONAL.forward_arrays(None, *map(address, (x0, dt, feedback, reversal, capacitance, leak, states)))
-    backward = DIAGONAL.backward_arrays(scan, *map(address, (states_grad, last_grad, None, x0_grad, dt_grad, *rest)))
-    forward = _Forward(scan, u.shape[2], *map(address, (u, weight, None, drive)))
-    call = _Backward(backward, forward, *map(address, (u_grad, weight_grad, bias_grad)))
+def _gradients(
+    codes: Codes,
+    needed: Sequence[bool],
+    gradients: Sequence[Optional],
+    inputs: Sequence[Tensor],
+    kept: Sequence[Tensor],
+) -> tuple[Optional, ...]:
+    given, wanted = Inputs(*inputs).checked(), Inputs(*needed)  # type: ignore[arg-type]
+    states, drive = kept
+    states_grad = readable("gradient of states", gradients[0], tuple(states.shape))
+    last_grad = readable("gradient of last", gradients[1], tuple(given.x0.shape))
+    found = {name: room(*tensor.shape) for name, tensor in given._asdict().items()}
+    if not wanted.u:
+        del found["u"]
+    if not wanted.dt:
+        del found["dt"]
+    if not (wanted.weight or wanted.bias):
+        del found["weight"], found["bias"]
+    to = {name: address(found.get(name)) for name in Inputs._fields}
+    of_scan = [to[name] for name in ("x0", "dt", *DiagonalParameters._fields)]
+    scan = DIAGONAL.backward_arrays(given.scan(states), address(states_grad), address(last_grad), None, *of_scan)
+    forward = _Forward(given.scan(states), given.u.shape[2], *map(address, (given.u, given.weight, None, drive)))
+    shape, call = given.shape(codes), _Backward(scan, forward, to["u"], to["weight"], to["bias"])
     assert LIBRARY is not None
     raise_for(LIBRARY.ltc_layer_backward(ctypes.byref(shape), ctypes.byref(call)), {})
-    rest[2].mul_(capacitance)  # through the exponential
-    rest[3].mul_(leak)
-    found = (u_grad, x0_grad, dt_grad, weight_grad, bias_grad, *rest)
-    return tuple(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
-
-
-def _readable(name: str, gradient: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    if gradient is None:
-        return None
-    return dense(name, gradient if is_direct(gradient) else room(*shape).copy_(gradient), shape)
+    return tuple(found[name] if want else None for name, want in zip(Inputs._fields, needed, strict=True))

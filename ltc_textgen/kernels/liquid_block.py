@@ -6,15 +6,21 @@ csrc/mixing.cpp, csrc/product.cpp, csrc/diagonal.cpp.
 """
 
 import ctypes
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
-from ltc_textgen.kernels.autograd import address, dense, room
+from ltc_textgen.kernels import dispatch
+from ltc_textgen.kernels.autograd import Direct, Kernel, Optional, address, codes_of, dense, room
 from ltc_textgen.kernels.library import LIBRARY, pointers, raise_for, threads_for
-from ltc_textgen.kernels.matmul import PAYS, product
+from ltc_textgen.kernels.matmul import product
+from ltc_textgen.kernels.reference import DiagonalParameters
 from ltc_textgen.kernels.scans import DIAGONAL
 from ltc_textgen.shapes import Float, Tensor
+from ltc_textgen.solvers import Method
 
 ELEMENT = 4
 """What an element of the mixing or the gate costs, in sigmoids, to know when threads pay."""
@@ -29,13 +35,13 @@ class _MixingShape(ctypes.Structure):
 
 
 class _MixingForward(ctypes.Structure):
-    _fields_ = pointers("u", "columns", "norm_weight", "weight", "bias", "extended", "scale", "mixed")
+    _fields_ = pointers("u", "conv_state", "norm_weight", "weight", "bias", "extended", "scale", "mixed")
 
 
 class _MixingBackward(ctypes.Structure):
     _fields_ = (
         ("forward", _MixingForward),
-        *pointers("grad", "other_grad", "residual_grad", "after_grad", "columns_grad"),
+        *pointers("grad", "other_grad", "residual_grad", "after_grad", "conv_state_grad"),
         *pointers("u_grad", "norm_grad", "weight_grad", "bias_grad"),
     )
 
@@ -51,7 +57,7 @@ class BlockWeights(NamedTuple):
         norm: Weight of the RMSNorm, (D,).
         conv: Taps of the convolution, (D, K), and
         conv_bias: its bias, (D,).
-        drive: Input weights of the cell, (2N, D), and
+        drive: Input weights of the layer, (2N, D), and
         drive_bias: their bias, (2N,).
         feedback: r_e and r_i, (2, N).
         reversal: E_e and E_i, (2, N).
@@ -59,7 +65,7 @@ class BlockWeights(NamedTuple):
         leak: g_leak >= 0, (N,).
         gate: Weights of the gate, (N, D), and
         gate_bias: their bias, (N,).
-        out: Weights of the way out, (D, N).
+        out: Weights of the output projection, (D, N).
     """
 
     norm: Tensor
@@ -97,22 +103,40 @@ class BlockMethod(NamedTuple):
 
     Args:
         epsilon: Of the norm.
-        steps: Sub-steps per token.
-        solver: Its code.
-        adaptive: Whether synapses change the time constants.
+        token: How a token is integrated.
         half: Whether matrix products are made in bfloat16, as under autocast; their sums are float32.
     """
 
     epsilon: float
-    steps: int
-    solver: int
-    adaptive: bool
+    token: Method
     half: bool
+
+
+class Inputs(NamedTuple):
+    """What the kernel is given, in the order of its gradients, before the weights."""
+
+    u: Tensor
+    conv_state: Tensor
+    neurons: Tensor
+    dt: Tensor
+    keep: Tensor | None
+
+
+class Kept(NamedTuple):
+    """Intermediate results that the gradient needs."""
+
+    extended: Tensor
+    scale: Tensor
+    mixed: Tensor
+    drive: Tensor
+    states: Tensor
+    z: Tensor
+    gated: Tensor
 
 
 def fused_block(
     u: Float[Tensor, "B T D"],
-    columns: Float[Tensor, "B columns D"],
+    conv_state: Float[Tensor, "B columns D"],
     neurons: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
     keep: Float[Tensor, "B _ D"] | None,
@@ -123,7 +147,7 @@ def fused_block(
 
     Args:
         u: Inputs.
-        columns: Normed inputs of the K - 1 tokens before the first.
+        conv_state: Normed inputs of the K - 1 tokens before the first.
         neurons: States before the first token.
         dt: Length of a sub-step of each token.
         keep: What the dropout multiplies the branch with, for each token or for all; None drops nothing.
@@ -131,106 +155,142 @@ def fused_block(
         method: How they are used.
 
     Returns:
-        Outputs; columns and states after the last token. All tensors but `keep` are differentiable, once.
+        Outputs; state of the convolution and of the neurons after the last token. All tensors are differentiable.
 
     Raises:
         UsageError: If a dtype, device, shape or value cannot be; the message names expected and got.
     """
-    return _FusedBlock.apply(u, columns, neurons, dt, keep, method, *weights)
+    kernel = Kernel(partial(_forward, method), partial(_backward, method), partial(_reference, method))
+    return Direct.apply(kernel, u, conv_state, neurons, dt, keep, *weights)
 
 
-class _FusedBlock(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        columns: Tensor,
-        neurons: Tensor,
-        dt: Tensor,
-        keep: Tensor | None,
-        method: BlockMethod,
-        *given: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        w = BlockWeights(*given)
-        (B, T), (D, K) = dt.shape, w.conv.shape
-        w = w.dense(D, w.out.shape[1], K)
-        u, columns = dense("u", u, (B, T, D)), dense("columns", columns, (B, K - 1, D))
-        extended, scale, mixed = room(B, K - 1 + T, D), room(B, T), room(B, T, D)
-        shape = _MixingShape(B, T, D, K, method.epsilon, threads_for(ELEMENT * u.numel()))
-        call = _MixingForward(*map(address, (u, columns, w.norm, w.conv, w.conv_bias, extended, scale, mixed)))
-        _run("ltc_mixing_forward", ctypes.byref(shape), ctypes.byref(call))
-        flat = mixed.view(-1, D)
-        drive = _times(method.half, flat, w.drive.t(), w.drive_bias).view(B, T, -1)
-        scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
-        states, last, _ = DIAGONAL.forward(*scan, method.steps, method.solver, method.adaptive, False)
-        z = _times(method.half, flat, w.gate.t(), w.gate_bias)
-        gated = torch.empty_like(z)
-        gate = _Gate(address(states), address(z), address(gated))
-        _run("ltc_gate_forward", ctypes.c_int64(z.numel()), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
-        branch = _times(method.half, gated, w.out.t()).view(B, T, D)
-        out = branch.add_(u) if keep is None else torch.addcmul(u, branch, keep)
-        ctx.set_materialize_grads(False)
-        ctx.method, ctx.shape = method, shape
-        ctx.save_for_backward(u, columns, neurons, dt, keep, extended, scale, mixed, drive, states, z, gated, *w)
-        return out, extended[:, T:].clone(), last
+def _reference(method: BlockMethod, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The block in operations of PyTorch."""
+    (u, conv_state, neurons, dt, keep), w = tensors[:5], BlockWeights(*tensors[5:])
+    T, half = u.shape[1], method.half
+    extended = torch.cat([conv_state, F.rms_norm(u, w.norm.shape, w.norm, method.epsilon)], dim=1)
+    mixed = w.conv_bias.expand_as(u)
+    for k in range(w.conv.shape[1]):
+        mixed = torch.addcmul(mixed, extended[:, k : k + T], w.conv[:, k])
+    flat = mixed.flatten(0, 1)
+    drive = _plain_product(half, flat, w.drive.t(), w.drive_bias).unflatten(0, u.shape[:2])
+    scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
+    states, last = DIAGONAL.reference(*scan, method=method.token)
+    gated = states.flatten(0, 1) * F.silu(_plain_product(half, flat, w.gate.t(), w.gate_bias))
+    branch = _plain_product(half, gated, w.out.t()).unflatten(0, u.shape[:2])
+    return u + (branch if keep is None else branch * keep), extended[:, T:], last
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, out_grad: Tensor | None, after_grad: Tensor | None, last_grad: Tensor | None) -> Any:
-        u, columns, neurons, dt, keep, extended, scale, mixed, drive, states, z, gated, *given = ctx.saved_tensors
-        w, D, N = BlockWeights(*given), u.shape[-1], z.shape[1]
-        half = ctx.method.half
-        out_grad = torch.zeros_like(u) if out_grad is None else out_grad.contiguous()
-        branch_grad = (out_grad if keep is None else out_grad * keep).view(-1, D)
-        out_weight_grad = _times(half, branch_grad.t(), gated)
-        gated_grad = _times(half, branch_grad, w.out)
-        states_grad, z_grad = torch.empty_like(states), torch.empty_like(z)
-        gate = _Gate(*map(address, (states, z, gated_grad, states_grad, z_grad)))
-        _run("ltc_gate_backward", ctypes.c_int64(z.numel()), threads_for(ELEMENT * z.numel()), ctypes.byref(gate))
-        scan = (drive, neurons, dt, w.feedback, w.reversal, w.capacitance, w.leak)
-        method = (ctx.method.steps, ctx.method.solver, ctx.method.adaptive)
-        with_dt = ctx.needs_input_grad[3]
-        drive_grad, neurons_grad, dt_grad, *cell_grads = DIAGONAL.backward(
-            states_grad, last_grad, states, room(0), *scan, *method, with_dt
-        )
-        flat, drive_grad = mixed.view(-1, D), drive_grad.view(-1, 2 * N)
-        mixed_grad, other_grad = _times(half, drive_grad, w.drive), _times(half, z_grad, w.gate)
-        u_grad, norm_grad = torch.empty_like(u), torch.empty_like(w.norm)
-        conv_grad, conv_bias_grad = torch.empty_like(w.conv), torch.empty_like(w.conv_bias)
-        columns_grad = torch.empty_like(columns) if ctx.needs_input_grad[1] else None
-        after_grad = None if after_grad is None else after_grad.contiguous()
-        forward = _MixingForward(*map(address, (u, columns, w.norm, w.conv, w.conv_bias, extended, scale)))
-        call = _MixingBackward(
-            forward,
-            *map(address, (mixed_grad, other_grad, out_grad, after_grad, columns_grad)),
-            *map(address, (u_grad, norm_grad, conv_grad, conv_bias_grad)),
-        )
-        _run("ltc_mixing_backward", ctypes.byref(ctx.shape), ctypes.byref(call))
-        return (
-            *(u_grad, columns_grad, neurons_grad, dt_grad if with_dt else None, None, None),
-            *(norm_grad, conv_grad, conv_bias_grad),
-            *(*_weight_gradients(half, drive_grad, flat), *cell_grads),
-            *(*_weight_gradients(half, z_grad, flat), out_weight_grad),
-        )
+
+def _forward(method: BlockMethod, *tensors: Any) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    """Outputs and states, and what the gradient needs."""
+    given, w = Inputs(*tensors[:5]), BlockWeights(*tensors[5:])
+    (B, T), (D, K) = given.dt.shape, w.conv.shape
+    w = w.dense(D, w.out.shape[1], K)
+    u, conv_state = dense("u", given.u, (B, T, D)), dense("conv_state", given.conv_state, (B, K - 1, D))
+    extended, scale, mixed = room(B, K - 1 + T, D), room(B, T), room(B, T, D)
+    call = _MixingForward(*map(address, (u, conv_state, w.norm, w.conv, w.conv_bias, extended, scale, mixed)))
+    _run("ltc_mixing_forward", ctypes.byref(_mixing_shape(method, u, K)), ctypes.byref(call))
+    flat = mixed.view(-1, D)
+    drive = _product(method.half, flat, w.drive.t(), w.drive_bias).view(B, T, -1)
+    scan = (drive, given.neurons, given.dt, w.feedback, w.reversal, w.capacitance, w.leak)
+    states, last, _ = DIAGONAL.forward(*scan, *codes_of(method.token), False)
+    z = _product(method.half, flat, w.gate.t(), w.gate_bias)
+    gated = torch.empty_like(z)
+    _run_gate("ltc_gate_forward", states, z, gated)
+    branch = _product(method.half, gated, w.out.t()).view(B, T, D)
+    out = branch.add_(u) if given.keep is None else torch.addcmul(u, branch, given.keep)
+    return (out, extended[:, T:].clone(), last), Kept(extended, scale, mixed, drive, states, z, gated)
+
+
+def _backward(
+    method: BlockMethod,
+    needed: Sequence[bool],
+    gradients: Sequence[Optional],
+    tensors: Sequence[Any],
+    kept: Sequence[Tensor],
+) -> tuple[Optional, ...]:
+    """Gradients of inputs and weights: through out, gate and scan, then through the products and the mixing."""
+    given, k, half = Inputs(*tensors[:5]), Kept(*kept), method.half
+    w = BlockWeights(*tensors[5:]).dense(given.u.shape[-1], k.z.shape[1], tensors[6].shape[1])
+    out_grad, after_grad, last_grad = gradients
+    out_grad = torch.zeros_like(k.mixed) if out_grad is None else out_grad.contiguous()
+    branch_grad = (out_grad if given.keep is None else out_grad * given.keep).view(-1, out_grad.shape[-1])
+    states_grad, z_grad = torch.empty_like(k.states), torch.empty_like(k.z)
+    _run_gate("ltc_gate_backward", k.states, k.z, _product(half, branch_grad, w.out), states_grad, z_grad)
+    scan = (k.drive, given.neurons, given.dt, w.feedback, w.reversal, w.capacitance, w.leak)
+    drive_grad, *of_scan = DIAGONAL.backward(
+        states_grad, last_grad, k.states, room(0), *scan, *codes_of(method.token), needed[3]
+    )
+    found = dict(zip(("neurons", "dt", *DiagonalParameters._fields), of_scan, strict=True))
+    flat, drive_grad = k.mixed.view(-1, out_grad.shape[-1]), drive_grad.view(-1, k.drive.shape[-1])
+    found["drive"], found["drive_bias"] = _weight_gradients(half, drive_grad, flat)
+    found["gate"], found["gate_bias"] = _weight_gradients(half, z_grad, flat)
+    found["out"] = _product(half, branch_grad.t(), k.gated)
+    mixed_grads = _product(half, drive_grad, w.drive), _product(half, z_grad, w.gate)
+    after_grad = None if after_grad is None else after_grad.contiguous()
+    found |= _mixing_gradients(method, given, w, k, (*mixed_grads, out_grad, after_grad))
+    names = (*Inputs._fields, *BlockWeights._fields)
+    return tuple(found[name] if wanted else None for name, wanted in zip(names, needed, strict=True))
+
+
+def _mixing_gradients(
+    method: BlockMethod,
+    given: Inputs,
+    w: BlockWeights,
+    kept: Kept,
+    gradients: tuple[Tensor, Tensor, Tensor, Optional],
+) -> dict[str, Tensor]:
+    """Gradients of what the mixing (norm and convolution) is made from, by name.
+
+    Args:
+        method: As in `fused_block`.
+        given: Inputs of the block.
+        w: Its weights.
+        kept: What the forward pass kept.
+        gradients: Two of the mixed inputs, which are added up, of the residual, and of the state after the last token.
+    """
+    inputs = {"u": given.u.contiguous(), "conv_state": given.conv_state.contiguous()}
+    weights = {"norm": w.norm, "conv": w.conv, "conv_bias": w.conv_bias}
+    found = {name: torch.empty_like(tensor) for name, tensor in (inputs | weights).items()}
+    forward = _MixingForward(*map(address, (*inputs.values(), *weights.values(), kept.extended, kept.scale)))
+    to = [address(found[name]) for name in ("conv_state", "u", *weights)]
+    shape = _mixing_shape(method, given.u, w.conv.shape[1])
+    call = _MixingBackward(forward, *map(address, gradients), *to)
+    _run("ltc_mixing_backward", ctypes.byref(shape), ctypes.byref(call))
+    return found
+
+
+def _mixing_shape(method: BlockMethod, u: Tensor, taps: int) -> _MixingShape:
+    return _MixingShape(*u.shape, taps, method.epsilon, threads_for(ELEMENT * u.numel()))
+
+
+def _run_gate(name: str, states: Tensor, z: Tensor, *more: Tensor) -> None:
+    call = _Gate(*map(address, (states, z, *more)))
+    _run(name, ctypes.c_int64(z.numel()), threads_for(ELEMENT * z.numel()), ctypes.byref(call))
 
 
 def _run(name: str, *arguments: Any) -> None:
     raise_for(getattr(LIBRARY, name)(*arguments), {})
 
 
-def _weight_gradients(half: bool, pulled: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _weight_gradients(half: bool, gradient: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of a linear map's weights and bias."""
-    if half or not PAYS:
-        return _times(half, pulled.t(), inputs), pulled.sum(0)
-    sums = room(pulled.shape[1])
-    return product(pulled.t(), inputs, row_sums=sums), sums
+    if half or not dispatch.PRODUCT:
+        return _product(half, gradient.t(), inputs), gradient.sum(0)
+    sums = room(gradient.shape[1])
+    return product(gradient.t(), inputs, row_sums=sums), sums
 
 
-def _times(half: bool, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(half: bool, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """A B (+ bias), by whichever product is faster here."""
+    if not half and dispatch.PRODUCT:
+        return product(a, b, bias)
+    return _plain_product(half, a, b, bias)
+
+
+def _plain_product(half: bool, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A B (+ bias) by PyTorch."""
     if half:
         result = (a.bfloat16() @ b.bfloat16()).float()
-        return result if bias is None else result.add_(bias)
-    if PAYS:
-        return product(a, b, bias)
+        return result if bias is None else result + bias
     return a @ b if bias is None else torch.addmm(bias, a, b)

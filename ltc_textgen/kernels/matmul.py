@@ -5,6 +5,7 @@ as fast. Elsewhere `linear` is `torch.nn.functional.linear`. Source: csrc/produc
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.autograd import Direct, address, dense, is_direct, room, wants_gradient
-from ltc_textgen.kernels.dispatch import runs_on_cpu
-from ltc_textgen.kernels.library import LIBRARY, raise_for, threads_for
+from ltc_textgen.kernels.autograd import (
+    Direct,
+    Kernel,
+    Optional,
+    address,
+    dense,
+    reference_gradients,
+    room,
+    wants_gradient,
+)
+from ltc_textgen.kernels.dispatch import Access, access, fits_cpu, product_dtype, product_pays, record
+from ltc_textgen.kernels.library import LIBRARY, SMALL, raise_for, threads_for
 from ltc_textgen.shapes import Float, Tensor
-
-SMALLEST = 1 << 22
-"""Multiplications below which a call is left to PyTorch."""
 
 
 class _Product(ctypes.Structure):
@@ -31,13 +38,10 @@ class _Product(ctypes.Structure):
     )
 
 
-PAYS = LIBRARY is not None and bool(LIBRARY.ltc_product_pays())
-
-
 def linear(
     x: Float[Tensor, "*B D"], weight: Float[Tensor, "N D"], bias: Float[Tensor, " N"] | None = None
 ) -> Float[Tensor, "*B N"]:
-    """The map x W^T + b, as `torch.nn.functional.linear`, under autocast too, but differentiable once.
+    """The map x W^T + b, as `torch.nn.functional.linear`, under autocast too.
 
     Args:
         x: Inputs.
@@ -45,15 +49,15 @@ def linear(
         bias: b; none if None.
     """
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    # An exported program would be bound to batches on one side of SMALLEST.
-    ours = PAYS and not torch.compiler.is_exporting() and runs_on_cpu(x) and x.numel() * weight.shape[0] >= SMALLEST
-    if not ours or torch.is_autocast_enabled("cpu") or any(tensor.dtype != torch.float32 for tensor in inputs):
+    pays = product_pays(x.numel() * weight.shape[0]) and product_dtype() == torch.float32
+    if not pays or not fits_cpu(*inputs):
         return F.linear(x, weight, bias)
-    if not is_direct(*inputs):
+    if access(*inputs) != Access.direct:
         return _linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
-    return Direct.apply(_forward_kept, _pull, x, weight, bias) if wants_gradient(*inputs) else _rows(x, weight, bias)
+    return Direct.apply(_KERNEL, x, weight, bias) if wants_gradient(*inputs) else _rows(x, weight, bias)
 
 
+@record
 class Linear(nn.Linear):
     """`torch.nn.Linear` by `linear`: the same parameters and, but for rounding, the same numbers."""
 
@@ -71,7 +75,7 @@ def product(
     assert LIBRARY is not None
     result = room(a.shape[0], b.shape[1])
     arrays = (address(a), *a.stride(), address(b), *b.stride(), address(bias), address(result), address(row_sums))
-    call = _Product(a.shape[0], a.shape[1], b.shape[1], threads_for(SMALLEST), *arrays)
+    call = _Product(a.shape[0], a.shape[1], b.shape[1], threads_for(SMALL), *arrays)
     raise_for(LIBRARY.ltc_product(ctypes.byref(call)), {})
     return result
 
@@ -108,17 +112,16 @@ def _rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _forward(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
-def _forward_kept(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return _rows(x, weight, bias), (x, weight)
-
-
-def _pull(
-    needed: tuple[bool, bool, bool], gradients: tuple[Tensor], x: Tensor, weight: Tensor
-) -> tuple[Tensor | None, ...]:
-    (gradient,) = gradients
-    backward = _gradients if is_direct(gradient, x, weight) else _linear_backward
+def _backward(
+    needed: Sequence[bool], gradients: Sequence[Tensor], inputs: Sequence[Any], _: Sequence[Tensor]
+) -> tuple[Optional, ...]:
+    (gradient,), (x, weight) = gradients, inputs[:2]
+    backward = _gradients if access(gradient, x, weight) == Access.direct else _linear_backward
     found = backward(gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1]), weight, *needed)
     return tuple(g.view(t.shape) if n else None for g, n, t in zip(found, needed, (x, weight, found[2]), strict=True))
+
+
+_KERNEL = Kernel(lambda *inputs: (_rows(*inputs), ()), _backward, F.linear)
 
 
 _linear: Any = torch.library.custom_op(
@@ -139,18 +142,21 @@ _linear_backward: Any = torch.library.custom_op(
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return _pull(ctx.needs_input_grad, (gradient,), *ctx.saved_tensors)
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Optional, ...]:
+    needed, inputs = ctx.needs_input_grad, ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return reference_gradients(F.linear, inputs, needed, (gradient,))
+    return _backward(needed, (gradient,), inputs, ())
 
 
 def _gradient_shapes(
     gradient: Tensor, x: Tensor, weight: Tensor, with_x: bool, with_weight: bool, with_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape if with_x else 0, weight.shape if with_weight else 0, weight.shape[0] if with_bias else 0)
-    return tuple(x.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+    to_weight, to_bias = weight.shape if with_weight else 0, weight.shape[0] if with_bias else 0
+    return x.new_empty(x.shape if with_x else 0), x.new_empty(to_weight), x.new_empty(to_bias)
 
 
 _linear.register_fake(lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))

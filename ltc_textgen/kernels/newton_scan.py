@@ -1,4 +1,6 @@
-"""The diagonal coupling solved for all tokens at once, by Newton's method over an associative scan.
+"""Experimental: the diagonal coupling solved for all tokens at once, by Newton's method over an associative scan.
+
+No CPU run chooses it, and no accelerator has measured it (`dispatch.SCANS`); LTC_KERNELS=parallel turns it on.
 
 The states obey x_t = F_t(x_{t-1}), where F_t is the map of one whole token (all its sub-steps). Linearised at a guess
 x~ of the whole sequence,
@@ -14,8 +16,8 @@ longer moves and whose residual x_t - F_t(x_{t-1}) vanishes is the solution; if 
 The gradient is the exact one of the sequential recurrence and does not pass through the iterations: with the
 Jacobians at the solution, dL/dx_t = g_t + J_{t+1} dL/dx_{t+1} is again a linear scan, backwards in time.
 
-Convergence is fast where the recurrence contracts (`DiagonalCell(contractive=True)` proves it); for a cell with r = 0
-and a semi-implicit or exponential solver the first iteration is already exact.
+Convergence is fast where the recurrence contracts (as in `DiagonalLTC(contractive=True)`); for a layer with r = 0 and
+a semi-implicit or exponential solver the first iteration is already exact.
 
 Source:
     Lim et al. 2024, arXiv:2309.12252 (Newton iterations over a scan); Blelloch 1990 (the scan). The bounds, the
@@ -27,42 +29,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ltc_textgen.config import Solver
-from ltc_textgen.kernels.scans import Method, Neurons, check_arguments
+from ltc_textgen.kernels import reference
+from ltc_textgen.kernels.autograd import reference_gradients
+from ltc_textgen.kernels.reference import DiagonalParameters, check_diagonal, diagonal_membrane
 from ltc_textgen.shapes import Float, Tensor
-from ltc_textgen.solvers import LONGEST_STEP, integrate
+from ltc_textgen.solvers import LONGEST_STEP, Method, integrate
 
 MAX_ITERATIONS = 24
 """Newton iterations before the sequential loop takes over. Contracting recurrences need 2 to 8."""
-
-MIN_TOKENS = 64
-"""Shortest sequence for which `worthwhile` answers True (see docs/kernels.md)."""
-
-HOSTS = {"cpu", "meta"}
-"""Devices on which `worthwhile` answers False."""
 
 TOLERANCE = {torch.float32: (3e-5, 5e-6), torch.float64: (1e-7, 1e-12)}
 """Largest last move and largest residual of a solution, relative to 1 + |x|. Newton's error after a move is of the
 order of its square; the residual of an exact solution is the rounding of one token."""
 
 
-def worthwhile(drive: Float[Tensor, "B T two_N"]) -> bool:
-    """Whether to prefer `parallel_scan` to a loop over tokens where no fused kernel runs.
-
-    Never on a CPU: there the scan does several times the arithmetic of the loop and saves nothing but Python overhead.
-    On an accelerator the loop starts some 28 device kernels per sub-step and token, Newton's method some 35 per
-    sub-step and iteration; the choice rests on that count and not on a measurement.
-    """
-    return drive.device.type not in HOSTS and drive.shape[1] >= MIN_TOKENS
-
-
 def parallel_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    neurons: Neurons,
+    parameters: DiagonalParameters,
     method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """All states of a diagonal layer, the tokens in parallel.
@@ -71,7 +58,7 @@ def parallel_scan(
         drive: W u + b of both synapses, excitatory half first.
         x0: State before the first token.
         dt: Length of a sub-step at each token (step_size * elapsed), token time, >= 0. Zero keeps the state.
-        neurons: Parameters; g_leak > 0.
+        parameters: Of the neurons; g_leak > 0.
         method: How a token is integrated.
 
     Returns:
@@ -80,13 +67,13 @@ def parallel_scan(
     Raises:
         UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
-    check_arguments(drive, x0, dt, neurons, method.steps)
+    check_diagonal(drive, x0, dt, parameters, method)
     dt = dt.clamp_max(LONGEST_STEP)
     with torch.no_grad():
-        solution = solve(drive, x0, dt, neurons, method)
+        solution = solve(drive, x0, dt, parameters, method)
     if solution is None:
-        return sequential_scan(drive, x0, dt, neurons, method)
-    states = _Implicit.apply(solution, drive, x0, dt, *neurons, method)
+        return sequential_scan(drive, x0, dt, parameters, method)
+    states = _Implicit.apply(solution, drive, x0, dt, *parameters, method)
     return states, states[:, -1]
 
 
@@ -94,80 +81,72 @@ def sequential_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    neurons: Neurons,
+    parameters: DiagonalParameters,
     method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
     """The same states, one token after the other. Arguments as `parallel_scan`."""
-    x, states = x0, []
-    for t in range(drive.shape[1]):
-        x = token(x, drive[:, t], dt[:, t, None], neurons, method)
-        states.append(x)
-    return torch.stack(states, dim=1), x
+    return reference.sequential_scan(diagonal_membrane, drive, x0, dt, parameters, method)
 
 
 def token(
     x: Float[Tensor, "*B N"],
     drive: Float[Tensor, "*B two_N"],
-    h: Float[Tensor, "*B 1"],
-    neurons: Neurons,
+    dt: Float[Tensor, "*B 1"],
+    parameters: DiagonalParameters,
     method: Method,
 ) -> Float[Tensor, "*B N"]:
     """F: the state after a token from the state before it, for any number of tokens side by side."""
-    side_by_side = drive.flatten(0, -2)
-
-    def conductances(state: Tensor) -> tuple[Tensor, Tensor]:
-        return membrane(state, side_by_side, neurons, method.adaptive)[:2]
-
-    args = (x.flatten(0, -2), neurons.capacitance, h.flatten(0, -2), method.steps)
+    conductances = diagonal_membrane(drive.flatten(0, -2), parameters, method.adaptive)
+    args = (x.flatten(0, -2), parameters.capacitance, dt.flatten(0, -2), method.steps)
     return integrate(method.solver, conductances, *args).view_as(x)
 
 
 def token_with_slope(
     x: Float[Tensor, "*B N"],
     drive: Float[Tensor, "*B two_N"],
-    h: Float[Tensor, "*B 1"],
-    neurons: Neurons,
+    dt: Float[Tensor, "*B 1"],
+    parameters: DiagonalParameters,
     method: Method,
 ) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
     """F and its derivative J = dF/dx, composed over the sub-steps by the chain rule."""
     advance, slope = _SUBSTEPS[method.solver], torch.ones_like(x)
     for _ in range(method.steps):
-        x, factor = advance(lambda s: membrane(s, drive, neurons, method.adaptive), x, neurons.capacitance, h)
+        x, factor = advance(lambda s: membrane(s, drive, parameters, method.adaptive), x, parameters.capacitance, dt)
         slope = slope * factor
     return x, slope
 
 
 def membrane(
-    x: Float[Tensor, "*B N"], drive: Float[Tensor, "*B two_N"], neurons: Neurons, adaptive: bool
+    x: Float[Tensor, "*B N"], drive: Float[Tensor, "*B two_N"], parameters: DiagonalParameters, adaptive: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """G and I of the membrane equation (see `solvers`), and their derivatives in x."""
     drive_e, drive_i = drive.chunk(2, dim=-1)
-    (r_e, r_i), (reversal_e, reversal_i) = neurons.self_weight, neurons.reversal
+    (r_e, r_i), (reversal_e, reversal_i) = parameters.feedback, parameters.reversal
     f_e, f_i = torch.sigmoid(drive_e + r_e * x), torch.sigmoid(drive_i + r_i * x)
     slope_e, slope_i = r_e * f_e * (1 - f_e), r_i * f_i * (1 - f_i)
     current, current_slope = f_e * reversal_e - f_i * reversal_i, slope_e * reversal_e - slope_i * reversal_i
     if adaptive:
-        return neurons.leak + f_e + f_i, current, slope_e + slope_i, current_slope
-    return neurons.leak.expand_as(x), current, torch.zeros_like(x), current_slope
+        return parameters.leak + f_e + f_i, current, slope_e + slope_i, current_slope
+    return parameters.leak.expand_as(x), current, torch.zeros_like(x), current_slope
 
 
 _Slopes = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-def _semi_implicit(at: _Slopes, x: Tensor, capacitance: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _semi_implicit(at: _Slopes, x: Tensor, capacitance: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     conductance, current, conductance_slope, current_slope = at(x)
-    total = capacitance + h * conductance
-    new = x * (capacitance / total) + current * (h / total)
-    return new, (capacitance + h * (current_slope - conductance_slope * new)) / total
+    total = capacitance + dt * conductance
+    new = x * (capacitance / total) + current * (dt / total)
+    return new, (capacitance + dt * (current_slope - conductance_slope * new)) / total
 
 
-def _exponential(at: _Slopes, x: Tensor, capacitance: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _exponential(at: _Slopes, x: Tensor, capacitance: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     conductance, current, conductance_slope, current_slope = at(x)
     conductance = conductance.clamp_min(torch.finfo(x.dtype).tiny)
-    scale = h / capacitance
+    scale = dt / capacitance
     rate = conductance * scale
     decay, gain = torch.exp(-rate), -torch.expm1(-rate) / conductance
-    # d gain / dG = (h/C)^2 p(rate), p(r) = (e^-r - (1 - e^-r) / r) / r, which cancels for small r: there, its series.
+    # d gain / dG = (dt/C)^2 p(rate), p(r) = (e^-r - (1 - e^-r) / r) / r, which cancels for small r: there, its series.
     safe, series = rate.clamp_min(0.1), torch.zeros_like(rate)
     for k in range(8, 0, -1):
         series = (-1) ** k * k / math.factorial(k + 1) + rate * series
@@ -179,22 +158,22 @@ def _exponential(at: _Slopes, x: Tensor, capacitance: Tensor, h: Tensor) -> tupl
     return x * decay + current * gain, slope
 
 
-def _explicit(at: _Slopes, x: Tensor, capacitance: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _explicit(at: _Slopes, x: Tensor, capacitance: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     conductance, current, conductance_slope, current_slope = at(x)
     change_slope = current_slope - conductance_slope * x - conductance
-    return x + h / capacitance * (current - conductance * x), 1 + h / capacitance * change_slope
+    return x + dt / capacitance * (current - conductance * x), 1 + dt / capacitance * change_slope
 
 
-def _runge_kutta(at: _Slopes, x: Tensor, capacitance: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _runge_kutta(at: _Slopes, x: Tensor, capacitance: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     total, total_slope = torch.zeros_like(x), torch.zeros_like(x)
     change, change_slope = torch.zeros_like(x), torch.zeros_like(x)
     for offset, weight in ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)):
-        state, state_slope = x + offset * h * change, 1 + offset * h * change_slope
+        state, state_slope = x + offset * dt * change, 1 + offset * dt * change_slope
         conductance, current, conductance_slope, current_slope = at(state)
         change = (current - conductance * state) / capacitance
         change_slope = (current_slope - conductance_slope * state - conductance) / capacitance * state_slope
         total, total_slope = total + weight * change, total_slope + weight * change_slope
-    return x + h * total, 1 + h * total_slope
+    return x + dt * total, 1 + dt * total_slope
 
 
 _SUBSTEPS = {
@@ -223,7 +202,9 @@ def linear_scan(slope: Float[Tensor, "B T N"], offset: Float[Tensor, "B T N"]) -
     return states
 
 
-def state_bounds(x0: Float[Tensor, "B N"], neurons: Neurons, method: Method) -> tuple[Tensor, Tensor] | None:
+def state_bounds(
+    x0: Float[Tensor, "B N"], parameters: DiagonalParameters, method: Method
+) -> tuple[Tensor, Tensor] | None:
     """Lowest and highest state that the solver can reach from x0, each (B, 1, N); None if it keeps no bounds.
 
     The semi-implicit and the exponential solver only ever take weighted means of the state and the equilibrium I / G.
@@ -232,11 +213,11 @@ def state_bounds(x0: Float[Tensor, "B N"], neurons: Neurons, method: Method) -> 
     if method.solver not in {Solver.semi_implicit, Solver.exponential}:
         return None
     zero = torch.zeros_like(x0[:1])
-    pulls = torch.stack((neurons.reversal[0], -neurons.reversal[1]))
+    pulls = torch.stack((parameters.reversal[0], -parameters.reversal[1]))
     if method.adaptive:
         low, high = pulls.amin(0), pulls.amax(0)
     else:
-        low, high = pulls.clamp_max(0).sum(0) / neurons.leak, pulls.clamp_min(0).sum(0) / neurons.leak
+        low, high = pulls.clamp_max(0).sum(0) / parameters.leak, pulls.clamp_min(0).sum(0) / parameters.leak
     return (torch.minimum(torch.minimum(low, zero), x0)[:, None], torch.maximum(torch.maximum(high, zero), x0)[:, None])
 
 
@@ -244,15 +225,15 @@ def solve(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    neurons: Neurons,
+    parameters: DiagonalParameters,
     method: Method,
 ) -> Float[Tensor, "B T N"] | None:
     """Newton's method for the whole sequence; None if it does not converge within `MAX_ITERATIONS`."""
-    h, bounds, (smallest_move, tolerance) = dt[..., None], state_bounds(x0, neurons, method), TOLERANCE[x0.dtype]
+    dt, bounds, (smallest_move, tolerance) = dt[..., None], state_bounds(x0, parameters, method), TOLERANCE[x0.dtype]
     states, settled = torch.zeros_like(drive[..., : x0.shape[1]]), False
     for _ in range(MAX_ITERATIONS + 1):
         before = torch.cat((x0[:, None], states[:, :-1]), dim=1)
-        value, slope = token_with_slope(before, drive, h, neurons, method)
+        value, slope = token_with_slope(before, drive, dt, parameters, method)
         residual = value - states
         if settled and bool((residual.abs() <= tolerance * (1 + value.abs())).all()):
             return value
@@ -276,16 +257,22 @@ class _Implicit(torch.autograd.Function):
         return solution.view_as(solution)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         states, drive, x0, dt, *rest = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def run(drive: Tensor, x0: Tensor, dt: Tensor, *rest: Tensor) -> Tensor:
+                return sequential_scan(drive, x0, dt, DiagonalParameters(*rest), ctx.method)[0]
+
+            found = reference_gradients(run, (drive, x0, dt, *rest), ctx.needs_input_grad[1:-1], (gradient,))
+            return (None, *found, None)
         before = torch.cat((x0[:, None], states[:, :-1]), dim=1)
-        _, slope = token_with_slope(before, drive, dt[..., None], Neurons(*rest), ctx.method)
+        _, slope = token_with_slope(before, drive, dt[..., None], DiagonalParameters(*rest), ctx.method)
         # dL/dx_t = g_t + J_{t+1} dL/dx_{t+1}: the scan of the reversed sequence, with the Jacobians one token later.
         shifted = torch.cat((torch.zeros_like(slope[:, :1]), slope.flip(1)[:, :-1]), dim=1)
         adjoint = linear_scan(shifted, gradient.flip(1)).flip(1)
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in (before, drive, dt, *rest)]
-            after = token(leaves[0], leaves[1], leaves[2][..., None], Neurons(*leaves[3:]), ctx.method)
+            after = token(leaves[0], leaves[1], leaves[2][..., None], DiagonalParameters(*leaves[3:]), ctx.method)
         to_before, to_drive, *others = torch.autograd.grad(after, leaves, adjoint)
         return None, to_drive, to_before[:, 0], *others, None

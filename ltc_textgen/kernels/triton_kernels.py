@@ -1,35 +1,36 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """Device code of the diagonal scan (see `triton_scan` for what it computes and how it is called).
 
-A program owns BLOCK neurons of one sequence and walks over its tokens, with the neurons' parameters, the state and, on
-the way back, the gradients of the parameters in registers. The backward walk recomputes the sub-steps of each token
-from the state before it, which the forward walk has stored: nothing else is kept.
+A program computes BLOCK neurons of one sequence, token by token, with the neurons' parameters, the state and, in the
+backward pass, the gradients of the parameters in registers. The backward pass recomputes the sub-steps of each token
+from the state before it, which the forward pass has stored: nothing else is kept.
 
-The mathematics of a sub-step is that of `solvers`; its pull-backs are derived by hand. Letters: d drive, r feedback,
-e reversal potential, c capacitance, f open share of a synapse; a suffix e or i names the synapse, a prefix g a
-gradient, so `gde` is the gradient of the excitatory drive.
+The mathematics of a sub-step is that of `solvers`; its vector-Jacobian products (`*_vjp`) are derived by hand. Letters:
+d drive, r feedback, e reversal potential, c capacitance, f open fraction of a synapse; a suffix e or i names the
+synapse, a prefix g a gradient, so `gde` is the gradient of the excitatory drive.
 """
 
 import triton
 import triton.language as tl
 
+# As `library.SOLVER_CODES`.
 SEMI_IMPLICIT = tl.constexpr(0)
-EXPONENTIAL = tl.constexpr(1)
-EXPLICIT = tl.constexpr(2)
-RUNGE_KUTTA = tl.constexpr(3)
+EXPLICIT = tl.constexpr(1)
+RUNGE_KUTTA = tl.constexpr(2)
+EXPONENTIAL = tl.constexpr(3)
 
 
 @triton.jit
 def sigmoid(x):
     """1 / (1 + e^-x), by an exponential of -|x|, which cannot overflow."""
     z = tl.exp(-tl.abs(x))
-    share = 1 / (1 + z)
-    return tl.where(x >= 0, share, z * share)
+    scaled = 1 / (1 + z)
+    return tl.where(x >= 0, scaled, z * scaled)
 
 
 @triton.jit
 def membrane(x, de, di, re, ri, ee, ei, leak, ADAPTIVE: tl.constexpr):
-    """Open shares f_e and f_i, total conductance G and current I."""
+    """Open fractions f_e and f_i, total conductance G and current I."""
     fe = sigmoid(de + re * x)
     fi = sigmoid(di + ri * x)
     conductance = leak
@@ -39,7 +40,7 @@ def membrane(x, de, di, re, ri, ee, ei, leak, ADAPTIVE: tl.constexpr):
 
 
 @triton.jit
-def membrane_pullback(x, g_conductance, g_current, de, di, re, ri, ee, ei, leak, ADAPTIVE: tl.constexpr):
+def membrane_vjp(x, g_conductance, g_current, de, di, re, ri, ee, ei, leak, ADAPTIVE: tl.constexpr):
     """Gradients of x, d_e, d_i, E_e and E_i from those of G and I. That of the leak is the gradient of G itself."""
     fe, fi, _, _ = membrane(x, de, di, re, ri, ee, ei, leak, ADAPTIVE)
     gfe = g_current * ee
@@ -100,15 +101,15 @@ def advance(x, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.constexpr, ADAPTIV
 
 
 @triton.jit
-def single_stage_pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.constexpr, ADAPTIVE: tl.constexpr):
-    """Gradients of a sub-step that looks at the membrane once: direct part of x, and G, I, C and h."""
+def single_stage_vjp(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.constexpr, ADAPTIVE: tl.constexpr):
+    """Gradients of a sub-step that evaluates the membrane once: direct part of x, and G, I, C and h."""
     _, _, conductance, current = membrane(x, de, di, re, ri, ee, ei, leak, ADAPTIVE)
     if SOLVER == SEMI_IMPLICIT:
         total = c + h * conductance
         new = x * (c / total) + current * (h / total)
-        share = g / total
-        gx, g_current, g_conductance = share * c, share * h, -share * h * new
-        gc, gh = share * (x - new), share * (current - conductance * new)
+        scaled = g / total
+        gx, g_current, g_conductance = scaled * c, scaled * h, -scaled * h * new
+        gc, gh = scaled * (x - new), scaled * (current - conductance * new)
     else:
         scale = h / c
         if SOLVER == EXPONENTIAL:
@@ -129,17 +130,17 @@ def single_stage_pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.c
 
 
 @triton.jit
-def stage_pullback(x, gk, de, di, re, ri, ee, ei, c, leak, ADAPTIVE: tl.constexpr):
+def stage_vjp(x, gk, de, di, re, ri, ee, ei, c, leak, ADAPTIVE: tl.constexpr):
     """Gradients of `slope`: x, d_e, d_i, r_e, r_i, E_e, E_i, C, leak."""
     _, _, conductance, current = membrane(x, de, di, re, ri, ee, ei, leak, ADAPTIVE)
-    share = gk / c
-    gx, gde, gdi, gee, gei = membrane_pullback(x, -share * x, share, de, di, re, ri, ee, ei, leak, ADAPTIVE)
-    gc = -share * (current - conductance * x) / c
-    return gx - share * conductance, gde, gdi, gde * x, gdi * x, gee, gei, gc, -share * x
+    scaled = gk / c
+    gx, gde, gdi, gee, gei = membrane_vjp(x, -scaled * x, scaled, de, di, re, ri, ee, ei, leak, ADAPTIVE)
+    gc = -scaled * (current - conductance * x) / c
+    return gx - scaled * conductance, gde, gdi, gde * x, gdi * x, gee, gei, gc, -scaled * x
 
 
 @triton.jit
-def runge_kutta_pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, ADAPTIVE: tl.constexpr):
+def runge_kutta_vjp(x, g, h, de, di, re, ri, ee, ei, c, leak, ADAPTIVE: tl.constexpr):
     """Gradients of a Runge-Kutta sub-step: x, d_e, d_i, r_e, r_i, E_e, E_i, C, leak, h."""
     k1 = slope(x, de, di, re, ri, ee, ei, c, leak, ADAPTIVE)
     x2 = x + h / 2 * k1
@@ -148,14 +149,14 @@ def runge_kutta_pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, ADAPTIVE: tl.
     k3 = slope(x3, de, di, re, ri, ee, ei, c, leak, ADAPTIVE)
     x4 = x + h * k3
     k4 = slope(x4, de, di, re, ri, ee, ei, c, leak, ADAPTIVE)
-    gx4, de4, di4, re4, ri4, ee4, ei4, c4, l4 = stage_pullback(x4, g * h / 6, de, di, re, ri, ee, ei, c, leak, ADAPTIVE)
-    gx3, de3, di3, re3, ri3, ee3, ei3, c3, l3 = stage_pullback(
+    gx4, de4, di4, re4, ri4, ee4, ei4, c4, l4 = stage_vjp(x4, g * h / 6, de, di, re, ri, ee, ei, c, leak, ADAPTIVE)
+    gx3, de3, di3, re3, ri3, ee3, ei3, c3, l3 = stage_vjp(
         x3, g * h / 3 + h * gx4, de, di, re, ri, ee, ei, c, leak, ADAPTIVE
     )
-    gx2, de2, di2, re2, ri2, ee2, ei2, c2, l2 = stage_pullback(
+    gx2, de2, di2, re2, ri2, ee2, ei2, c2, l2 = stage_vjp(
         x2, g * h / 3 + h / 2 * gx3, de, di, re, ri, ee, ei, c, leak, ADAPTIVE
     )
-    gx1, de1, di1, re1, ri1, ee1, ei1, c1, l1 = stage_pullback(
+    gx1, de1, di1, re1, ri1, ee1, ei1, c1, l1 = stage_vjp(
         x, g * h / 6 + h / 2 * gx2, de, di, re, ri, ee, ei, c, leak, ADAPTIVE
     )
     gh = g * (k1 + 2 * k2 + 2 * k3 + k4) / 6 + gx4 * k3 + (gx3 * k2 + gx2 * k1) / 2
@@ -174,27 +175,25 @@ def runge_kutta_pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, ADAPTIVE: tl.
 
 
 @triton.jit
-def pullback(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.constexpr, ADAPTIVE: tl.constexpr):
+def substep_vjp(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER: tl.constexpr, ADAPTIVE: tl.constexpr):
     """Gradients of a sub-step: x, d_e, d_i, r_e, r_i, E_e, E_i, C, leak, h."""
     if SOLVER == RUNGE_KUTTA:
-        gx, gde, gdi, gre, gri, gee, gei, gc, gl, gh = runge_kutta_pullback(
+        gx, gde, gdi, gre, gri, gee, gei, gc, gl, gh = runge_kutta_vjp(
             x, g, h, de, di, re, ri, ee, ei, c, leak, ADAPTIVE
         )
     else:
-        direct, gl, g_current, gc, gh = single_stage_pullback(
-            x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER, ADAPTIVE
-        )
-        through, gde, gdi, gee, gei = membrane_pullback(x, gl, g_current, de, di, re, ri, ee, ei, leak, ADAPTIVE)
+        direct, gl, g_current, gc, gh = single_stage_vjp(x, g, h, de, di, re, ri, ee, ei, c, leak, SOLVER, ADAPTIVE)
+        through, gde, gdi, gee, gei = membrane_vjp(x, gl, g_current, de, di, re, ri, ee, ei, leak, ADAPTIVE)
         gx, gre, gri = direct + through, gde * x, gdi * x
     return gx, gde, gdi, gre, gri, gee, gei, gc, gl, gh
 
 
 @triton.jit
-def load_neurons(self_weight, reversal, capacitance, leak, n, inside, N):
-    """Parameters of a program's neurons; lanes past the last one hold a neuron that does no harm."""
+def load_neurons(feedback, reversal, capacitance, leak, n, inside, N):
+    """Parameters of a program's neurons; entries past the last one hold a harmless neuron."""
     return (
-        tl.load(self_weight + n, mask=inside, other=0.0),
-        tl.load(self_weight + N + n, mask=inside, other=0.0),
+        tl.load(feedback + n, mask=inside, other=0.0),
+        tl.load(feedback + N + n, mask=inside, other=0.0),
         tl.load(reversal + n, mask=inside, other=0.0),
         tl.load(reversal + N + n, mask=inside, other=0.0),
         tl.load(capacitance + n, mask=inside, other=1.0),
@@ -204,14 +203,14 @@ def load_neurons(self_weight, reversal, capacitance, leak, n, inside, N):
 
 @triton.jit
 def forward(
-    drive, x0, dt, self_weight, reversal, capacitance, leak, states, T, N,
+    drive, x0, dt, feedback, reversal, capacitance, leak, states, T, N,
     STEPS: tl.constexpr, SOLVER: tl.constexpr, ADAPTIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States of all tokens, one program per sequence and block of neurons."""
     b = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
-    re, ri, ee, ei, c, gl = load_neurons(self_weight, reversal, capacitance, leak, n, inside, N)
+    re, ri, ee, ei, c, gl = load_neurons(feedback, reversal, capacitance, leak, n, inside, N)
     x = tl.load(x0 + b * N + n, mask=inside, other=0.0)
     token = b * T
     h = tl.load(dt + token)
@@ -234,7 +233,7 @@ def forward(
 
 @triton.jit
 def backward(
-    drive, x0, dt, self_weight, reversal, capacitance, leak, states, grad_states,
+    drive, x0, dt, feedback, reversal, capacitance, leak, states, grad_states,
     grad_drive, grad_x0, grad_dt, grad_neurons, scratch, T, N,
     STEPS: tl.constexpr, SOLVER: tl.constexpr, ADAPTIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -243,7 +242,7 @@ def backward(
     block = tl.program_id(1)
     n = block * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
-    re, ri, ee, ei, c, gl = load_neurons(self_weight, reversal, capacitance, leak, n, inside, N)
+    re, ri, ee, ei, c, gl = load_neurons(feedback, reversal, capacitance, leak, n, inside, N)
     start = tl.load(x0 + b * N + n, mask=inside, other=0.0)
     g = tl.zeros_like(start)
     sum_re, sum_ri, sum_ee, sum_ei, sum_c, sum_l = g, g, g, g, g, g
@@ -265,7 +264,7 @@ def backward(
         sum_de, sum_di, sum_h = tl.zeros_like(g), tl.zeros_like(g), tl.zeros_like(g)
         for k in range(STEPS):
             x = tl.load(within + (STEPS - 1 - k) * N, mask=inside, other=0.0)
-            g, gde, gdi, gre, gri, gee, gei, gc, gleak, gh = pullback(
+            g, gde, gdi, gre, gri, gee, gei, gc, gleak, gh = substep_vjp(
                 x, g, h, de, di, re, ri, ee, ei, c, gl, SOLVER, ADAPTIVE
             )
             sum_de, sum_di, sum_h = sum_de + gde, sum_di + gdi, sum_h + gh

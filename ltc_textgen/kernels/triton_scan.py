@@ -1,7 +1,7 @@
 """The diagonal scan on a GPU: one Triton kernel forwards, one backwards, behind the contract of the sequential scan.
 
-Chosen by the dispatch of `kernels` for CUDA tensors (`available`). Two custom operators carry it, so that autograd,
-torch.compile and export see it as one node each:
+Chosen by `dispatch.choose` for CUDA tensors. It is registered as two custom operators, so that autograd, torch.compile
+and export see it as one node each:
 
     ltc::triton_diagonal_scan             states of all tokens
     ltc::triton_diagonal_scan_backward    gradients of every tensor argument
@@ -10,52 +10,33 @@ Gradients of the neurons' parameters are summed over the batch in a fixed order,
 the same bits. Unmeasured: no GPU was at hand; the tests run the kernels in Triton's interpreter (docs/kernels.md).
 """
 
-import importlib.util
 from contextlib import nullcontext
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltc_textgen.config import Solver
-from ltc_textgen.kernels.scans import PRECISIONS, Method, Neurons, check_arguments
+from ltc_textgen.kernels.autograd import codes_of, method_of, reference_gradients
+from ltc_textgen.kernels.reference import DiagonalParameters, check_diagonal, diagonal_membrane, sequential_scan
 from ltc_textgen.shapes import Float
-from ltc_textgen.solvers import LONGEST_STEP
+from ltc_textgen.solvers import LONGEST_STEP, Method
 
 BLOCK = 32
 """Neurons of a program: one warp, so that small batches still spread over the device."""
 
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
-"""Options of the compiler; contracted multiply-adds are said aloud because their default is about to change."""
-
-CODES = {Solver.semi_implicit: 0, Solver.exponential: 1, Solver.explicit: 2, Solver.runge_kutta: 3}
-"""Solvers as `triton_kernels` counts them."""
-
-
-def available(tensor: Tensor) -> bool:
-    """Whether the kernels can run on the device of `tensor`, in its precision."""
-    return tensor.is_cuda and tensor.dtype in PRECISIONS and not why_not(tensor.device)
-
-
-@cache
-def why_not(device: torch.device) -> str:
-    """What a GPU lacks for these kernels; nothing if empty."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < (7, 0):
-        return f"compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0"
-    return ""
+"""Options of the compiler; contracted multiply-adds are stated because their default is about to change."""
 
 
 def triton_scan(
     drive: Float[Tensor, "B T two_N"],
     x0: Float[Tensor, "B N"],
     dt: Float[Tensor, "B T"],
-    neurons: Neurons,
+    parameters: DiagonalParameters,
     method: Method,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-    """All states of a diagonal layer, and the last one. Arguments as `parallel.parallel_scan`.
+    """All states of a diagonal layer, and the last one. Arguments as `scans.diagonal_scan`.
 
     The tensors must share one device and one precision (float32 or float64); any strides. Their values are not
     checked: that would make the host wait for the device.
@@ -63,9 +44,9 @@ def triton_scan(
     Raises:
         UsageError: If a shape, dtype or device does not fit; the message names expected and got.
     """
-    check_arguments(drive, x0, dt, neurons, method.steps)
+    check_diagonal(drive, x0, dt, parameters, method)
     dt = dt.clamp_max(LONGEST_STEP)
-    states = _scan(drive, x0, dt, *neurons, method.steps, CODES[method.solver], method.adaptive)
+    states = _scan(drive, x0, dt, *parameters, *codes_of(method))
     return states, states[:, -1]
 
 
@@ -87,7 +68,7 @@ def _scan(
     drive: Tensor,
     x0: Tensor,
     dt: Tensor,
-    self_weight: Tensor,
+    feedback: Tensor,
     reversal: Tensor,
     capacitance: Tensor,
     leak: Tensor,
@@ -95,7 +76,7 @@ def _scan(
     solver: int,
     adaptive: bool,
 ) -> Tensor:
-    inputs = [tensor.contiguous() for tensor in (drive, x0, dt, self_weight, reversal, capacitance, leak)]
+    inputs = [tensor.contiguous() for tensor in (drive, x0, dt, feedback, reversal, capacitance, leak)]
     states = drive.new_empty(*dt.shape, x0.shape[1])
     _launch("forward", x0, [*inputs, states], dt.shape[1], steps, solver, adaptive)
     return states
@@ -113,7 +94,7 @@ def _scan_backward(
     drive: Tensor,
     x0: Tensor,
     dt: Tensor,
-    self_weight: Tensor,
+    feedback: Tensor,
     reversal: Tensor,
     capacitance: Tensor,
     leak: Tensor,
@@ -123,7 +104,7 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of drive, x0, dt, and (6, N): r_e, r_i, E_e, E_i, C, leak."""
     (batch, tokens), neurons = dt.shape, x0.shape[1]
-    tensors = (drive, x0, dt, self_weight, reversal, capacitance, leak, states, grad_states)
+    tensors = (drive, x0, dt, feedback, reversal, capacitance, leak, states, grad_states)
     inputs = [tensor.contiguous() for tensor in tensors]
     grad_drive, grad_x0 = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])
     grad_dt = drive.new_empty(batch, tokens, -(-neurons // BLOCK))
@@ -145,10 +126,18 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    to_drive, to_x0, to_dt, to_neurons = _scan_backward(
-        gradient, *ctx.saved_tensors, ctx.steps, ctx.solver, ctx.adaptive
-    )
+    codes = ctx.steps, ctx.solver, ctx.adaptive
+    if torch.is_grad_enabled():
+        _, *inputs = ctx.saved_tensors
+        reference = partial(_reference, codes)
+        return (*reference_gradients(reference, inputs, ctx.needs_input_grad[:7], (gradient,)), None, None, None)
+    to_drive, to_x0, to_dt, to_neurons = _scan_backward(gradient, *ctx.saved_tensors, *codes)
     return to_drive, to_x0, to_dt, to_neurons[:2], to_neurons[2:4], to_neurons[4], to_neurons[5], None, None, None
+
+
+def _reference(codes: tuple[int, int, bool], drive: Tensor, x0: Tensor, dt: Tensor, *parameters: Tensor) -> Tensor:
+    method = method_of(codes)
+    return sequential_scan(diagonal_membrane, drive, x0, dt, DiagonalParameters(*parameters), method)[0]
 
 
 _scan.register_autograd(_differentiate, setup_context=_remember)

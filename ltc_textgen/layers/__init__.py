@@ -1,25 +1,36 @@
-"""The couplings: what a neuron's conductances depend on. One layer of any of them is a `LiquidCell`."""
+"""Liquid layers: what a neuron's conductances depend on differs, how they are called does not.
+
+    layer = DiagonalLTC(input_size=32, hidden_size=64)
+    outputs, state = layer(torch.randn(8, 100, 32))         # (B, T, N) and (B, N)
+
+| layer         | coupling | conductances depend on                          |
+|---------------|----------|-------------------------------------------------|
+| `DiagonalLTC` | diagonal | the inputs and the neuron itself                |
+| `FullLTC`     | full     | the inputs and all neurons, one synapse each    |
+| `SynapticLTC` | synaptic | one sigmoid per pair of neurons                 |
+| `CfC`         | cfc      | a closed form in place of the equation          |
+"""
 
 from collections.abc import Mapping
 
 from ltc_textgen.config import Coupling, ModelConfig
-from ltc_textgen.layers.base import LiquidCell, MembraneCell
-from ltc_textgen.layers.cfc import CfCCell
-from ltc_textgen.layers.diagonal import DiagonalCell
-from ltc_textgen.layers.full import FullCell
-from ltc_textgen.layers.ncps import cell_from_ncps
-from ltc_textgen.layers.synaptic import SynapticCell
+from ltc_textgen.layers.base import LiquidLayer, MembraneLayer
+from ltc_textgen.layers.cfc import CfC
+from ltc_textgen.layers.diagonal import DiagonalLTC
+from ltc_textgen.layers.full import FullLTC
+from ltc_textgen.layers.ncps import layer_from_ncps
+from ltc_textgen.layers.synaptic import SynapticLTC
 from ltc_textgen.layers.wirings import Wiring, build_wiring
 
-CELLS: Mapping[Coupling, type[LiquidCell]] = {
-    Coupling.full: FullCell,
-    Coupling.synaptic: SynapticCell,
-    Coupling.diagonal: DiagonalCell,
-    Coupling.cfc: CfCCell,
+LAYERS: Mapping[Coupling, type[LiquidLayer]] = {
+    Coupling.full: FullLTC,
+    Coupling.synaptic: SynapticLTC,
+    Coupling.diagonal: DiagonalLTC,
+    Coupling.cfc: CfC,
 }
 
 
-def build_cell(settings: ModelConfig, input_size: int, hidden_size: int) -> LiquidCell:
+def build_layer(settings: ModelConfig, input_size: int, hidden_size: int) -> LiquidLayer:
     """The layer that `settings` describe, freshly initialised.
 
     Args:
@@ -30,19 +41,19 @@ def build_cell(settings: ModelConfig, input_size: int, hidden_size: int) -> Liqu
     Raises:
         UsageError: If the settings do not fit the coupling or the sizes.
     """
-    return CELLS[settings.coupling].from_settings(settings, input_size, hidden_size)
+    return LAYERS[settings.coupling].from_settings(settings, input_size, hidden_size)
 
 
 __all__ = [
-    "CELLS",
-    "CfCCell",
-    "DiagonalCell",
-    "FullCell",
-    "LiquidCell",
-    "MembraneCell",
-    "SynapticCell",
+    "LAYERS",
+    "CfC",
+    "DiagonalLTC",
+    "FullLTC",
+    "LiquidLayer",
+    "MembraneLayer",
+    "SynapticLTC",
     "Wiring",
-    "build_cell",
+    "build_layer",
     "build_wiring",
-    "cell_from_ncps",
+    "layer_from_ncps",
 ]

@@ -1,4 +1,4 @@
-"""The closed-form cell: what a liquid neuron's state is after a time t, written down instead of integrated.
+"""The closed-form layer: what a liquid neuron's state is after a time t, in closed form instead of integrated.
 
     z  = backbone([u, x])
     x' = (1 - s) tanh(f1(z)) + s tanh(f2(z)),   s = sigmoid(a(z) t + b(z))          default:  |x'| < 1
@@ -6,10 +6,10 @@
     x' = A - A exp(-t (|w_tau| + |f1(z)|)) f1(z)                                    pure
 
 One evaluation takes a token's whole horizon t = steps * step_size * elapsed; there is no sub-step and no solver. Two
-half steps are not one whole step, and t = 0 is not the identity: it asks what the network makes of a token at once.
+half steps are not one whole step, and t = 0 is not the identity: it is what the network makes of a token at once.
 
-With a wiring, each of its layers is such a cell without a backbone, which sees the layer before and itself; f1 and f2
-have the wiring's synapses, a and b see everything.
+With a wiring, each of its layers is such a closed form without a backbone, whose inputs are the layer before and
+itself; f1 and f2 have the wiring's synapses, a and b all inputs.
 
 Source:
     Hasani et al. 2022, Nature Machine Intelligence 4, 992-1003 (arXiv:2106.13898), Eq. 10 and the authors' code.
@@ -22,12 +22,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.dispatch import changed, observed
 from ltc_textgen.kernels.matmul import linear
-from ltc_textgen.layers.base import LiquidCell, precise, unwatched
+from ltc_textgen.layers.base import LiquidLayer, precise
 from ltc_textgen.layers.wirings import Wiring, build_wiring
 from ltc_textgen.shapes import Bool, Float, Tensor
 
@@ -117,12 +119,13 @@ class ClosedForm(nn.Module):
 
     def project(self, u: Float[Tensor, "*B D"]) -> Float[Tensor, "*B H"]:
         """What the inputs add to the first layer: the part that does not depend on the state."""
-        if self.mask is None and not unwatched(self.input):
-            return self.input(u)
-        if type(self.input) is not nn.Linear:
-            raise UsageError("cell.input has the mask of a wiring, which an adapter would ignore: leave it out")
-        weight = self.input.weight if self.mask is None else self.input.weight * self.mask
-        return linear(u, weight.to(u.dtype), self.input.bias.to(u.dtype))
+        seen = observed(self.input, nn.Linear)
+        if self.mask is None:
+            return self.input(u) if seen else linear(u, self.input.weight.to(u.dtype), self.input.bias.to(u.dtype))
+        if changed(self.input, nn.Linear) or "weight" not in self.input._parameters:
+            raise UsageError("input: an adapter would ignore the mask of a wiring; exclude this module from adaptation")
+        weight, bias = (self.input.weight * self.mask).to(u.dtype), self.input.bias.to(u.dtype)
+        return functional_call(self.input, {"weight": weight, "bias": bias}, (u,)) if seen else linear(u, weight, bias)
 
     def step(
         self, drive: Float[Tensor, "B H"], x: Float[Tensor, "B N"], t: Float[Tensor, "B 1"]
@@ -158,7 +161,7 @@ class ClosedForm(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.Linear)]
 
 
-class CfCCell(LiquidCell):
+class CfC(LiquidLayer):
     """Closed-form layer.
 
     Args:
@@ -169,7 +172,7 @@ class CfCCell(LiquidCell):
         backbone_layers: How many there are, possibly none.
         activation: Of the backbone.
         wiring: One closed form per layer of a wiring, in place of a single one with a backbone.
-        **time: `steps` and `step_size`, as in `LiquidCell`; only their product counts.
+        **time: `steps` and `step_size`, as in `LiquidLayer`; only their product counts.
 
     Raises:
         UsageError: If the wiring is of other sizes.
@@ -205,8 +208,8 @@ class CfCCell(LiquidCell):
             synapses = wiring.adjacency[layer]
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "CfCCell":
-        """As in `LiquidCell`; refuses a solver, which has nothing to do here, and frozen time constants.
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "CfC":
+        """As in `LiquidLayer`; refuses a solver, which has nothing to do here, and frozen time constants.
 
         Raises:
             UsageError: If the settings name a solver other than the default, or adaptive = False.
@@ -269,5 +272,7 @@ class CfCCell(LiquidCell):
 
 
 def _precise_linear(z: Tensor, layer: nn.Module) -> Tensor:
-    assert isinstance(layer, nn.Linear)
-    return F.linear(z, precise(layer.weight), precise(layer.bias))
+    """A linear layer in the precision of the states, whatever that of its weights."""
+    if type(layer) is not nn.Linear or layer.weight.dtype == z.dtype:
+        return layer(z)
+    return functional_call(layer, {name: precise(weight) for name, weight in layer.named_parameters()}, (z,))

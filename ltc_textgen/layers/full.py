@@ -2,7 +2,7 @@
 
     dx/dt = -[1/tau + f] x + f A,      f = sigmoid(W_in u + W_rec x + b) >= 0
 
-The paper's cell, and the default meaning of `LiquidTimeConstantNetwork`. O(N^2) work per sub-step.
+The paper's layer, and the default meaning of `LiquidTimeConstantNetwork`. O(N^2) work per sub-step.
 
 Source:
     Hasani et al. 2021, arXiv:2006.04439, Eq. 1. The paper also allows f = tanh, with which neither of its theorems
@@ -10,15 +10,17 @@ Source:
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ltc_textgen.kernels.dispatch import choose
+from ltc_textgen.config import Coupling
+from ltc_textgen.kernels.dispatch import observed, record
 from ltc_textgen.kernels.matmul import linear
-from ltc_textgen.kernels.scans import CoupledNeurons, Method, full_scan
-from ltc_textgen.layers.base import MembraneCell, precise, unwatched
+from ltc_textgen.kernels.reference import FullParameters, full_membrane
+from ltc_textgen.kernels.scans import full_scan
+from ltc_textgen.layers.base import MembraneLayer, precise
 from ltc_textgen.shapes import Float, Tensor
 from ltc_textgen.solvers import Membrane
 
@@ -31,11 +33,14 @@ REVERSAL = 6.0
 of 256 neurons was at 2.37 nats after 500 steps, and at 2.06 with these values."""
 
 
-class FullCell(MembraneCell):
-    """Liquid layer with dense recurrence. Arguments as `MembraneCell`."""
+@record
+class FullLTC(MembraneLayer):
+    """Liquid layer with dense recurrence. Arguments as `MembraneLayer`."""
 
-    def __init__(self, input_size: int, hidden_size: int, **solver: object) -> None:
-        super().__init__(input_size, hidden_size, **solver)  # type: ignore[arg-type]
+    coupling = Coupling.full
+
+    def __init__(self, input_size: int, hidden_size: int, **solver: Any) -> None:
+        super().__init__(input_size, hidden_size, **solver)
         self.input = nn.Linear(input_size, hidden_size)
         self.recurrent_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.log_tau = nn.Parameter(torch.empty(hidden_size))
@@ -52,7 +57,7 @@ class FullCell(MembraneCell):
         self.reversal.bernoulli_(0.5).mul_(2 * REVERSAL).sub_(REVERSAL)
 
     def project(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
-        if not unwatched(self.input):
+        if observed(self.input, nn.Linear):
             return self.input(u)
         return linear(u, self.input.weight, self.input.bias)
 
@@ -60,22 +65,17 @@ class FullCell(MembraneCell):
     def capacitance(self) -> Float[Tensor, " N"]:
         return torch.ones_like(precise(self.log_tau))
 
+    def physics(self) -> FullParameters:
+        """The parameters as the recurrence uses them."""
+        weight, leak = precise(self.recurrent_weight), torch.exp(-precise(self.log_tau))
+        return FullParameters(weight, precise(self.reversal), self.capacitance, leak)
+
     def membrane(self, drive: Float[Tensor, "B N"]) -> Membrane:
-        leak = torch.exp(-precise(self.log_tau))
-        recurrent, reversal = precise(self.recurrent_weight), precise(self.reversal)
-
-        def conductances(x: Tensor) -> tuple[Tensor, Tensor]:
-            f = torch.sigmoid(drive + F.linear(x, recurrent))
-            return (leak + f if self.adaptive else leak), f * reversal
-
-        return conductances
+        return full_membrane(drive, self.physics(), self.adaptive)
 
     def scan(
         self, drive: Float[Tensor, "B T N"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-        if choose(drive) != "cpu":
+        if self.path(drive, FullLTC) != "cpu":
             return super().scan(drive, x, elapsed)
-        weight, leak = precise(self.recurrent_weight), torch.exp(-precise(self.log_tau))
-        neurons = CoupledNeurons(weight, precise(self.reversal), self.capacitance, leak)
-        method = Method(self.steps, self.solver, self.adaptive)
-        return full_scan(drive, x, elapsed * self.step_size, neurons, method)
+        return full_scan(drive, x, elapsed * self.step_size, self.physics(), self.method)

@@ -1,6 +1,6 @@
 """Weights of `ncps` 1.0.1 (LTC, LTCCell, CfC, CfCCell, WiredCfCCell) in our cells, with the same outputs.
 
-    cell = cell_from_ncps(torch.load("theirs.pt", weights_only=True))
+    cell = layer_from_ncps(torch.load("theirs.pt", weights_only=True))
 
 A state dict holds tensors only. What it does not tell has an argument here: how weights were kept positive, the number
 of sub-steps, the mode and activation of a CfC.
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from ltc_textgen.errors import ArtifactError
-from ltc_textgen.layers.base import LiquidCell
-from ltc_textgen.layers.cfc import Activation, CfCCell, ClosedForm, Mode
-from ltc_textgen.layers.synaptic import SynapticCell, inverse_softplus
+from ltc_textgen.layers.base import LiquidLayer
+from ltc_textgen.layers.cfc import Activation, CfC, ClosedForm, Mode
+from ltc_textgen.layers.synaptic import SynapticLTC, inverse_softplus
 from ltc_textgen.layers.wirings import Wiring
 from ltc_textgen.shapes import Tensor
 
@@ -53,7 +53,7 @@ class _Weights(dict[str, Tensor]):
                 raise ArtifactError(f"ncps weights: {name}: expected {shape}, got {tuple(self[name].shape)}")
 
 
-def cell_from_ncps(
+def layer_from_ncps(
     weights: Mapping[str, Tensor],
     *,
     constraints: Literal["implicit", "clipped"] | None = None,
@@ -61,7 +61,7 @@ def cell_from_ncps(
     output_size: int | None = None,
     mode: Mode | None = None,
     activation: Activation = "lecun_tanh",
-) -> LiquidCell:
+) -> LiquidLayer:
     """A cell of ours that holds the weights of a module of ncps.
 
     Args:
@@ -74,7 +74,7 @@ def cell_from_ncps(
         activation: CfC: of its backbone.
 
     Returns:
-        A `SynapticCell` or a `CfCCell` in the precision of the weights.
+        A `SynapticLTC` or a `CfC` in the precision of the weights.
 
     Raises:
         ArtifactError: If the weights are of no such module, use mixed_memory or proj_size, or cannot be its weights:
@@ -96,7 +96,7 @@ def cell_from_ncps(
     raise ArtifactError(f"ncps weights: expected an LTC (gleak) or a CfC (ff1.weight), found {some}")
 
 
-def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int | None) -> SynapticCell:
+def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int | None) -> SynapticLTC:
     inputs, units = weights.size("sensory_w", "inputs", "neurons")
     weights.require(("gleak", "vleak", "cm"), units)
     for prefix, sources in (("", units), ("sensory_", inputs)):
@@ -110,7 +110,7 @@ def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int 
         _polarity(weights[prefix + "sparsity_mask"], weights[prefix + "erev"]) for prefix in ("", "sensory_")
     )
     wiring = Wiring(adjacency, sensory, (range(units),), outputs)
-    cell = SynapticCell(inputs, units, wiring=wiring, steps=steps, step_size=1 / steps)
+    cell = SynapticLTC(inputs, units, wiring=wiring, steps=steps, step_size=1 / steps)
 
     def raw(name: str) -> Tensor:
         value = weights[name]
@@ -143,7 +143,7 @@ def _polarity(mask: Tensor, reversal: Tensor) -> np.ndarray:
     return signs.to(torch.int8).cpu().numpy()
 
 
-def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -> CfCCell:
+def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -> CfC:
     layers = sorted({name.split(".")[0] for name in weights if name.startswith("layer_")})
     parts = [weights.below(layer) for layer in layers] or [weights]
     pure = "w_tau" in parts[0]
@@ -156,7 +156,7 @@ def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -
     inputs = features - sizes[0]
     for part, size, before in zip(parts, sizes, [inputs, *sizes], strict=False):
         _require_form(part, size, before, units, linears, kind)
-    cell = CfCCell(
+    cell = CfC(
         inputs,
         sum(sizes),
         mode=kind,

@@ -4,8 +4,8 @@
     s_ji(x_j) = sigmoid(sigma_ji (x_j - mu_ji))
 
 A wiring says which synapses exist (see `wirings`); matrices are indexed [source, target]. The inputs' synapses do not
-depend on the state: their sums are the drive. This is the cell of the authors' code; `ncps` holds its weights to our
-equations.
+depend on the state: their sums are the drive. This is the layer of the authors' code; `ncps` loads its
+weights.
 
 Source:
     Hasani et al. 2021, arXiv:2006.04439; Lechner et al. 2020, Nature Machine Intelligence 2, 642-652.
@@ -17,22 +17,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from ltc_textgen.config import ModelConfig, Solver
+from ltc_textgen.config import Coupling, ModelConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import scans as fused
-from ltc_textgen.kernels.dispatch import choose
-from ltc_textgen.layers.base import MembraneCell, precise, solver_settings
+from ltc_textgen.kernels import reference, synaptic_sums
+from ltc_textgen.kernels.dispatch import choose, record
+from ltc_textgen.kernels.reference import Synapses, SynapticParameters, synaptic_membrane
+from ltc_textgen.kernels.scans import synaptic_scan
+from ltc_textgen.layers.base import MembraneLayer, precise, solver_settings
 from ltc_textgen.layers.wirings import Wiring, build_wiring, fully_connected
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
-from ltc_textgen.solvers import Membrane, integrate
-
-CHUNK = 2**21
-"""Sigmoids held at once by `synaptic_sums`, 8 MB in float32."""
-
-KEPT = 2**14
-"""Sums over at most so many sigmoids keep them for the backward pass; larger ones compute them again."""
+from ltc_textgen.solvers import Membrane
 
 REVERSAL = 4.0
 """|E| at the start. The authors' 1 keeps states close together where many synapses average out: a character model of
@@ -42,23 +37,8 @@ FANIN = 16
 """Synapses onto a neuron up to which w starts as in the authors' code; beyond, their sum stays what it is there."""
 
 
-class Synapses(NamedTuple):
-    """The synapses from P sources onto N neurons, as a kernel takes them."""
-
-    w: Float[Tensor, "P N"]
-    """Conductance of the open synapse, >= 0; zero outside the mask."""
-    sigma: Float[Tensor, "P N"]
-    """Slope of the sigmoid."""
-    mu: Float[Tensor, "P N"]
-    """Value of the source at which the synapse is half open."""
-    reversal: Float[Tensor, "P N"]
-    """E, the value towards which the open synapse pulls."""
-    mask: Bool[Tensor, "P N"]
-    """Which synapses exist."""
-
-
 class Leak(NamedTuple):
-    """What a neuron does without synapses."""
+    """The membrane of a neuron without synapses."""
 
     capacitance: Float[Tensor, " N"]
     """C > 0."""
@@ -88,7 +68,7 @@ class SynapseGroup(nn.Module):
 
     @torch.no_grad()
     def draw(self, scale: Float[np.ndarray, " N"]) -> None:
-        """Start afresh: E = `REVERSAL` times the polarity, w times `scale`, the rest as in the authors' code."""
+        """Initialise: E = `REVERSAL` times the polarity, w times `scale`, the rest as in the authors' code."""
         weight = self.raw_weight.uniform_(0.001, 1.0) * torch.from_numpy(scale).to(self.raw_weight)
         self.raw_weight.copy_(inverse_softplus(weight))
         self.sigma.uniform_(3.0, 8.0)
@@ -97,12 +77,13 @@ class SynapseGroup(nn.Module):
 
     @property
     def synapses(self) -> Synapses:
-        """What they are at present, in the precision of the states."""
+        """Their parameters in the precision of the states."""
         weight = F.softplus(precise(self.raw_weight)) * self.mask
         return Synapses(weight, precise(self.sigma), precise(self.mu), precise(self.reversal), self.mask)
 
 
-class SynapticCell(MembraneCell):
+@record
+class SynapticLTC(MembraneLayer):
     """Liquid layer with one sigmoid per synapse. O(N^2) sigmoids per sub-step.
 
     Args:
@@ -110,11 +91,13 @@ class SynapticCell(MembraneCell):
         hidden_size: N, neurons.
         wiring: Which synapses exist, their polarity at the start, and how many neurons are outputs; fully connected
             if None.
-        **solver: `steps`, `step_size`, `solver` and `adaptive`, as in `MembraneCell`.
+        **solver: `steps`, `step_size`, `solver` and `adaptive`, as in `MembraneLayer`.
 
     Raises:
         UsageError: If the wiring is of other sizes.
     """
+
+    coupling = Coupling.synaptic
 
     def __init__(self, input_size: int, hidden_size: int, *, wiring: Wiring | None = None, **solver: Any) -> None:
         super().__init__(input_size, hidden_size, **solver)
@@ -134,7 +117,7 @@ class SynapticCell(MembraneCell):
         self.reset_parameters()
 
     @classmethod
-    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "SynapticCell":
+    def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "SynapticLTC":
         wiring = build_wiring(settings.wiring, input_size, hidden_size)
         return cls(input_size, hidden_size, wiring=wiring, **solver_settings(settings))
 
@@ -174,95 +157,29 @@ class SynapticCell(MembraneCell):
         """Conductance and current that each token brings, sum_d w s and sum_d w s E, side by side."""
         with torch.autocast(u.device.type, enabled=False):
             mapped = precise(u) * precise(self.input_scale) + precise(self.input_shift)
-            if choose(mapped) == "cpu":
-                return fused.synaptic_sums(mapped.flatten(0, 1), *self.sensory.synapses).unflatten(0, u.shape[:2])
-            conductance, current = synaptic_sums(mapped.flatten(0, 1), self.sensory.synapses)
-            return torch.cat([conductance, current], dim=-1).unflatten(0, u.shape[:2])
+            rows, synapses = mapped.flatten(0, 1), self.sensory.synapses
+            if choose(Coupling.synaptic, mapped) == "cpu":
+                return synaptic_sums.synaptic_sums(rows, synapses).unflatten(0, u.shape[:2])
+            return torch.cat(reference.synaptic_sums(rows, synapses), dim=-1).unflatten(0, u.shape[:2])
+
+    def physics(self) -> SynapticParameters:
+        """The parameters as the recurrence uses them."""
+        capacitance, conductance, rest = self.leak
+        return SynapticParameters(*self.recurrent.synapses, capacitance, conductance, conductance * rest)
 
     def membrane(self, drive: Float[Tensor, "B two_N"]) -> Membrane:
-        return synaptic_membrane(drive, self.recurrent.synapses, self.leak, self.adaptive)
+        return synaptic_membrane(drive, self.physics(), self.adaptive)
 
     def scan(
         self, drive: Float[Tensor, "B T two_N"], x: Float[Tensor, "B N"], elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-        h, synapses, leak = elapsed * self.step_size, self.recurrent.synapses, self.leak
-        if choose(drive) == "cpu":
-            neurons = (leak.capacitance, leak.conductance, leak.conductance * leak.rest)
-            return fused.synaptic_scan(drive, x, h, *synapses, *neurons, self.steps, self.solver, self.adaptive)
-        return synaptic_scan(drive, x, h, synapses, leak, self.solver, self.steps, self.adaptive)
+        if self.path(drive, SynapticLTC) != "cpu":
+            return super().scan(drive, x, elapsed)
+        return synaptic_scan(drive, x, elapsed * self.step_size, self.physics(), self.method)
 
     def readout(self, states: Float[Tensor, "*B N"]) -> Float[Tensor, "*B O"]:
         """The motor neurons' states, each scaled and shifted."""
         return states[..., : self.output_size] * precise(self.output_scale) + precise(self.output_shift)
-
-
-def synaptic_scan(
-    drive: Float[Tensor, "B T two_N"],
-    x: Float[Tensor, "B N"],
-    h: Float[Tensor, "B T"],
-    synapses: Synapses,
-    leak: Leak,
-    solver: Solver,
-    steps: int,
-    adaptive: bool,
-) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-    """The recurrence on plain tensors.
-
-    Args:
-        drive: Conductance and current of the inputs' synapses, side by side.
-        x: State before the first token.
-        h: Length of a sub-step of each token, >= 0, in token time.
-        synapses: Between neurons.
-        leak: Of the neurons.
-        solver: How a sub-step is taken.
-        steps: Sub-steps per token.
-        adaptive: Whether synapses change the time constants.
-
-    Returns:
-        States after each token, and the last.
-    """
-    states = []
-    for t in range(drive.shape[1]):
-        membrane = synaptic_membrane(drive[:, t], synapses, leak, adaptive)
-        x = integrate(solver, membrane, x, leak.capacitance, h[:, t, None], steps)
-        states.append(x)
-    return torch.stack(states, dim=1), x
-
-
-def synaptic_membrane(drive: Float[Tensor, "B two_N"], synapses: Synapses, leak: Leak, adaptive: bool) -> Membrane:
-    """G and I of every neuron as a function of the state, for one token."""
-    sensory_conductance, sensory_current = drive.chunk(2, dim=-1)
-    fixed_current = sensory_current + leak.conductance * leak.rest
-
-    def conductances(x: Tensor) -> tuple[Tensor, Tensor]:
-        conductance, current = synaptic_sums(x, synapses)
-        total = leak.conductance + sensory_conductance + conductance if adaptive else leak.conductance
-        return total, fixed_current + current
-
-    return conductances
-
-
-def synaptic_sums(x: Float[Tensor, "M P"], synapses: Synapses) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
-    """Conductance sum_j w s and current sum_j w s E onto every neuron, for M rows of source values.
-
-    The M x P x N sigmoids exist for a few rows at a time, and when there are many the backward pass computes them
-    again instead of keeping them.
-    """
-    *tables, _ = synapses
-    if torch.compiler.is_exporting():  # the number of parts would bind the program to small batches
-        return _sums(x, *tables)
-    rows = max(1, CHUNK // synapses.w.numel())
-    if x.shape[0] * synapses.w.numel() <= KEPT or not torch.is_grad_enabled():
-        sums = [_sums(part, *tables) for part in x.split(rows)]
-    else:
-        sums = [checkpoint(_sums, p, *tables, use_reentrant=False, preserve_rng_state=False) for p in x.split(rows)]
-    conductances, currents = zip(*sums, strict=True)
-    return torch.cat(conductances), torch.cat(currents)
-
-
-def _sums(x: Tensor, w: Tensor, sigma: Tensor, mu: Tensor, reversal: Tensor) -> tuple[Tensor, Tensor]:
-    conductances = w * torch.sigmoid(sigma * (x[:, :, None] - mu))
-    return conductances.sum(1), (conductances * reversal).sum(1)
 
 
 def inverse_softplus(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,11 +1,9 @@
-"""The layers that a network stacks: a bare liquid layer, or a residual block around one.
+"""The blocks that a network stacks: a bare liquid layer, or a residual block around one.
 
     liquid block:  m = convolution(RMSNorm(u));   u + linear( liquid(m) * SiLU(linear(m)) )
 
 Both take and return the whole of their state. Sequences are padded on the right only: `lengths` says how many tokens
-of each are real (`model` sorts padding to the right).
-
-Evaluation mode for as long as it is needed.
+of each are real (`network` sorts padding to the right).
 """
 
 from collections.abc import Iterator
@@ -15,19 +13,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ltc_textgen import layers
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels.autograd import is_direct
-from ltc_textgen.kernels.dispatch import hooked, runs_eagerly
-from ltc_textgen.kernels.library import SOLVER_CODES
+from ltc_textgen.kernels.dispatch import (
+    Access,
+    access,
+    changed,
+    fits_directly,
+    is_standard,
+    observed,
+    product_dtype,
+    record,
+)
 from ltc_textgen.kernels.liquid_block import BlockMethod, BlockWeights, fused_block
 from ltc_textgen.kernels.matmul import Linear
-from ltc_textgen.layers import build_cell
 from ltc_textgen.layers.base import precise
-from ltc_textgen.layers.diagonal import DiagonalCell
+from ltc_textgen.layers.diagonal import DiagonalLTC
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 LayerState = tuple[Tensor, Tensor | None]
-"""Neurons (B, N), and the convolution's columns (B, conv_width - 1, D) or None."""
+"""States of the neurons (B, N), and of the convolution (B, conv_width - 1, D) or None."""
 
 
 class PlainLayer(nn.Module):
@@ -35,7 +40,7 @@ class PlainLayer(nn.Module):
 
     def __init__(self, settings: ModelConfig) -> None:
         super().__init__()
-        self.cell = build_cell(settings, settings.hidden_size, settings.hidden_size)
+        self.cell = layers.build_layer(settings, settings.hidden_size, settings.hidden_size)
         self.start = LearnedStart(self.cell.hidden_size) if settings.learned_start else None
         self.dropout = LockedDropout(settings.dropout)
         # A wiring may let fewer motor neurons out than the next layer expects.
@@ -43,7 +48,7 @@ class PlainLayer(nn.Module):
         self.widen = Linear(self.cell.output_size, settings.hidden_size) if narrow else nn.Identity()
 
     def initial_state(self, batch_size: int) -> LayerState:
-        """Rest, or what was learned."""
+        """The zero state, or the learned one."""
         return self.start(batch_size) if self.start else (self.cell.initial_state(batch_size), None)
 
     def forward(
@@ -66,15 +71,16 @@ class PlainLayer(nn.Module):
         return self.widen(self.cell.readout(states).to(u.dtype)), self.cell.time_constants(u, states)
 
 
+@record
 class LiquidBlock(nn.Module):
-    """A residual block around a liquid layer of `settings.neurons` neurons; see the module's drawing."""
+    """A residual block around a liquid layer of `settings.neurons` neurons; see the top of this file."""
 
     def __init__(self, settings: ModelConfig) -> None:
         super().__init__()
         width = settings.hidden_size
         self.norm = nn.RMSNorm(width)
         self.conv = CausalConvolution(width, settings.conv_width)
-        self.cell = build_cell(settings, width, settings.neurons)
+        self.cell = layers.build_layer(settings, width, settings.neurons)
         self.gate = Linear(width, self.cell.output_size)
         self.out = Linear(self.cell.output_size, width, bias=False)
         self.start = None
@@ -83,7 +89,7 @@ class LiquidBlock(nn.Module):
         self.dropout = LockedDropout(settings.dropout)
 
     def initial_state(self, batch_size: int) -> LayerState:
-        """Rest, and a convolution that has seen zeros; or what was learned."""
+        """The zero state, or the learned one."""
         if self.start:
             return self.start(batch_size)
         return self.cell.initial_state(batch_size), self.conv.initial_state(batch_size)
@@ -97,65 +103,85 @@ class LiquidBlock(nn.Module):
         lengths: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
         """Outputs for every token, and the state after the last real one."""
-        assert state[1] is not None, "a liquid block keeps the columns of its convolution"
-        if mask is None and lengths is None and self._fuses(u):
-            return self._fused(u, state[0], state[1], elapsed)
+        assert state[1] is not None, "a liquid block has a convolution with a state"
+        weights = self._kernel_weights(u) if mask is None and lengths is None else None
+        if weights is not None:
+            return self._fused(u, state[0], state[1], elapsed, weights)
         mixed, columns = self.conv(self.norm(u), state[1], lengths)
         y, neurons = self.cell(mixed, state[0], elapsed, mask, checked=True)
-        return u + self.dropout(self._leave(y, mixed)), (neurons, columns)
+        return u + self.dropout(self._gated_output(y, mixed)), (neurons, columns)
 
     def observe(
         self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
         """Outputs without dropout, and the time constant of every neuron at every token."""
-        assert state[1] is not None, "a liquid block keeps the columns of its convolution"
+        assert state[1] is not None, "a liquid block has a convolution with a state"
         mixed, _ = self.conv(self.norm(u), state[1], None)
         states, _ = self.cell.trajectory(mixed, state[0], elapsed, checked=True)
-        return u + self._leave(self.cell.readout(states), mixed), self.cell.time_constants(mixed, states)
+        return u + self._gated_output(self.cell.readout(states), mixed), self.cell.time_constants(mixed, states)
 
-    def _fuses(self, u: Tensor) -> bool:
-        """Whether the kernel of the whole block may run: nobody looks at, or has changed, what is inside."""
-        if type(self.cell) is not DiagonalCell or not runs_eagerly(u):
-            return False
-        parts = (self.norm, self.conv, self.cell, self.cell.input, self.gate, self.out, self.dropout)
-        kinds = (nn.RMSNorm, CausalConvolution, DiagonalCell, nn.Linear, Linear, Linear, LockedDropout)
-        if any(type(part) is not kind or hooked(part) for part, kind in zip(parts, kinds, strict=True)):
-            return False
-        weights = [weight for part in parts for weight in part._parameters.values() if weight is not None]
-        return is_direct(*weights) and all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights)
+    def _is_changed(self) -> bool:
+        """Whether the block may compute something else than its kernel, or someone observes its parts."""
+        cell = self.cell
+        if (
+            not isinstance(cell, DiagonalLTC)
+            or changed(self, LiquidBlock, "_gated_output")
+            or observed(cell, DiagonalLTC)
+        ):
+            return True
+        parts = (self.norm, self.conv, cell.input, self.gate, self.out, self.dropout)
+        kinds = (nn.RMSNorm, CausalConvolution, nn.Linear, Linear, Linear, LockedDropout)
+        changes = (observed(part, kind) for part, kind in zip(parts, kinds, strict=True))
+        return any(changes) or self.out.bias is not None or not is_standard(cell.solver)
+
+    def _kernel_weights(self, u: Tensor) -> BlockWeights | None:
+        """What the kernel of a whole block takes; None where it may not run."""
+        if access(u) != Access.direct or self._is_changed():
+            return None
+        weights = self.weights()
+        fits = fits_directly(u, *weights) and product_dtype() in (torch.float32, torch.bfloat16)
+        return weights if fits else None
 
     def weights(self) -> BlockWeights:
         """The parameters as the kernels of whole blocks take them, which know the diagonal coupling alone."""
         cell, norm, conv, gate = self.cell, self.norm, self.conv, self.gate
-        assert isinstance(cell, DiagonalCell), "see _fuses"
+        assert isinstance(cell, DiagonalLTC), "see _is_changed"
         mixing, drive = (norm.weight, conv.weight, conv.bias), (cell.input.weight, cell.input.bias)
         return BlockWeights(*mixing, *drive, *cell.physics(), gate.weight, gate.bias, self.out.weight)
 
+    def epsilon(self) -> float:
+        """Of the norm."""
+        return torch.finfo(self.norm.weight.dtype).eps if self.norm.eps is None else self.norm.eps
+
     def _fused(
-        self, u: Float[Tensor, "B T D"], neurons: Tensor, columns: Tensor, elapsed: Float[Tensor, "B T"]
+        self,
+        u: Float[Tensor, "B T D"],
+        neurons: Tensor,
+        columns: Tensor,
+        elapsed: Float[Tensor, "B T"],
+        w: BlockWeights,
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
         cell = self.cell
-        assert isinstance(cell, DiagonalCell), "see _fuses"
-        epsilon = torch.finfo(u.dtype).eps if self.norm.eps is None else self.norm.eps
-        half = torch.is_autocast_enabled("cpu")
-        method = BlockMethod(epsilon, cell.steps, SOLVER_CODES[cell.solver], cell.adaptive, half)
-        keep = self.dropout.mask(u) if self.training and self.dropout.p else None
-        columns, neurons, dt = columns.to(u.dtype), neurons.to(u.dtype), elapsed.to(u.dtype) * cell.step_size
-        out, after, last = fused_block(u, columns, neurons, dt, keep, self.weights(), method)
+        assert isinstance(cell, DiagonalLTC), "see _is_changed"
+        method = BlockMethod(self.epsilon(), cell.method, product_dtype() == torch.bfloat16)
+        keep = self.dropout.mask(u) if self.dropout.training and self.dropout.p else None
+        dt = elapsed.to(u.dtype) * cell.step_size
+        out, after, last = fused_block(u, columns.to(u.dtype), neurons.to(u.dtype), dt, keep, w, method)
         return out, (last, after)
 
-    def _leave(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def _gated_output(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.out(y.to(mixed.dtype) * F.silu(self.gate(mixed)))
 
 
+@record
 class LockedDropout(nn.Module):
-    """Dropout of whole features: what is left out of a sequence is left out at all of its tokens (of one window).
+    """Dropout of whole features: one mask per sequence, the same at all of its tokens (of one window).
 
-    A recurrent net would otherwise see through it by averaging over time. Source: Gal and Ghahramani 2016,
+    A recurrent network could average independent masks out over time. Source: Gal and Ghahramani 2016,
     arXiv:1512.05287.
 
     Args:
-        p: Share of the features that is left out in training; the others are scaled up by 1 / (1 - p).
+        p: Probability of dropping a feature in training; the others are scaled up by 1 / (1 - p).
     """
 
     def __init__(self, p: float) -> None:
@@ -163,7 +189,7 @@ class LockedDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The features that stay."""
+        """The features that are kept, scaled."""
         return x * self.mask(x) if self.training and self.p else x
 
     def mask(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 1 D"]:
@@ -171,12 +197,13 @@ class LockedDropout(nn.Module):
         return F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.p)
 
 
+@record
 class LearnedStart(nn.Module):
-    """The state before the first token, as parameters; at first it is rest.
+    """The state before the first token, as parameters, which start at zero.
 
     Args:
         neurons: N.
-        columns: Shape of the convolution's columns of one sequence; None without one.
+        columns: Shape of the convolution's state of one sequence; None without one.
     """
 
     def __init__(self, neurons: int, columns: tuple[int, int] | None = None) -> None:
@@ -197,8 +224,9 @@ class LearnedStart(nn.Module):
         return precise(self.neurons).expand(batch_size, -1), columns
 
 
+@record
 class CausalConvolution(nn.Module):
-    """Depthwise convolution over a token and the `kernel_width` - 1 before it, carried from chunk to chunk."""
+    """Depthwise convolution over a token and the `kernel_width` - 1 before it, which are its state between chunks."""
 
     def __init__(self, width: int, kernel_width: int) -> None:
         super().__init__()
@@ -221,7 +249,7 @@ class CausalConvolution(nn.Module):
     def forward(
         self, u: Float[Tensor, "B T D"], columns: Float[Tensor, "B columns D"], lengths: Int[Tensor, " B"] | None
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B columns D"]]:
-        """Convolved inputs, and the columns before the next token."""
+        """Convolved inputs, and the inputs that the next token needs."""
         extended = torch.cat([columns.to(u.dtype), u], dim=1)
         tokens = u.shape[1]
         weight = self.weight.to(u.dtype)

@@ -1,27 +1,22 @@
 """Output layers: hidden vectors to a distribution over the vocabulary.
 
 Both kinds give `logits` for decoding, `loss` for scoring and `total_loss` for training, so that the loss of a large
-vocabulary never needs all its logits.
+vocabulary never needs all its logits at once.
 """
-
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.kernels.dispatch import hooked
-from ltc_textgen.kernels.matmul import Linear, linear
+from ltc_textgen.kernels.dispatch import Access, access, changed, observed, record
+from ltc_textgen.kernels.head_loss import IGNORED as IGNORED
+from ltc_textgen.kernels.head_loss import chunked_loss, rows_at_once
+from ltc_textgen.kernels.matmul import Linear
 from ltc_textgen.shapes import Float, Int, Tensor
 
-IGNORED = -100
-"""Target that has no loss, as everywhere in PyTorch."""
 
-AT_ONCE = 1 << 22
-"""Logits that exist at one time where a loss is all that is wanted: 16 MB, which stay in the cache."""
-
-
+@record
 class FullHead(nn.Module):
     """One softmax over the vocabulary; its matrix may be the embedding's."""
 
@@ -36,69 +31,33 @@ class FullHead(nn.Module):
     def loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Loss of each target in nats, float32; 0 where the target is `IGNORED`."""
         parts = [
-            F.cross_entropy(self.logits(rows).float(), aims, reduction="none", ignore_index=IGNORED)
-            for rows, aims in self._parts(hidden.flatten(0, -2), targets.flatten())
+            F.cross_entropy(self.logits(rows).float(), chosen, reduction="none", ignore_index=IGNORED)
+            for rows, chosen in self._chunks(hidden.flatten(0, -2), targets.flatten())
         ]
         return torch.cat(parts).view_as(targets)
 
     def total_loss(self, hidden: Float[Tensor, "*B D"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
-        """Sum of `loss`. The logits of a large vocabulary exist a part at a time, in training too."""
-        projection, small = self.projection, hidden.numel() // hidden.shape[-1] * self.vocabulary <= AT_ONCE
-        ours = type(projection) is Linear and not hooked(projection) and not torch.compiler.is_compiling()
-        if small or not ours or not torch.is_grad_enabled():
+        """Sum of `loss`. The logits of a large vocabulary exist a chunk at a time, in training too."""
+        projection, rows = self.projection, hidden.numel() // hidden.shape[-1]
+        if rows <= rows_at_once(self.vocabulary) or not torch.is_grad_enabled() or self._is_changed():
             return self.loss(hidden, targets).sum()
-        return _TotalLoss.apply(hidden.flatten(0, -2), projection.weight, projection.bias, targets.flatten())
+        return chunked_loss(hidden.flatten(0, -2), projection.weight, projection.bias, targets.flatten())
+
+    def _is_changed(self) -> bool:
+        """Whether `loss` may compute something else than `chunked_loss`, or someone observes it."""
+        projection = self.projection
+        if changed(self, FullHead, "logits", "loss") or observed(projection, Linear) or projection.bias is None:
+            return True
+        return access(projection.weight, projection.bias) != Access.direct
 
     @property
     def vocabulary(self) -> int:
         """Vocabulary size V of the output layer."""
         return self.projection.out_features
 
-    def _parts(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        rows = max(1, AT_ONCE // self.vocabulary)
+    def _chunks(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        rows = rows_at_once(self.vocabulary)
         return list(zip(hidden.split(rows), targets.split(rows), strict=True))
-
-
-class _TotalLoss(torch.autograd.Function):
-    """Sum of the losses of a full softmax.
-
-    Its gradients are made together with it, part by part: what comes from above is one number, so that they only need
-    to be multiplied by it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        total, wanted = hidden.new_zeros((), dtype=wide), any(ctx.needs_input_grad)
-        gradients = [hidden, weight, bias]
-        if wanted:  # those of the parameters are sums over the parts
-            gradients = [torch.empty_like(hidden), *(torch.zeros_like(t, dtype=wide) for t in (weight, bias))]
-        rows = max(1, AT_ONCE // weight.shape[0])
-        half = torch.is_autocast_enabled(hidden.device.type)
-        dtype = torch.get_autocast_dtype(hidden.device.type) if half else hidden.dtype
-        small = weight.to(dtype)
-        for start in range(0, len(targets), rows):
-            part, aims = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            logits = linear(part, small, bias.to(dtype)).to(wide)
-            norms, kept = torch.logsumexp(logits, -1, keepdim=True), aims != IGNORED
-            aims = aims.clamp_min(0)[:, None]
-            total += ((norms - logits.gather(1, aims))[:, 0] * kept).sum()
-            if not wanted:
-                continue
-            pull = torch.exp_(logits.sub_(norms))
-            pull.scatter_add_(1, aims, pull.new_full((1, 1), -1.0).expand_as(aims))
-            pull = pull.mul_(kept[:, None]).to(dtype)
-            gradients[0][start : start + rows] = linear(pull, small.t())  # which multiplies by a transpose
-            gradients[1] += linear(pull.t(), part.t())
-            gradients[2] += pull.sum(0, dtype=wide)
-        ctx.save_for_backward(*gradients)
-        return total.float()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:3]
-        return (*(g * pull.to(g.dtype) if n else None for g, n in zip(ctx.saved_tensors, needed, strict=True)), None)
 
 
 class AdaptiveHead(nn.Module):

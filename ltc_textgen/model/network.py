@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.kernels.dispatch import record
 from ltc_textgen.layers.base import broadcast_elapsed
 from ltc_textgen.model.blocks import LayerState, LockedDropout, build_layer
 from ltc_textgen.model.blocks import evaluating as evaluating
@@ -28,6 +29,7 @@ FIRST_STD = 0.02
 """Spread of the embedding at the start when the output layer shares it, so that the first logits are small."""
 
 
+@record
 class LiquidNetwork(Reader, nn.Module):
     """A liquid time-constant network over token ids.
 

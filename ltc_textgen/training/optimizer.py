@@ -24,7 +24,7 @@ from torch import nn
 
 from ltc_textgen.config import TrainConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.layers.diagonal import DiagonalCell
+from ltc_textgen.layers.diagonal import DiagonalLTC
 from ltc_textgen.shapes import Float, Tensor
 
 ITERATIONS = ((7.9116, -23.0863, 17.0503), (3.5581, -2.7803, 0.5727), (2.7735, -2.2397, 0.5584))
@@ -108,7 +108,7 @@ def matrices_of(layers: nn.Module) -> dict[int, int]:
     """Which parameters are matrices that mix features, by identity, and of how many such matrices each is a stack."""
     found: dict[int, int] = {}
     for module in layers.modules():
-        if isinstance(module, DiagonalCell):
+        if isinstance(module, DiagonalLTC):
             found[id(module.input.weight)] = 2  # W_e and W_i
         elif isinstance(module, nn.Linear):
             found.setdefault(id(module.weight), 1)

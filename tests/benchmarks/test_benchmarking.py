@@ -10,6 +10,7 @@ from torch import nn
 
 from ltc_textgen import benchmarking
 from ltc_textgen.benchmarking import Contender
+from ltc_textgen.config import Coupling
 from ltc_textgen.kernels import dispatch
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed.py"
@@ -77,7 +78,7 @@ def test_saved_bytes_counts_each_storage_once_and_no_weights():
 def test_contender_trains_and_honours_reference():
     class Probe(nn.Linear):
         def forward(self, u):
-            seen.append((torch.is_grad_enabled(), dispatch.choose(u)))
+            seen.append((torch.is_grad_enabled(), dispatch.choose(Coupling.diagonal, u)))
             return super().forward(u), "state"
 
     seen = []

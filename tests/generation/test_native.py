@@ -9,7 +9,7 @@ import torch
 from ltc_textgen.config import ModelConfig, SamplingConfig, Solver
 from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import UsageError
-from ltc_textgen.generation import LogitsError, generate, generate_stream
+from ltc_textgen.generation import LogitsError, generate, generate_stream, native
 from ltc_textgen.generation.engines import NativeEngine, Request, TorchEngine, open_engine
 from ltc_textgen.generation.native import NativeDecoder, weights_of, why_not
 from ltc_textgen.generation.sampling import UniformStreams, draw, shape_logits
@@ -18,6 +18,7 @@ from ltc_textgen.kernels import decoder as binding
 from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels.decoder import Choice, Decoder, Weights
 from ltc_textgen.model.state import LiquidState
+from ltc_textgen.solvers import Method
 
 pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason="no library")
 
@@ -327,14 +328,12 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="cannot read all"):
         more_out.draw(one, None, Choice(0.0), 1)
     with pytest.raises(UsageError, match="blocks"):
-        Decoder(native_weights(model, blocks=()), steps=1, step_size=1.0, solver=Solver.explicit, adaptive=True)
+        Decoder(native_weights(model, blocks=()), Method(1, Solver.explicit, True), step_size=1.0)
     with pytest.raises(UsageError, match="head: expected"):
         Decoder(
             native_weights(model, head=model.head.projection.weight.double()),
-            steps=1,
+            Method(1, Solver.explicit, True),
             step_size=1.0,
-            solver=Solver.explicit,
-            adaptive=True,
         )
 
 
@@ -376,11 +375,16 @@ def test_other_models_are_refused_and_written_by_pytorch(more: dict[str, object]
 
 
 def test_changed_models_are_refused() -> None:
-    class Other(LiquidTimeConstantNetwork):
+    class Same(LiquidTimeConstantNetwork):
         pass
 
+    class Other(LiquidTimeConstantNetwork):
+        def _embed(self, input_ids):
+            return 2 * super()._embed(input_ids)
+
     settings = ModelConfig(input_size=9, hidden_size=8, coupling="diagonal", block="liquid")
-    assert "Other" in why_not(Other.from_settings(settings))
+    assert not why_not(Same.from_settings(settings))
+    assert why_not(Other.from_settings(settings))
     model = make_model()
     assert not why_not(model)
     with dispatch.use("reference"):
@@ -395,8 +399,9 @@ def test_changed_models_are_refused() -> None:
 
 def test_a_model_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    logits = type(model.head).logits
-    monkeypatch.setattr(type(model.head), "logits", lambda head, hidden: logits(head, hidden).tanh())
+    monkeypatch.setattr(
+        native, "weights_of", lambda of: native_weights(of, head=2 * of.head.projection.weight.detach())
+    )
     with pytest.raises(UsageError, match="computes something else"):
         NativeDecoder(model)
     assert isinstance(open_engine(model, Request([1], SamplingConfig(), 0, 0)), TorchEngine)

@@ -318,7 +318,7 @@ def test_arguments_are_checked_once_not_in_every_layer(monkeypatch: pytest.Monke
         raise AssertionError("checked again")
 
     monkeypatch.setattr("ltc_textgen.layers.base.broadcast_elapsed", never)
-    monkeypatch.setattr("ltc_textgen.layers.base.LiquidCell._check", never)
+    monkeypatch.setattr("ltc_textgen.layers.base.LiquidLayer._check", never)
     monkeypatch.setattr(torch, "aminmax", never)
     torch.testing.assert_close(model(ids, elapsed=2.0).logits, expected, rtol=0, atol=0)
     with pytest.raises(AssertionError, match="checked again"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ltc_textgen.kernels import dispatch, library
-from ltc_textgen.layers import DiagonalCell, FullCell, LiquidCell, SynapticCell
+from ltc_textgen.layers import DiagonalLTC, FullLTC, LiquidLayer, SynapticLTC
 from ltc_textgen.layers.wirings import auto_ncp, fully_connected
 
 KINDS = ("diagonal", "full", "synaptic")
@@ -20,9 +20,9 @@ def build(kind: str, neurons: int, *, sparse: bool = False, steps: int = 6, hori
     options |= {"steps": steps, "step_size": horizon / steps}
     if kind == "synaptic":
         wiring = auto_ncp(neurons, 3, neurons // 4, 0.6, 1) if sparse else fully_connected(neurons, 3)
-        cell = SynapticCell(3, neurons, wiring=wiring, **options)
+        cell = SynapticLTC(3, neurons, wiring=wiring, **options)
     else:
-        cell = {"diagonal": DiagonalCell, "full": FullCell}[kind](3, neurons, **options)
+        cell = {"diagonal": DiagonalLTC, "full": FullLTC}[kind](3, neurons, **options)
     with torch.no_grad():
         for name, parameter in cell.named_parameters():
             if name.endswith(("self_weight", "reversal")):
@@ -53,7 +53,7 @@ class Case:
         return cls(drive, torch.randn(shape), elapsed, torch.randn(batch, tokens, neurons), torch.randn(shape))
 
     def run(
-        self, cell: LiquidCell, choice: str = "auto", dtype: torch.dtype = torch.float32
+        self, cell: LiquidLayer, choice: str = "auto", dtype: torch.dtype = torch.float32
     ) -> dict[str, torch.Tensor]:
         """States, last state, and every gradient by name."""
         cell = copy.deepcopy(cell).to(dtype)

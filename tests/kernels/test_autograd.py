@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
-from ltc_textgen.config import Solver
+from ltc_textgen.config import Coupling, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels.scans import DIAGONAL, FULL, SYNAPTIC
+from ltc_textgen.layers import base
+from ltc_textgen.solvers import Method
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
 
@@ -33,7 +35,7 @@ def arguments(kind, batch=2, tokens=3, neurons=5):
 
 
 def call(kind, inputs, steps=2, solver=Solver.semi_implicit, adaptive=True):
-    return OPERATORS[kind](*inputs.values(), steps=steps, solver=solver, adaptive=adaptive)
+    return OPERATORS[kind](*inputs.values(), method=Method(steps, solver, adaptive))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,30 +109,31 @@ def test_function_transforms_take_the_reference(kind):
 
 def test_choice(monkeypatch):
     drive = torch.zeros(1, 1, 2)
-    assert dispatch.choose(drive) == "cpu"
-    assert dispatch.choose(drive.double()) == "reference"
+    assert dispatch.choose(Coupling.full, drive) == "cpu"
+    assert dispatch.choose(Coupling.full, drive.double()) == "reference"
     with dispatch.use("reference"):
-        assert dispatch.choose(drive) == "reference"
+        assert dispatch.choose(Coupling.full, drive) == "reference"
         assert dispatch.report()["override"] == "reference"
-    assert dispatch.choose(drive) == "cpu"
+    assert dispatch.choose(Coupling.full, drive) == "cpu"
     monkeypatch.setattr(dispatch, "LIBRARY", None)
     monkeypatch.setattr(dispatch, "WHY_NOT", "no compiler")
-    assert dispatch.choose(drive) == "reference"
+    assert dispatch.choose(Coupling.full, drive) == "reference"
     assert "no compiler" in dispatch.report()["cpu"]
     with dispatch.use("cpu"), pytest.raises(UsageError, match="no compiler"):
-        dispatch.choose(drive)
+        dispatch.choose(Coupling.full, drive)
     monkeypatch.setattr(dispatch, "_chosen", "gpu")
     with pytest.raises(UsageError, match="LTC_KERNELS: expected one of auto, cpu, .*, got 'gpu'"):
-        dispatch.choose(drive)
+        dispatch.choose(Coupling.full, drive)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_is_what_runs(kind, monkeypatch):
-    """A cell that fell back to the loop would pass every comparison with it."""
+    """A layer that fell back to the loop would pass every comparison with it."""
     cell, case = build(kind, 5), Case.draw(kind, 2, 3, 5)
-    monkeypatch.setattr(type(cell), "step", lambda *_: pytest.fail("the loop ran"))
-    monkeypatch.setattr(type(cell), "membrane", lambda *_: pytest.fail("the loop ran"))
+    monkeypatch.setattr(base, "integrate", lambda *_: pytest.fail("the loop ran"))
     cell.scan(case.drive, case.x, case.elapsed)
+    with dispatch.use("reference"), pytest.raises(pytest.fail.Exception):
+        cell.scan(case.drive, case.x, case.elapsed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -208,13 +211,13 @@ def test_weights_in_bfloat16_mean_the_same_to_both_paths(kind):
 def test_doctor_says_why_a_gpu_cannot(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    dispatch.triton_scan.why_not.cache_clear()
+    dispatch.triton_problem.cache_clear()
     try:
         with monkeypatch.context() as patch:
             patch.setattr("importlib.util.find_spec", lambda name: "found")
             assert dispatch.report()["triton"] == "none: compute capability 6.1, and Triton needs 7.0"
     finally:
-        dispatch.triton_scan.why_not.cache_clear()
+        dispatch.triton_problem.cache_clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,14 +312,6 @@ def test_memory_without_gradients_does_not_grow_with_the_sub_steps(kind):
 def test_refuses_steps(steps):
     with pytest.raises(UsageError, match=f"steps: expected 1 or more, got {steps}"):
         call("diagonal", arguments("diagonal"), steps=steps)
-
-
-def test_a_second_derivative_is_refused():
-    inputs = arguments("diagonal")
-    inputs["x0"].requires_grad_()
-    (gradient,) = torch.autograd.grad(call("diagonal", inputs)[0].sum(), inputs["x0"], create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(gradient.sum(), inputs["x0"])
 
 
 def test_a_child_process_computes_too():

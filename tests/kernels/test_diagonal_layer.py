@@ -12,9 +12,9 @@ from torch import nn
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels import diagonal_layer, dispatch, library, matmul
-from ltc_textgen.kernels.diagonal_layer import LayerWeights, fused_layer
-from ltc_textgen.layers import DiagonalCell
+from ltc_textgen.kernels import diagonal_layer, dispatch, library
+from ltc_textgen.kernels.diagonal_layer import Inputs, fused_layer
+from ltc_textgen.layers import DiagonalLTC
 from ltc_textgen.layers import diagonal as cells
 
 pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library.WHY_NOT}")
@@ -26,8 +26,8 @@ SHAPES = [(8, 5, 3, 37), (2, 300, 9, 18), (2, 1, 1, 1), (9, 67, 33, 64), (4, 128
 @pytest.fixture
 def used(monkeypatch):
     """The pass for every size, wherever the tests run, on two threads; a list that grows with every call."""
-    monkeypatch.setattr(matmul, "PAYS", True)
-    monkeypatch.setattr(matmul, "SMALLEST", 0)
+    monkeypatch.setattr(dispatch, "PRODUCT", True)
+    monkeypatch.setattr(dispatch, "MIN_PRODUCT", 0)
     calls: list[int] = []
 
     def counted(*arguments):
@@ -41,9 +41,9 @@ def used(monkeypatch):
     torch.set_num_threads(before)
 
 
-def build(width: int, neurons: int, **options) -> DiagonalCell:
+def build(width: int, neurons: int, **options) -> DiagonalLTC:
     steps = options.setdefault("steps", 1)
-    cell = DiagonalCell(width, neurons, step_size=0.5 / steps, **options)
+    cell = DiagonalLTC(width, neurons, step_size=0.5 / steps, **options)
     with torch.no_grad():
         cell.self_weight.normal_()
         cell.reversal.normal_()
@@ -159,7 +159,7 @@ def test_where_it_may_not_run_the_two_steps_do(used, monkeypatch):
     assert used == [1]
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "worthwhile", lambda *_: False)
+        patch.setattr(cells, "layer_pays", lambda *_: False)
         assert torch.equal(cell(u)[0], expected)
     handle = cell.input.register_forward_hook(lambda *_: seen.append(1))
     torch.testing.assert_close(cell(u)[0], expected, rtol=1e-5, atol=1e-5)
@@ -179,12 +179,12 @@ def test_where_it_may_not_run_the_two_steps_do(used, monkeypatch):
         cell(u)
     cell.double()(u.double())
     cell.float()(u[:3])  # one of two threads would have nothing to do for a third of the time
-    for name, value in (("PAYS", False), ("SMALLEST", 1 << 20)):
+    for name, value in (("PRODUCT", False), ("MIN_PRODUCT", 1 << 20)):
         with monkeypatch.context() as patch:
-            patch.setattr(matmul, name, value)
+            patch.setattr(dispatch, name, value)
             cell(u)
     with monkeypatch.context() as patch:
-        patch.setattr(diagonal_layer, "LARGEST", 239)
+        patch.setattr(dispatch, "MAX_PROJECTION", 239)
         cell(u)
     assert used == [1, 1]
     cell(u)
@@ -199,14 +199,14 @@ def test_where_it_may_not_run_the_two_steps_do(used, monkeypatch):
 
 def arguments():
     cell = build(3, 5)
-    weights = (cell.input.weight, cell.input.bias, cell.self_weight, cell.reversal, cell.log_capacitance, cell.log_leak)
-    named = {"u": torch.randn(2, 4, 3), "x0": torch.randn(2, 5), "dt": torch.rand(2, 4)}
-    return named | {name: w.detach() for name, w in zip(LayerWeights._fields, weights, strict=True)}
+    weights = (cell.input.weight, cell.input.bias, *cell.physics())
+    given = (torch.randn(2, 4, 3), torch.randn(2, 5), torch.rand(2, 4), *(weight.detach() for weight in weights))
+    return Inputs(*given)._asdict()
 
 
 def call(inputs, method=(1, 0, True)):
     """Past the annotations, which are checked in tests alone."""
-    return diagonal_layer._run(method, tuple(inputs.values()), keep=True)
+    return diagonal_layer._run(method, *inputs.values())
 
 
 def test_values_that_cannot_be():
@@ -215,7 +215,7 @@ def test_values_that_cannot_be():
     for name, value, message in (
         ("dt", -1.0, "elapsed: every value must be >= 0 and finite, got -1.0"),
         ("dt", float("nan"), "elapsed: every value must be .* got nan"),
-        ("log_capacitance", -1000.0, "capacitance: every value must be > 0, got 0.0 at position 1"),
+        ("capacitance", 0.0, "capacitance: every value must be > 0, got 0.0 at position 1"),
     ):
         bad = good[name].clone()
         bad.view(-1)[1] = value
@@ -238,7 +238,7 @@ CHANGES = {
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(["u", "x0", "dt", *LayerWeights._fields]), st.sampled_from(list(CHANGES)))
+@given(st.sampled_from(Inputs._fields), st.sampled_from(list(CHANGES)))
 def test_what_does_not_fit_is_an_error_and_no_crash(name, change):
     inputs = arguments()
     with pytest.raises(UsageError, match="expected"):

@@ -15,7 +15,7 @@ from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import dispatch
 from ltc_textgen.kernels.library import LIBRARY
-from ltc_textgen.kernels.liquid_block import BlockMethod, _FusedBlock
+from ltc_textgen.kernels.liquid_block import BlockMethod, _forward
 from ltc_textgen.kernels.matmul import Linear
 from ltc_textgen.model.blocks import CausalConvolution, LiquidBlock
 
@@ -51,7 +51,7 @@ def results(of: nn.Module, given: list[Tensor], pulls: list[Tensor]) -> dict[str
 
 
 def fused(of: LiquidBlock) -> bool:
-    return of._fuses(torch.zeros(1, 1, of.conv.width))
+    return of._kernel_weights(torch.zeros(1, 1, of.out.out_features)) is not None
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_others_who_look_inside_get_the_plain_operations() -> None:
     ours.out = Linear(30, 20, bias=False)
     assert fused(ours)
     ours.conv = nn.Sequential(ours.conv)  # type: ignore[assignment]
-    assert not ours._fuses(torch.zeros(1, 1, 20))
+    assert not fused(ours)
     ours.conv = CausalConvolution(20, 4)
     with torch.autocast("cpu", dtype=torch.float16):
         assert not fused(ours)
     with dispatch.use("reference"):
         assert not fused(ours)
-    assert not ours._fuses(torch.zeros(1, 1, 20, dtype=torch.float64))
+    assert ours._kernel_weights(torch.zeros(1, 1, 20, dtype=torch.float64)) is None
 
 
 def test_states_of_another_precision_are_taken_as_they_are_elsewhere() -> None:
@@ -153,14 +153,14 @@ def test_what_does_not_fit_is_an_error_and_no_crash() -> None:
     u, neurons, columns, elapsed = inputs(ours, 2, 4)
 
     def run(*given: Tensor) -> None:  # past the annotations, which are checked in tests alone
-        _FusedBlock.apply(*given, None, BlockMethod(1e-6, 1, 0, True, False), *ours.weights())
+        _forward(BlockMethod(1e-6, ours.cell.method, False), *given, None, *ours.weights())
 
     run(u, columns, neurons, elapsed)
     for message, given in (
         (r"u: expected \(2, 4, 20\)", (u[:, :, :19], columns, neurons, elapsed)),
         ("u: expected .* got .*float64", (u.double(), columns, neurons, elapsed)),
-        (r"columns: expected \(2, 3, 20\)", (u, columns[:1], neurons, elapsed)),
-        ("columns: expected .* on meta", (u, columns.to("meta"), neurons, elapsed)),
+        (r"conv_state: expected \(2, 3, 20\)", (u, columns[:1], neurons, elapsed)),
+        ("conv_state: expected .* on meta", (u, columns.to("meta"), neurons, elapsed)),
         (r"drive: expected \(2, 4, 58\)", (u, columns, neurons[:, :29], elapsed)),
         (r"u: expected \(2, 3, 20\)", (u, columns, neurons, elapsed[:, :3])),
         ("elapsed: every value must be", (u, columns, neurons, -elapsed)),
@@ -259,7 +259,7 @@ def test_a_block_compiles_to_one_graph() -> None:
     program = """
 import sys, torch
 sys.path.insert(0, "tests/kernels")
-from test_block import block, inputs
+from test_liquid_block import block, inputs
 of = block(20)
 given = inputs(of, 2, 5)
 call = lambda run: run(given[0].clone().requires_grad_(), tuple(given[1:3]), given[3], None, None)

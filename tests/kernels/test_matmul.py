@@ -6,7 +6,7 @@ from fused_cases import SETS
 from torch.nn import functional as F
 
 from ltc_textgen.benchmarking import liquid_layer
-from ltc_textgen.kernels import library
+from ltc_textgen.kernels import dispatch, library
 from ltc_textgen.kernels import matmul as module
 from ltc_textgen.kernels.matmul import Linear, linear, product
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(not SETS, reason=f"no CPU kernels here: {library
 @pytest.fixture
 def ours(monkeypatch):
     """Our product for every size, wherever the tests run."""
-    monkeypatch.setattr(module, "PAYS", True)
-    monkeypatch.setattr(module, "SMALLEST", 0)
+    monkeypatch.setattr(dispatch, "PRODUCT", True)
+    monkeypatch.setattr(dispatch, "MIN_PRODUCT", 0)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -81,8 +81,8 @@ def test_default_dtype_of_pytorch_does_not_reach_the_product():
 
 
 def test_an_exported_program_takes_any_batch(monkeypatch):
-    monkeypatch.setattr(module, "PAYS", True)
-    monkeypatch.setattr(module, "SMALLEST", 1000)
+    monkeypatch.setattr(dispatch, "PRODUCT", True)
+    monkeypatch.setattr(dispatch, "MIN_PRODUCT", 1000)
     batch = {"input": {0: torch.export.Dim("batch", max=4096)}}
     program = torch.export.export(Linear(16, 16), (torch.randn(2, 16),), dynamic_shapes=batch)
     assert program.module()(torch.randn(999, 16)).shape == (999, 16)
@@ -101,7 +101,7 @@ def test_autocast_and_double_precision_stay_with_pytorch(ours, monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
     assert linear(x.double(), weight.double()).dtype == torch.float64
-    monkeypatch.setattr(module, "PAYS", False)
+    monkeypatch.setattr(dispatch, "PRODUCT", False)
     torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
 
 

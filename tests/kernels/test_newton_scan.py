@@ -3,23 +3,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltc_textgen.config import ModelConfig, Solver
+from ltc_textgen.config import Coupling, ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels import dispatch, newton_scan
-from ltc_textgen.kernels.newton_scan import Method, Neurons, sequential_scan
-from ltc_textgen.layers.diagonal import DiagonalCell
+from ltc_textgen.kernels.newton_scan import sequential_scan
+from ltc_textgen.kernels.reference import DiagonalParameters
+from ltc_textgen.layers.diagonal import DiagonalLTC
+from ltc_textgen.solvers import Method
 
 SOLVERS = list(Solver)
 
 
 def in_parallel(drive, x0, dt, *rest):
     """`parallel_scan` of arguments in a row, as `problem` makes them, and a method."""
-    return newton_scan.parallel_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
+    return newton_scan.parallel_scan(drive, x0, dt, DiagonalParameters(*rest[:4]), Method(*rest[4:]))
 
 
 def in_order(drive, x0, dt, *rest):
     """`sequential_scan` in the same way."""
-    return sequential_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
+    return sequential_scan(drive, x0, dt, DiagonalParameters(*rest[:4]), Method(*rest[4:]))
 
 
 def problem(tokens=37, batch=3, neurons=5, feedback=0.5, dtype=torch.float64, seed=0):
@@ -43,9 +45,9 @@ def problem(tokens=37, batch=3, neurons=5, feedback=0.5, dtype=torch.float64, se
 
 
 def cell_scan(arguments, steps, solver, adaptive):
-    """The readable loop of `DiagonalCell`, with the given parameters."""
+    """The readable loop of `DiagonalLTC`, with the given parameters."""
     drive, x0, dt, self_weight, reversal, capacitance, leak = arguments
-    cell = DiagonalCell(1, x0.shape[1], steps=steps, step_size=1.0, solver=solver, adaptive=adaptive).to(drive.dtype)
+    cell = DiagonalLTC(1, x0.shape[1], steps=steps, step_size=1.0, solver=solver, adaptive=adaptive).to(drive.dtype)
     with torch.no_grad():
         cell.self_weight.copy_(self_weight)
         cell.reversal.copy_(reversal)
@@ -106,7 +108,7 @@ def test_gradcheck(no_way_back, solver):
 def test_slope_is_the_derivative_of_a_token(solver, adaptive):
     drive, x0, dt, *rest = problem(tokens=1, batch=40)
     rest[3][:2] = 1e-7  # a rate near zero, where the exponential solver's derivative needs its series
-    neurons, method = Neurons(*rest), Method(4, solver, adaptive)
+    neurons, method = DiagonalParameters(*rest), Method(4, solver, adaptive)
     x = x0.clone().requires_grad_()
     drive[: len(drive) // 2] -= 18
     h = dt[:, 0, None] + 0.01
@@ -181,30 +183,34 @@ def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adapt
     drive, x0, dt, *rest = problem(tokens=60, feedback=8.0)
     rest[1][:, ::2] *= -1
     method = Method(2, solver, adaptive)
-    low, high = newton_scan.state_bounds(3 * x0, Neurons(*rest), method)
+    low, high = newton_scan.state_bounds(3 * x0, DiagonalParameters(*rest), method)
     states, _ = in_order(10 * drive, 3 * x0, 1e3 * dt, *rest, *method)
     assert ((states >= low - 1e-12) & (states <= high + 1e-12)).all()
     reached = torch.maximum((states - low).amin(), (high - states).amin())
     assert reached < 0.1  # the bounds are not merely generous
-    assert newton_scan.state_bounds(x0, Neurons(*rest), Method(2, Solver.explicit, adaptive)) is None
+    assert newton_scan.state_bounds(x0, DiagonalParameters(*rest), Method(2, Solver.explicit, adaptive)) is None
 
 
 def test_a_cpu_never_prefers_it_but_can_be_told():
     drive = torch.empty(1, 100_000, 2)
-    assert not newton_scan.worthwhile(drive)
-    assert dispatch.choose(drive) != "parallel"
+    assert dispatch.choose(Coupling.diagonal, drive) != "parallel"
     with dispatch.use("parallel"):
-        assert dispatch.choose(drive) == "parallel"
+        assert dispatch.choose(Coupling.diagonal, drive) == "parallel"
+        assert dispatch.choose(Coupling.full, drive) == "reference"
 
 
 def test_an_accelerator_without_fused_kernel_prefers_it_for_long_sequences(monkeypatch):
-    monkeypatch.setattr(newton_scan, "HOSTS", {"cpu"})  # "meta" stands in for an accelerator
-    assert dispatch.choose(torch.empty(1, newton_scan.MIN_TOKENS, 2, device="meta")) == "parallel"
-    assert dispatch.choose(torch.empty(1, newton_scan.MIN_TOKENS - 1, 2, device="meta")) == "reference"
+    newton = next(scan for scan in dispatch.SCANS if scan.path == "parallel")
+    assert not newton.runs_on(torch.device("meta"))
+    everywhere = newton._replace(runs_on=lambda device: device.type != "cpu")  # "meta" stands in for an accelerator
+    monkeypatch.setattr(dispatch, "SCANS", (*dispatch.SCANS[:-1], everywhere))
+    for tokens, path in ((newton.min_tokens, "parallel"), (newton.min_tokens - 1, "reference")):
+        assert dispatch.choose(Coupling.diagonal, torch.empty(1, tokens, 2, device="meta")) == path
+    assert dispatch.choose(Coupling.full, torch.empty(1, newton.min_tokens, 2, device="meta")) == "reference"
 
 
 def test_the_cell_runs_it():
-    cell = DiagonalCell(3, 6)
+    cell = DiagonalLTC(3, 6)
     torch.nn.init.normal_(cell.self_weight)
     u, elapsed = torch.randn(2, 30, 3), torch.rand(2, 30)
     with dispatch.use("reference"):
@@ -221,13 +227,13 @@ def test_contractive_cells_contract(solver, adaptive):
     """200,000 neurons with parameters, inputs, steps and states drawn wide: none has a slope of 1 or more."""
     torch.manual_seed(1)
     count = 200_000
-    cell = DiagonalCell(1, count, solver=solver, adaptive=adaptive, contractive=True).double()
+    cell = DiagonalLTC(1, count, solver=solver, adaptive=adaptive, contractive=True).double()
     with torch.no_grad():
         cell.reversal.normal_().mul_(10 ** torch.empty(2, count).uniform_(-2, 2))
         cell.self_weight.normal_().mul_(20)
         cell.log_capacitance.uniform_(-8, 4)
         cell.log_leak.uniform_(-5, 4)
-        neurons = Neurons(cell.feedback, cell.reversal, cell.capacitance, cell.log_leak.exp())
+        neurons = DiagonalParameters(cell.feedback, cell.reversal, cell.capacitance, cell.log_leak.exp())
         method = Method(1, solver, adaptive)
         low, high = newton_scan.state_bounds(torch.zeros(1, count, dtype=torch.float64), neurons, method)
         x = low[:, 0] + (high - low)[:, 0] * torch.rand(1, count, dtype=torch.float64)
@@ -238,7 +244,7 @@ def test_contractive_cells_contract(solver, adaptive):
         for size in (h, h * 0 + 0.1, h * 0 + 1e3):
             _, slope = newton_scan.token_with_slope(x, drive, size, neurons, method)
             assert slope.abs().max() < 1
-            wild = neurons._replace(self_weight=neurons.self_weight * 8)
+            wild = neurons._replace(feedback=neurons.feedback * 8)
             assert newton_scan.token_with_slope(x, drive, size, wild, method)[1].abs().max() > 1
 
 
@@ -246,7 +252,7 @@ def test_contractive_cells_contract(solver, adaptive):
 @given(steps=st.integers(1, 4), step_size=st.floats(0.01, 20), seed=st.integers(0, 10_000))
 def test_contractive_cells_forget_where_they_started(steps, step_size, seed):
     torch.manual_seed(seed)
-    cell = DiagonalCell(3, 6, steps=steps, step_size=step_size, contractive=True).double()
+    cell = DiagonalLTC(3, 6, steps=steps, step_size=step_size, contractive=True).double()
     with torch.no_grad():
         cell.self_weight.normal_().mul_(5)
         cell.log_leak.uniform_(-1, 0)
@@ -258,8 +264,8 @@ def test_contractive_cells_forget_where_they_started(steps, step_size, seed):
 
 def test_contractive_parameters_learn_and_start_linear():
     torch.manual_seed(0)
-    cell = DiagonalCell(3, 6, contractive=True)
-    plain = DiagonalCell(3, 6)
+    cell = DiagonalLTC(3, 6, contractive=True)
+    plain = DiagonalLTC(3, 6)
     plain.load_state_dict(cell.state_dict())
     u = torch.randn(2, 9, 3)
     torch.testing.assert_close(cell(u)[0], plain(u)[0])  # r = 0 at the start, with or without a bound
@@ -270,10 +276,10 @@ def test_contractive_parameters_learn_and_start_linear():
 
 def test_contractive_needs_a_bounded_diagonal_cell():
     with pytest.raises(UsageError, match="semi_implicit or exponential, not explicit"):
-        DiagonalCell(3, 6, solver=Solver.explicit, contractive=True)
+        DiagonalLTC(3, 6, solver=Solver.explicit, contractive=True)
     with pytest.raises(UsageError, match="contractive goes with coupling = diagonal, not full"):
         ModelConfig.parse({"input_size": 9, "contractive": True})
     with pytest.raises(UsageError, match="not runge_kutta"):
         ModelConfig.parse({"input_size": 9, "contractive": True, "coupling": "diagonal", "solver": "runge_kutta"})
     settings = ModelConfig(input_size=9, contractive=True, coupling="diagonal")
-    assert DiagonalCell.from_settings(settings, 3, 6).contractive
+    assert DiagonalLTC.from_settings(settings, 3, 6).contractive

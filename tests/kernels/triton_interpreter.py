@@ -5,19 +5,20 @@ Triton decides when it is imported whether kernels are compiled for a GPU or int
 
 import pytest
 import torch
-from test_parallel import gradients, in_order, problem
+from test_newton_scan import gradients, in_order, problem
 
 from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.scans import Method, Neurons
+from ltc_textgen.kernels.reference import DiagonalParameters
 from ltc_textgen.kernels.triton_scan import BLOCK, _scan, _scan_backward, triton_scan
+from ltc_textgen.solvers import Method
 
 SOLVERS = list(Solver)
 
 
 def on_gpu(drive, x0, dt, *rest):
     """`triton_scan` of arguments in a row, as `problem` makes them, and a method."""
-    return triton_scan(drive, x0, dt, Neurons(*rest[:4]), Method(*rest[4:]))
+    return triton_scan(drive, x0, dt, DiagonalParameters(*rest[:4]), Method(*rest[4:]))
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

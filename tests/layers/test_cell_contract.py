@@ -1,5 +1,6 @@
 """What every cell owes, whatever its coupling and solver: time, chunks, padding, precision, gradients, messages."""
 
+import inspect
 from itertools import pairwise
 
 import pytest
@@ -8,11 +9,13 @@ from cell_kinds import ALL_CASES, CLOSED_KINDS, INPUTS, NEURONS, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 from ltc_textgen.config import Coupling, ModelConfig, Solver, WiringConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.layers import CELLS, build_cell
+from ltc_textgen.layers import LAYERS, build_layer
+from ltc_textgen.layers.base import broadcast_elapsed
 
 SAME = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -39,11 +42,50 @@ def test_whole_sequence_equals_chunks_and_single_tokens(kind, solver, adaptive):
         assert_close(x, last, **SAME)
 
 
+@pytest.mark.parametrize("size", [2, 8])
+def test_elapsed_times_that_could_be_of_samples_or_of_tokens(kind, size):
+    cell, u, times = make(kind), text(size, size), torch.rand(size, dtype=torch.float64)
+    with pytest.raises(UsageError, match=rf"elapsed.*\({size},\).*\({size}, 1\).*\({size}, {size}\)"):
+        cell(u, elapsed=times)
+    assert torch.equal(cell(u, elapsed=times[:, None])[0], cell(u, elapsed=times[:, None].expand(size, size))[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("mask=", lambda u: (pack_padded_sequence(u, [6, 5, 3, 1], batch_first=True),)),
+        ("mask=", lambda u: (u, torch.ones(4, 6, dtype=torch.bool))),
+        ("mask=", lambda u: (u, None, torch.ones(4, 6, dtype=torch.bool))),
+        ("input.*list", lambda u: (u.tolist(),)),
+        ("input.*ndarray", lambda u: (u.numpy(),)),
+        ("state.*tuple", lambda u: (u, (state(), state()))),
+        ("elapsed.*list", lambda u: (u, None, [1.0] * 4)),
+        ("elapsed.*str", lambda u: (u, None, "1")),
+        ("elapsed.*bool", lambda u: (u, None, True)),
+        ("mask.*list", lambda u: (u, None, None, [[True] * 6] * 4)),
+        ("mask.*int64", lambda u: (u, None, None, torch.ones(4, 6, dtype=torch.int64))),
+    ],
+)
+def test_types_are_checked_and_the_argument_is_named(name, arguments):
+    """Past the annotations, which are checked in tests alone."""
+    cell, (u, *more) = make("diagonal"), arguments(text())
+    values = dict(zip(("state", "elapsed", "mask"), more, strict=False))
+
+    def check():
+        cell._check(u, values.get("state"), values.get("mask"))
+        inspect.unwrap(broadcast_elapsed)(values.get("elapsed"), 4, 6, text())
+
+    with pytest.raises(UsageError, match=name):
+        check()
+
+
 # 8 = N: where batch, tokens and neurons are as many, a wrong broadcast raises no error.
 @pytest.mark.parametrize(("batch", "tokens"), [(4, 6), (NEURONS, NEURONS), (1, 3), (3, 1)])
 @pytest.mark.parametrize("shape", ["()", "(B,)", "(B, 1)", "(B, T)"])
 @torch.no_grad()
 def test_elapsed_time_of_every_shape_equals_a_loop_over_samples(kind, shape, batch, tokens):
+    if shape == "(B,)" and batch == tokens > 1:
+        pytest.skip("ambiguous: see test_elapsed_times_that_could_be_of_samples_or_of_tokens")
     cell, u, x = make(kind), text(batch, tokens), state(batch)
     size = {"()": (), "(B,)": (batch,), "(B, 1)": (batch, 1), "(B, T)": (batch, tokens)}[shape]
     elapsed = 0.1 + torch.rand(size, dtype=torch.float64)
@@ -219,25 +261,25 @@ def test_elapsed_time_may_be_whole_numbers(kind):
 
 class TestBuildCell:
     def test_every_coupling_is_registered(self):
-        assert set(CELLS) == set(Coupling)
+        assert set(LAYERS) == set(Coupling)
 
     @pytest.mark.parametrize("coupling", [Coupling.full, Coupling.diagonal, Coupling.synaptic])
     def test_solver_settings_arrive(self, coupling):
         settings = ModelConfig(
             input_size=9, coupling=coupling, steps=3, step_size=0.7, solver="RungeKutta", adaptive=False
         )
-        cell = build_cell(settings, 5, 6)
-        assert type(cell) is CELLS[coupling]
+        cell = build_layer(settings, 5, 6)
+        assert type(cell) is LAYERS[coupling]
         assert (cell.input_size, cell.hidden_size, cell.output_size) == (5, 6, 6)
         assert (cell.steps, cell.step_size, cell.solver, cell.adaptive) == (3, 0.7, Solver.runge_kutta, False)
 
     def test_contractive_arrives(self):
-        assert build_cell(ModelConfig(input_size=9, coupling="diagonal", contractive=True), 5, 6).contractive
+        assert build_layer(ModelConfig(input_size=9, coupling="diagonal", contractive=True), 5, 6).contractive
 
     @pytest.mark.parametrize("coupling", [Coupling.synaptic, Coupling.cfc])
     def test_wiring_arrives(self, coupling):
         wiring = WiringConfig(kind="auto_ncp", output_size=4)
-        cell = build_cell(ModelConfig(input_size=9, coupling=coupling, wiring=wiring), 5, 16)
+        cell = build_layer(ModelConfig(input_size=9, coupling=coupling, wiring=wiring), 5, 16)
         assert cell.output_size == 4
         assert cell(torch.randn(2, 3, 5))[0].shape == (2, 3, 4)
 
@@ -251,7 +293,7 @@ class TestBuildCell:
             steps=2,
             step_size=0.7,
         )
-        cell = build_cell(settings, 5, 6)
+        cell = build_layer(settings, 5, 6)
         form = cell.forms[0]
         assert (form.mode, form.input.out_features, len(form.backbone)) == ("no_gate", 7, 2)
         assert (cell.steps, cell.step_size) == (2, 0.7)
@@ -265,4 +307,4 @@ class TestBuildCell:
     )
     def test_closed_form_refuses_what_it_cannot_do(self, setting, message):
         with pytest.raises(UsageError, match=message):
-            build_cell(ModelConfig(input_size=9, coupling="cfc", **setting), 5, 6)
+            build_layer(ModelConfig(input_size=9, coupling="cfc", **setting), 5, 6)

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.layers import CfCCell
+from ltc_textgen.layers import CfC
 from ltc_textgen.layers.cfc import TAU_RANGE, lecun_tanh
 from ltc_textgen.layers.wirings import auto_ncp, fully_connected
 
 
 def make(mode="default", **settings):
     torch.manual_seed(0)
-    cell = CfCCell(3, 7, mode=mode, **{"backbone_units": 5} | settings).double()
+    cell = CfC(3, 7, mode=mode, **{"backbone_units": 5} | settings).double()
     with torch.no_grad():
         for parameter in cell.parameters():
             parameter.mul_(1.5).add_(0.1 * torch.randn_like(parameter))
@@ -95,7 +95,7 @@ def test_time_constants_are_those_of_the_gate():
 
 def test_w_tau_can_learn_from_the_start():
     torch.manual_seed(0)
-    w_tau = CfCCell(3, 400, mode="pure").forms[0].w_tau
+    w_tau = CfC(3, 400, mode="pure").forms[0].w_tau
     assert 1 / TAU_RANGE[1] <= w_tau.min() < 2 / TAU_RANGE[1]
     assert 0.5 / TAU_RANGE[0] < w_tau.max() <= 1 / TAU_RANGE[0]
 
@@ -111,7 +111,7 @@ class TestWired:
 
     @pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
     def test_first_layer_hears_inputs_and_itself_only(self, mode):
-        cell = CfCCell(3, 16, mode=mode, wiring=self.wiring).double()
+        cell = CfC(3, 16, mode=mode, wiring=self.wiring).double()
         inter = list(self.wiring.layers[0])
         others = [n for n in range(16) if n not in inter]
         assert not self.jacobian(cell, "state", 16)[inter][:, others].any()
@@ -119,13 +119,13 @@ class TestWired:
 
     def test_pure_cell_has_no_path_but_the_wirings(self):
         """In `pure`, whose only head is masked, an input reaches an inter neuron exactly where there is a synapse."""
-        cell = CfCCell(3, 16, mode="pure", wiring=self.wiring).double()
+        cell = CfC(3, 16, mode="pure", wiring=self.wiring).double()
         inter = list(self.wiring.layers[0])
         reached = self.jacobian(cell, "input", 3)[inter] != 0
         assert reached.equal(torch.from_numpy(self.wiring.sensory[:, inter].T != 0))
 
     def test_heads_f1_and_f2_are_masked_and_gates_are_not(self):
-        cell = CfCCell(3, 16, wiring=self.wiring)
+        cell = CfC(3, 16, wiring=self.wiring)
         inter, command, _ = self.wiring.layers
         for form, synapses in zip(
             cell.forms, (self.wiring.sensory[:, inter], self.wiring.adjacency[inter][:, command]), strict=False
@@ -138,19 +138,19 @@ class TestWired:
             assert b.all()
 
     def test_outputs_are_the_motor_neurons(self):
-        cell = CfCCell(3, 16, wiring=self.wiring)
+        cell = CfC(3, 16, wiring=self.wiring)
         y, last = cell(torch.randn(2, 5, 3))
         assert y.shape == (2, 5, 4)
         assert_close(y[:, -1], last[:, :4])
         assert {name for name in cell.state_dict() if "mask" in name} == {f"layers.{i}.mask" for i in range(3)}
 
     def test_one_layer_may_have_fewer_outputs_than_neurons(self):
-        y, last = CfCCell(3, 6, wiring=fully_connected(6, 3, 2))(torch.randn(2, 5, 3))
+        y, last = CfC(3, 6, wiring=fully_connected(6, 3, 2))(torch.randn(2, 5, 3))
         assert_close(y[:, -1], last[:, :2])
 
     def test_wiring_of_other_sizes_is_refused(self):
         with pytest.raises(UsageError, match=r"expected 4 inputs and 16 neurons, got \(3, 16\)"):
-            CfCCell(4, 16, wiring=self.wiring)
+            CfC(4, 16, wiring=self.wiring)
 
 
 def test_inputs_are_projected_once_for_all_tokens(monkeypatch):

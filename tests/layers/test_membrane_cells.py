@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ltc_textgen.config import ModelConfig, Solver
-from ltc_textgen.layers import DiagonalCell, FullCell, SynapticCell, build_cell
+from ltc_textgen.layers import DiagonalLTC, FullLTC, SynapticLTC, build_layer
 from ltc_textgen.layers.full import REVERSAL, TAU_RANGE
 from ltc_textgen.solvers import integrate
 
@@ -20,12 +20,12 @@ BOUNDED = [Solver.semi_implicit, Solver.exponential]
 def reversals(cell):
     """Smallest and largest potential that any conductance of a neuron, leak included, pulls towards."""
     zero = torch.zeros(NEURONS, dtype=torch.float64)
-    if isinstance(cell, FullCell):
+    if isinstance(cell, FullLTC):
         potentials = torch.stack([zero, cell.reversal])
-    elif isinstance(cell, DiagonalCell):
+    elif isinstance(cell, DiagonalLTC):
         potentials = torch.stack([zero, cell.reversal[0], -cell.reversal[1]])
     else:
-        assert isinstance(cell, SynapticCell)
+        assert isinstance(cell, SynapticLTC)
         groups = [torch.where(g.mask, g.reversal, cell.rest) for g in (cell.recurrent, cell.sensory)]
         potentials = torch.cat([cell.rest[None], *groups])
     return potentials.amin(0), potentials.amax(0)
@@ -33,11 +33,11 @@ def reversals(cell):
 
 def leak_and_most(cell):
     """g_leak and the conductance of all synapses wide open."""
-    if isinstance(cell, FullCell):
+    if isinstance(cell, FullLTC):
         return torch.exp(-cell.log_tau), torch.exp(-cell.log_tau) + 1
-    if isinstance(cell, DiagonalCell):
+    if isinstance(cell, DiagonalLTC):
         return torch.exp(cell.log_leak), torch.exp(cell.log_leak) + 2
-    assert isinstance(cell, SynapticCell)
+    assert isinstance(cell, SynapticLTC)
     leak = torch.nn.functional.softplus(cell.raw_leak)
     return leak, leak + cell.recurrent.synapses.w.sum(0) + cell.sensory.synapses.w.sum(0)
 
@@ -181,7 +181,7 @@ class TestInitialisation:
 
     @torch.no_grad()
     def test_full(self):
-        cell = FullCell(256, 256)
+        cell = FullLTC(256, 256)
         tau = self.at_rest(cell)
         assert 0.26 < tau.min() < 0.3
         assert 1.5 < tau.max() < 1.7
@@ -195,14 +195,14 @@ class TestInitialisation:
     def test_diagonal(self):
         for steps, step_size in ((6, 1 / 6), (4, 1.0)):
             horizon = steps * step_size
-            tau = self.at_rest(DiagonalCell(256, 256, steps=steps, step_size=step_size))
+            tau = self.at_rest(DiagonalLTC(256, 256, steps=steps, step_size=step_size))
             assert horizon / 6 <= tau.min() < horizon / 4
             assert 14 * horizon < tau.max() <= 20 * horizon
 
     @pytest.mark.parametrize("width", [8, 256])
     @torch.no_grad()
     def test_synaptic(self, width):
-        tau = self.at_rest(SynapticCell(width, width))
+        tau = self.at_rest(SynapticLTC(width, width))
         assert tau.min() > 0.05
         assert tau.max() < 2
 
@@ -210,7 +210,7 @@ class TestInitialisation:
 @pytest.mark.parametrize("coupling", ["diagonal", "full", "cfc"])
 def test_a_hook_on_the_input_projection_runs(coupling):
     """Also where a kernel of our own would take the weights and pass the module by."""
-    cell = build_cell(ModelConfig.parse({"input_size": 2, "hidden_size": 256, "coupling": coupling}), 64, 256)
+    cell = build_layer(ModelConfig.parse({"input_size": 2, "hidden_size": 256, "coupling": coupling}), 64, 256)
     layer = cell.forms[0].input if coupling == "cfc" else cell.input
     seen, u = [], torch.randn(8, 64, 64)
     handle = layer.register_forward_hook(lambda _, given, out: seen.append(tuple(out.shape[:2])))

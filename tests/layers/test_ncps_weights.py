@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ltc_textgen.errors import ArtifactError
-from ltc_textgen.layers import CfCCell, SynapticCell, cell_from_ncps
+from ltc_textgen.layers import CfC, SynapticLTC, layer_from_ncps
 
 D, BATCH, TOKENS = 5, 3, 4
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # float64: what is left is the epsilon in their denominators
@@ -77,15 +77,15 @@ class TestLTC:
     @pytest.mark.parametrize("implicit", [True, False])
     def test_every_wiring(self, wiring, implicit):
         module = trained(theirs.LTC(D, wiring, implicit_param_constraints=implicit))
-        cell = cell_from_ncps(module.state_dict(), constraints="implicit" if implicit else "clipped")
-        assert isinstance(cell, SynapticCell)
+        cell = layer_from_ncps(module.state_dict(), constraints="implicit" if implicit else "clipped")
+        assert isinstance(cell, SynapticLTC)
         compare(module, cell)
         if not implicit:
             assert (module.rnn_cell.w == 0).any(), "a clipped weight is among them"
 
     def test_gradients_of_parameters(self, wiring):
         module = trained(theirs.LTC(D, wiring))
-        cell = cell_from_ncps(module.state_dict())
+        cell = layer_from_ncps(module.state_dict())
         compare(module, cell)
         for name, group in (("", cell.recurrent), ("sensory_", cell.sensory)):
             for their_name, ours in (("w", group.raw_weight), ("sigma", group.sigma), ("mu", group.mu)):
@@ -105,7 +105,7 @@ class TestLTC:
     def test_gradients_of_clipped_weights(self, wiring):
         """Our weights are softplus(raw), so theirs must agree up to its slope."""
         module = trained(theirs.LTC(D, wiring, implicit_param_constraints=False))
-        cell = cell_from_ncps(module.state_dict(), constraints="clipped")
+        cell = layer_from_ncps(module.state_dict(), constraints="clipped")
         compare(module, cell)
         for ours, them in ((cell.recurrent.raw_weight, module.rnn_cell.w), (cell.raw_leak, module.rnn_cell.gleak)):
             assert_close(ours.grad, them.grad * torch.sigmoid(ours.detach()), **CLOSE)
@@ -116,29 +116,29 @@ class TestLTC:
     def test_every_mapping(self, input_mapping, output_mapping):
         wiring = ncps.wirings.AutoNCP(14, 4)
         module = trained(theirs.LTC(D, wiring, input_mapping=input_mapping, output_mapping=output_mapping))
-        compare(module, cell_from_ncps(module.state_dict(), output_size=4))
+        compare(module, layer_from_ncps(module.state_dict(), output_size=4))
 
     @pytest.mark.parametrize("implicit", [True, False])
     def test_bare_cell_whose_default_is_clipped(self, wiring, implicit):
         module = trained(theirs.LTCCell(wiring, D, implicit_param_constraints=implicit))
-        compare(module, cell_from_ncps(module.state_dict(), constraints="implicit" if implicit else None))
+        compare(module, layer_from_ncps(module.state_dict(), constraints="implicit" if implicit else None))
 
     def test_sub_steps(self, wiring):
         module = trained(theirs.LTC(D, wiring, ode_unfolds=3))
-        compare(module, cell_from_ncps(module.state_dict(), steps=3))
+        compare(module, layer_from_ncps(module.state_dict(), steps=3))
 
     def test_whole_module_without_timespans(self, wiring):
         module = theirs.LTC(D, wiring)
         u, x = torch.randn(BATCH, TOKENS, D), torch.rand(BATCH, wiring.units)
-        assert_close(cell_from_ncps(module.state_dict())(u, x), module(u, x), **SINGLE)
+        assert_close(layer_from_ncps(module.state_dict())(u, x), module(u, x), **SINGLE)
 
     def test_number_of_units_in_place_of_a_wiring(self):
         module = trained(theirs.LTC(D, 6))
-        compare(module, cell_from_ncps(module.state_dict()))
+        compare(module, layer_from_ncps(module.state_dict()))
 
     def test_float64(self):
         module = theirs.LTC(D, 6).double()
-        assert cell_from_ncps(module.state_dict()).rest.dtype == torch.float64
+        assert layer_from_ncps(module.state_dict()).rest.dtype == torch.float64
 
 
 class TestCfC:
@@ -147,14 +147,14 @@ class TestCfC:
     def test_every_mode_and_backbone(self, mode, layers):
         torch.manual_seed(0)
         module = trained(theirs.CfC(D, 7, mode=mode, backbone_layers=layers, backbone_units=11))
-        cell = cell_from_ncps(module.state_dict(), mode=mode)
-        assert isinstance(cell, CfCCell)
+        cell = layer_from_ncps(module.state_dict(), mode=mode)
+        assert isinstance(cell, CfC)
         compare(module, cell)
 
     @pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
     def test_every_wiring(self, wiring, mode):
         module = trained(theirs.CfC(D, wiring, mode=mode))
-        cell = cell_from_ncps(module.state_dict(), mode=mode)
+        cell = layer_from_ncps(module.state_dict(), mode=mode)
         order = torch.cat([torch.arange(layer.start, layer.stop) for layer in cell.wiring.layers])
         compare(module, cell, order)
 
@@ -162,23 +162,23 @@ class TestCfC:
     def test_every_activation(self, activation):
         torch.manual_seed(0)
         module = trained(theirs.CfC(D, 7, activation=activation, backbone_layers=2, backbone_dropout=0.1))
-        compare(module, cell_from_ncps(module.state_dict(), activation=activation))
+        compare(module, layer_from_ncps(module.state_dict(), activation=activation))
 
     def test_bare_cell(self):
         torch.manual_seed(0)
         module = trained(theirs.CfCCell(D, 7))
-        compare(module, cell_from_ncps(module.state_dict()))
+        compare(module, layer_from_ncps(module.state_dict()))
 
     def test_whole_module_without_timespans(self):
         torch.manual_seed(0)
         module = theirs.CfC(D, 7)
         u, x = torch.randn(BATCH, TOKENS, D), torch.rand(BATCH, 7)
-        assert_close(cell_from_ncps(module.state_dict())(u, x), module(u, x), **SINGLE)
+        assert_close(layer_from_ncps(module.state_dict())(u, x), module(u, x), **SINGLE)
 
     def test_gradients_of_parameters(self):
         torch.manual_seed(0)
         module = trained(theirs.CfC(D, 7, backbone_layers=2))
-        cell = cell_from_ncps(module.state_dict())
+        cell = layer_from_ncps(module.state_dict())
         compare(module, cell)
         form, them = cell.forms[0], module.rnn_cell
         first = torch.cat([form.input.weight.grad, form.recurrent_weight.grad], 1)
@@ -202,7 +202,7 @@ class TestCfC:
 )
 def test_what_does_not_fit_is_refused(weights, options, message):
     with pytest.raises(ArtifactError, match=message):
-        cell_from_ncps(weights(), **options)
+        layer_from_ncps(weights(), **options)
 
 
 @pytest.mark.parametrize("name", ["w", "sensory_w", "cm", "gleak"])
@@ -210,20 +210,20 @@ def test_negative_weights_under_clipped_constraints_are_refused(name):
     weights = theirs.LTCCell(ncps.wirings.FullyConnected(6), D).state_dict()
     weights[name].flatten()[0] = -0.1
     with pytest.raises(ArtifactError, match=f"{name} has negative values"):
-        cell_from_ncps(weights)
+        layer_from_ncps(weights)
 
 
 def test_negative_weights_of_missing_synapses_do_not_matter():
     weights = theirs.LTCCell(ncps.wirings.FullyConnected(6, self_connections=False), D).state_dict()
     weights["w"][2, 2] = -0.1
-    assert cell_from_ncps(weights).recurrent.synapses.w.isfinite().all()
+    assert layer_from_ncps(weights).recurrent.synapses.w.isfinite().all()
 
 
 def test_missing_tensor_is_named():
     weights = theirs.LTC(D, 6).state_dict()
     del weights["rnn_cell.sensory_mu"]
     with pytest.raises(ArtifactError, match="sensory_mu is missing"):
-        cell_from_ncps(weights)
+        layer_from_ncps(weights)
 
 
 FOREIGN = {
@@ -245,11 +245,11 @@ def test_every_tensor_of_another_shape_is_named(module, change):
             "a scalar": tensor.flatten()[0],
         }[change]
         with pytest.raises(ArtifactError, match="ncps weights: .*(expected|leaves no)") as error:
-            cell_from_ncps({**weights, name: wrong})
+            layer_from_ncps({**weights, name: wrong})
         assert "\n" not in str(error.value), name
 
 
 def test_more_outputs_than_neurons_are_refused():
     weights = theirs.LTC(D, 6, output_mapping=None).state_dict()
     with pytest.raises(ArtifactError, match="expected 1 to 6 outputs, got 7"):
-        cell_from_ncps(weights, output_size=7)
+        layer_from_ncps(weights, output_size=7)

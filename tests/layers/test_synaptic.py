@@ -5,20 +5,22 @@ import torch
 from torch.testing import assert_close
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.layers import SynapticCell, synaptic
-from ltc_textgen.layers.synaptic import REVERSAL, inverse_softplus, synaptic_sums
+from ltc_textgen.kernels import reference
+from ltc_textgen.kernels.reference import synaptic_sums
+from ltc_textgen.layers import SynapticLTC
+from ltc_textgen.layers.synaptic import REVERSAL, inverse_softplus
 from ltc_textgen.layers.wirings import auto_ncp, fully_connected
 
 
 def cell_and_text(**settings):
     torch.manual_seed(0)
-    cell = SynapticCell(5, 12, wiring=auto_ncp(12, 5, 3), **settings).double()
+    cell = SynapticLTC(5, 12, wiring=auto_ncp(12, 5, 3), **settings).double()
     return cell, torch.randn(4, 6, 5, dtype=torch.float64)
 
 
 def test_one_synapse_by_hand():
     """One neuron, one input, one sub-step: the fused step of ncps written out."""
-    cell = SynapticCell(1, 1, wiring=fully_connected(1, 1), steps=1, step_size=0.5).double()
+    cell = SynapticLTC(1, 1, wiring=fully_connected(1, 1), steps=1, step_size=0.5).double()
     with torch.no_grad():
         for group, (w, sigma, mu, reversal) in (
             (cell.recurrent, (0.6, 2.0, 0.1, -1.0)),
@@ -70,7 +72,7 @@ def test_masks_are_saved_as_bool_and_are_no_parameters():
     masks = {name for name, tensor in saved.items() if tensor.dtype == torch.bool}
     assert masks == {"recurrent.mask", "sensory.mask"}
     assert not masks & {name for name, _ in cell.named_parameters()}
-    other = SynapticCell(5, 12, wiring=auto_ncp(12, 5, 3, seed=9)).double()
+    other = SynapticLTC(5, 12, wiring=auto_ncp(12, 5, 3, seed=9)).double()
     assert not other.recurrent.mask.equal(cell.recurrent.mask)
     other.load_state_dict(saved)
     assert_close(other(u), cell(u), rtol=0, atol=0)
@@ -83,14 +85,14 @@ def test_reversal_potentials_start_with_the_polarities_of_the_wiring():
 
 
 def test_conductances_start_in_the_ranges_of_the_authors():
-    cell = SynapticCell(8, 8)
+    cell = SynapticLTC(8, 8)
     for group in (cell.recurrent, cell.sensory):
         w = group.synapses.w
         assert 0.001 <= w.min() < 0.1
         assert 0.9 < w.max() <= 1.0
     assert 0.4 <= cell.capacitance.min() <= cell.capacitance.max() <= 0.6
     assert 0.001 <= cell.leak.conductance.min() <= cell.leak.conductance.max() <= 1.0
-    wide = SynapticCell(56, 8).sensory.synapses.w
+    wide = SynapticLTC(56, 8).sensory.synapses.w
     assert wide.max() <= 16 / 64
 
 
@@ -104,17 +106,17 @@ def test_chunks_and_recomputation_change_no_number(monkeypatch, chunk, kept):
         return [y, last, u.grad, *(p.grad for p in cell.parameters())]
 
     expected = run()
-    monkeypatch.setattr(synaptic, "CHUNK", chunk)
-    monkeypatch.setattr(synaptic, "KEPT", kept)
+    monkeypatch.setattr(reference, "CHUNK", chunk)
+    monkeypatch.setattr(reference, "KEPT", kept)
     assert_close(run(), expected, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_no_more_sigmoids_than_a_chunk_exist_at_once(monkeypatch, gradients):
-    largest, whole = [], synaptic._sums
-    monkeypatch.setattr(synaptic, "CHUNK", 600)
-    monkeypatch.setattr(synaptic, "KEPT", 0)
-    monkeypatch.setattr(synaptic, "_sums", lambda x, *t: largest.append(x.shape[0] * t[0].numel()) or whole(x, *t))
+    largest, whole = [], reference._sums
+    monkeypatch.setattr(reference, "CHUNK", 600)
+    monkeypatch.setattr(reference, "KEPT", 0)
+    monkeypatch.setattr(reference, "_sums", lambda x, *t: largest.append(x.shape[0] * t[0].numel()) or whole(x, *t))
     cell, u = cell_and_text()
     with torch.set_grad_enabled(gradients):
         cell(u)
@@ -123,9 +125,9 @@ def test_no_more_sigmoids_than_a_chunk_exist_at_once(monkeypatch, gradients):
 
 def test_backward_pass_keeps_states_and_not_sigmoids(monkeypatch):
     """For T tokens of K sub-steps: O(T K B N) numbers, where plain autograd keeps O(T K B N^2)."""
-    monkeypatch.setattr(synaptic, "KEPT", 0)
+    monkeypatch.setattr(reference, "KEPT", 0)
     batch, tokens, neurons, steps = 8, 6, 64, 3
-    cell = SynapticCell(neurons, neurons, steps=steps)
+    cell = SynapticLTC(neurons, neurons, steps=steps)
     kept: dict[int, int] = {}
 
     def keep(tensor):
@@ -166,4 +168,4 @@ def test_readout_is_the_motor_neurons():
 
 def test_wiring_of_other_sizes_is_refused():
     with pytest.raises(UsageError, match=r"expected 5 inputs and 11 neurons, got \(5, 12\)"):
-        SynapticCell(5, 11, wiring=auto_ncp(12, 5, 3))
+        SynapticLTC(5, 11, wiring=auto_ncp(12, 5, 3))

@@ -41,7 +41,7 @@ def test_loss_of_a_large_vocabulary_in_parts(monkeypatch: pytest.MonkeyPatch, dt
     leaves = (hidden, head.projection.weight, head.projection.bias)
     whole = head.loss(hidden, targets)
     expected = torch.autograd.grad(3 * whole.sum(), leaves)
-    monkeypatch.setattr("ltc_textgen.model.heads.AT_ONCE", 4 * 300)  # four rows at a time, of 35
+    monkeypatch.setattr("ltc_textgen.kernels.head_loss.AT_ONCE", 4 * 300)  # four rows at a time, of 35
     torch.testing.assert_close(head.loss(hidden, targets), whole)
     total = head.total_loss(hidden, targets)
     torch.testing.assert_close(total, whole.sum(), check_dtype=False)
@@ -51,7 +51,7 @@ def test_loss_of_a_large_vocabulary_in_parts(monkeypatch: pytest.MonkeyPatch, dt
 
 
 def test_no_more_logits_at_a_time_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltc_textgen.model.heads.AT_ONCE", 1000)
+    monkeypatch.setattr("ltc_textgen.kernels.head_loss.AT_ONCE", 1000)
     sizes, logsumexp = [], torch.logsumexp
     monkeypatch.setattr(torch, "logsumexp", lambda x, *a, **k: (sizes.append(x.numel()), logsumexp(x, *a, **k))[1])
     head = build_head(ModelConfig(input_size=300, hidden_size=16))
@@ -82,7 +82,7 @@ def test_parts_are_added_up_in_float32() -> None:
         head.projection.weight.copy_(rounded.projection.weight)
         rounded.projection.bias.copy_(head.projection.bias)
         head.projection.bias.copy_(rounded.projection.bias)
-        patch.setattr("ltc_textgen.model.heads.AT_ONCE", 4 * 3000)
+        patch.setattr("ltc_textgen.kernels.head_loss.AT_ONCE", 4 * 3000)
         with torch.enable_grad():
             rounded.total_loss(hidden, targets).backward()
             head.total_loss(hidden.float(), targets).backward()
@@ -94,10 +94,10 @@ def test_parts_are_added_up_in_float32() -> None:
 def test_no_gradient_is_made_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     head = build_head(ModelConfig(input_size=300, hidden_size=16))
     hidden, targets = torch.randn(10, 16, requires_grad=True), torch.randint(0, 300, (10,))
-    monkeypatch.setattr("ltc_textgen.model.heads.AT_ONCE", 1000)
+    monkeypatch.setattr("ltc_textgen.kernels.head_loss.AT_ONCE", 1000)
     made = head.total_loss(hidden, targets)
     calls: list[int] = []
-    monkeypatch.setattr("ltc_textgen.model.heads._TotalLoss.apply", lambda *_: calls.append(1) or made)
+    monkeypatch.setattr("ltc_textgen.model.heads.chunked_loss", lambda *_: calls.append(1) or made)
     with torch.no_grad():
         torch.testing.assert_close(head.total_loss(hidden, targets), made.detach())
     handle = head.projection.register_forward_hook(lambda *_: None)

@@ -11,7 +11,7 @@ struct DecoderBlock {
   const float *norm;                                  // (D)
   const float *taps, *taps_bias;                      // (D, K), (D)
   const float *input, *input_bias;                    // (2N, D), (2N): drives of both synapses
-  const float *self_weight, *reversal;                // (2, N)
+  const float *feedback, *reversal;                // (2, N)
   const float *capacitance, *leak;                    // (N)
   const float *gate, *gate_bias;                      // (N, D), (N)
   const float *out;                                   // (D, N)

@@ -63,7 +63,7 @@ struct Neurons {
   vfloat open;  // 1: the synapses' conductances count in G; 0: tau is frozen
   template <bool whole>
   Neurons(const DiagonalForward& a, const Lanes<whole>& lanes, const Shape& s)
-      : r_e(scaled(-kLog2E, lanes.read(a.self_weight))), r_i(scaled(-kLog2E, lanes.read(a.self_weight + s.N))),
+      : r_e(scaled(-kLog2E, lanes.read(a.feedback))), r_i(scaled(-kLog2E, lanes.read(a.feedback + s.N))),
         E_e(lanes.read(a.reversal)), E_i(lanes.read(a.reversal + s.N)), C(lanes.read(a.capacitance, 1.0f)),
         leak(lanes.read(a.leak, 1.0f)), open(splat(s.adaptive ? 1.0f : 0.0f)) {}
 };

@@ -180,7 +180,7 @@ struct AllSums {
     return {rows.data + part * kSums * width(), with_dt ? dt_parts.data : nullptr, kept.data + part * s.steps};
   }
   void write(const DiagonalBackward& a) const {
-    float* to[kSums] = {a.self_weight_grad,    a.self_weight_grad + s.N, a.reversal_grad,
+    float* to[kSums] = {a.feedback_grad,    a.feedback_grad + s.N, a.reversal_grad,
                         a.reversal_grad + s.N, a.capacitance_grad,       a.leak_grad};
     for (int row = 0; row < kSums; ++row)
       add_parts(rows.data + row * width(), parts, kSums * width(), s.N, to[row]);

@@ -22,7 +22,7 @@ struct DiagonalForward {
   const float *drive;                                 // (B, T, 2N)
   const float *x0;                                    // (B, N)
   const float *dt;                                    // (B, T)
-  const float *self_weight, *reversal;                // (2, N)
+  const float *feedback, *reversal;                // (2, N)
   const float *capacitance, *leak;                    // (N)
   float *states;                                      // (B, T, N)
 };
@@ -32,7 +32,7 @@ struct DiagonalBackward {
   const float *states_grad, *last_grad;               // (B, T, N), (B, N); either may be null
   float *drive_grad, *x0_grad;
   float *dt_grad;                                     // or null
-  float *self_weight_grad, *reversal_grad, *capacitance_grad, *leak_grad;
+  float *feedback_grad, *reversal_grad, *capacitance_grad, *leak_grad;
 };
 
 // The diagonal cell with its input projection: drive = W u + b. The arrays `drive` and `drive_grad` of the scan are not

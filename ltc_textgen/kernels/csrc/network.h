@@ -78,7 +78,7 @@ void pack_block(Network<Kind>& n, const DecoderBlock& b, Block<Kind>& to, Arena&
     for (int64_t k = 0; k < K; ++k) taps[k * n.Dp + d] = d < D ? b.taps[d * K + k] : 0.0f;
   for (int64_t i = 0; i < n.Np; ++i) {
     const bool here = i < N;
-    const float of[kNeuron] = {here ? b.self_weight[i] : 0, here ? b.self_weight[N + i] : 0, here ? b.reversal[i] : 0,
+    const float of[kNeuron] = {here ? b.feedback[i] : 0, here ? b.feedback[N + i] : 0, here ? b.reversal[i] : 0,
                                here ? b.reversal[N + i] : 0, here ? b.capacitance[i] : 1, here ? b.leak[i] : 1};
     for (int p = 0; p < kNeuron; ++p)
       neurons[(i / kWidth * kNeuron + p) * kWidth + i % kWidth] = p < 2 ? -kLog2E * of[p] : of[p];
