@@ -19,6 +19,7 @@ def run(code: str) -> None:
 
 
 @pytest.mark.parametrize("imports", [["import ltc_textgen", AUTO], [AUTO, "import ltc_textgen"]], ids=["first", "last"])
+@pytest.mark.slow
 def test_importing_the_package_registers_the_network(imports: list[str]) -> None:
     run("\n".join([*imports, REGISTERED]))
 

@@ -190,6 +190,7 @@ def test_a_second_push_keeps_the_licence(run_directory: Path, uploads: Hub) -> N
 # --- remote code
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_know_the_package_loads_the_model(run_directory: Path, tmp_path: Path) -> None:
     model = load_run(run_directory).model
     model.save_for_hub(tmp_path / "shared", "me/story")
