@@ -268,22 +268,43 @@ class ModelConfig(Settings):
         return self.hidden_size if self.block == "plain" else round(self.expansion * self.hidden_size)
 
 
+def _one_or_several(given: Any) -> Any:
+    """One name as itself, several as a tuple."""
+    if not isinstance(given, list | tuple):
+        return given
+    return given[0] if len(given) == 1 else tuple(given)
+
+
+def _as_tuple(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else given
+
+
 class DataConfig(Settings):
     """Which text, and how it becomes tokens."""
 
-    data: str = Field(
+    data: Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)] = Field(
         "auto",
         description="Corpus: auto (WikiText-2, or the embedded corpus when no hub answers), wikitext-2, embedded, "
-        "a file, a folder, or a dataset id of the Hugging Face hub.",
+        "a file, a folder, or a dataset id of the Hugging Face hub; several files and folders are read in this order.",
+    )
+    include: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        (),
+        description="Patterns of the files of a folder to read, as *.py or notes/*.txt; if not given, those whose "
+        "suffix says that they hold text.",
     )
     tokenizer: str = Field(
         "auto",
         description="auto, bert, char, byte, wordpiece (trained on the corpus), or the path or hub id of a tokenizer.",
     )
     vocabulary_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
-        8192, description="Pieces of a wordpiece tokenizer trained on the corpus."
+        8192, description="Subword tokens of a wordpiece tokenizer trained on the corpus."
     )
-    text_column: str = Field("text", description="Field of JSONL, Parquet and hub datasets that holds the text.")
+    text_column: Annotated[str, Field(min_length=1)] = Field(
+        "text", description="Column that holds the text of a row, in JSON, CSV, TSV, Parquet and hub datasets."
+    )
+    template: str | None = Field(
+        None, description="Text of a row with its columns in braces, as '{user}: {message}', in place of one column."
+    )
     streaming: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Whether a hub dataset's text alone is kept while it streams by; auto: from 2 GB of files.",
@@ -295,8 +316,23 @@ class DataConfig(Settings):
         "five million characters.",
     )
     encoding_errors: Literal["strict", "replace", "ignore"] = Field(
-        "strict", description="What to do with bytes that are not UTF-8."
+        "strict", description="What to do with bytes that are not UTF-8 and with NUL: reject, replace or leave out."
     )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names, files and folders of `data`."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
+    @model_validator(mode="after")
+    def _readable(self) -> "DataConfig":
+        if not self.sources or not all(self.sources):
+            raise ValueError("data names nothing to read")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"data names {max(self.sources, key=self.sources.count)!r} twice")
+        if self.template is not None and self.text_column != "text":
+            raise ValueError("text_column and template exclude each other")
+        return self
 
 
 class TrainConfig(Settings):

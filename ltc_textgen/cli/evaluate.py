@@ -5,7 +5,6 @@ Which documents `ltc eval` measures.
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +24,7 @@ from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConf
 from ltc_textgen.data.corpora import Corpus, documents_of, load_corpus
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import print_json, print_line, print_message
+from ltc_textgen.io.paths import user_path
 
 if TYPE_CHECKING:
     from ltc_textgen.evaluation import EvaluationText, Scores
@@ -57,7 +57,7 @@ Sample = Annotated[
 def evaluate(
     run_dir: RunDirectory = DEFAULT_RUN,
     data: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option("--data", help="Text to measure: as in `ltc train`; the run's own corpus if not given."),
     ] = None,
     split: Annotated[
@@ -87,6 +87,8 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops and the sample.")] = 0,
     encoding_errors: Annotated[str | None, describe(DataConfig, "encoding_errors")] = None,
     text_column: Annotated[str | None, describe(DataConfig, "text_column")] = None,
+    template: Annotated[str | None, describe(DataConfig, "template")] = None,
+    include: Annotated[list[str] | None, describe(DataConfig, "include")] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -106,9 +108,8 @@ def evaluate(
     from ltc_textgen.runs import load_run
 
     run = load_run(run_dir, prepare_torch(device, threads))
-    settings = (run.config.data if run.config else DataConfig()).model_dump()
-    changes = given(data=data, encoding_errors=encoding_errors, text_column=text_column)
-    config = DataConfig.parse({**settings, **({"valid": None} if data else {}), **changes})
+    changes = given(include=include, encoding_errors=encoding_errors, text_column=text_column, template=template)
+    config = _text(run, data, changes)
     text, plain = _plain(run, config, part, window)
     more = _adapted(run, text, learns, remembers) | _estimated(run, text, random_crops, window, seed)
     if sampling:
@@ -117,6 +118,16 @@ def evaluate(
         print_json(plain.to_dict() | more)
     else:
         _show(plain, more)
+
+
+def _text(run: "Run", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:
+    """Which text is measured: the run's own settings, but for what was given."""
+    settings = (run.config.data if run.config else DataConfig()).model_dump()
+    if data:
+        settings |= {"valid": None, "include": ()}
+    if {"text_column", "template"} & changes.keys():  # in place of the run's own
+        settings |= {"text_column": "text", "template": None}
+    return DataConfig.parse({**settings, **given(data=data), **changes})
 
 
 _FIELDS = {"lr": "learning_rate", "lambda": "weight"}
@@ -244,9 +255,9 @@ def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> I
         part: train, valid, test, or all; all of a file is the file as it is, uncut.
         notify: Is told what the user should know.
     """
-    path = Path(config.data).expanduser()
-    if part == "all" and path.exists():
-        return documents_of(path, config)
+    paths = [user_path(name) for name in config.sources]
+    if part == "all" and all(path.exists() for path in paths):
+        return documents_of(paths, config, notify)
     corpus = load_corpus(config, notify)
     if part == "all":
         return chain.from_iterable(corpus.documents(name) for name in _parts(corpus))

@@ -1,8 +1,7 @@
 """From what the user set, and a preset below it, to the settings and the tokens of a run."""
 
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ltc_textgen.cli.common import is_main_process
@@ -141,12 +140,17 @@ def _resolved(settings: DataConfig, data: "TokenData") -> Mapping[str, Any]:
     """The data settings so that the run can be resumed and repeated: "auto" as what it came to, paths from the root."""
     from ltc_textgen.data.corpora import NAMES
     from ltc_textgen.data.tokenizers import KINDS
+    from ltc_textgen.io.paths import user_path
+
+    def absolute(name: str, names: Sequence[str]) -> str:
+        path = user_path(name) if name not in names else None
+        return name if path is None or not path.exists() else str(path.absolute())
 
     values = settings.model_dump()
-    for key, names in (("data", NAMES), ("valid", ()), ("tokenizer", ("auto", *KINDS))):
-        value = values[key]
-        if value is not None and value not in names and Path(value).expanduser().exists():
-            values[key] = str(Path(value).expanduser().absolute())
+    values["data"] = tuple(absolute(name, NAMES) for name in settings.sources)
+    values["tokenizer"] = absolute(settings.tokenizer, ("auto", *KINDS))
+    if settings.valid is not None:
+        values["valid"] = absolute(settings.valid, ())
     if settings.data == "auto":
         values["data"] = data.corpus_name
     if settings.tokenizer == "auto":

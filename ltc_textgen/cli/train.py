@@ -65,7 +65,8 @@ def _list_settings(asked: bool) -> None:
 
 
 def train(
-    data: Annotated[str | None, describe(DataConfig, "data", "--data", "-d")] = None,
+    data: Annotated[list[str] | None, describe(DataConfig, "data", "--data", "-d")] = None,
+    include: Annotated[list[str] | None, describe(DataConfig, "include")] = None,
     tokenizer: Annotated[str | None, describe(DataConfig, "tokenizer")] = None,
     preset: Preset = None,
     config: Annotated[Path | None, typer.Option(help="Recipe file (TOML), or the training.json of a run.")] = None,
@@ -82,6 +83,7 @@ def train(
     valid: Annotated[str | None, describe(DataConfig, "valid")] = None,
     valid_fraction: Annotated[float | None, describe(DataConfig, "valid_fraction")] = None,
     text_column: Annotated[str | None, describe(DataConfig, "text_column")] = None,
+    template: Annotated[str | None, describe(DataConfig, "template")] = None,
     encoding_errors: Annotated[str | None, describe(DataConfig, "encoding_errors")] = None,
     seed: Annotated[int | None, describe(TrainConfig, "seed")] = None,
     device: Annotated[str | None, describe(TrainConfig, "device")] = None,
@@ -100,14 +102,8 @@ def train(
     """
     budget = seconds(time_budget) if time_budget is not None else None
     flags: Recipe = {
-        "data": given(
-            data=data,
-            tokenizer=tokenizer,
-            valid=valid,
-            valid_fraction=valid_fraction,
-            text_column=text_column,
-            encoding_errors=encoding_errors,
-        ),
+        "data": given(data=data, include=include, tokenizer=tokenizer, valid=valid, valid_fraction=valid_fraction)
+        | given(text_column=text_column, template=template, encoding_errors=encoding_errors),
         "train": given(
             time_budget=budget, epochs=epochs, max_steps=max_steps, seed=seed, device=device, threads=threads
         ),

@@ -1,126 +1,31 @@
 """Data sets and tokenizers of the Hugging Face hub, without waiting for a hub that does not answer.
 
-The libraries of the hub retry for 23 to 46 seconds when it is gone, and for minutes when it hangs. So what is in the
-cache is used as it is, without a request; else one request of at most `PATIENCE` seconds decides whether the hub
-answers, and only if it does the libraries may go online, in a process that is ended when nothing comes (`download`).
-
-Downloads that are given up when nothing comes: they run in a process of their own, which can be ended.
-
-The hub's libraries wait for minutes when a server takes a request and then hangs, and their threads outlive whoever
-stops waiting for them. The process only fills the caches; what is in them is then read without a network.
-
-    python -c "from ltc_textgen.data import hub; hub.fetch(kind, name, column)"
-        -> {"ready": true}      when the libraries are imported
-        -> {"arrived": true}    for each block of a stream
-        -> {"reason": "..."}    if it fails, with exit code 1
+The hub's libraries retry for 23 to 46 seconds when it cannot be reached, and for minutes when it hangs. So what is
+cached is used without a request; else one request of at most `PATIENCE` seconds decides whether the hub answers, and
+only then the libraries go online, in a process that is ended when nothing arrives (`hub_download`).
 """
 
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.data import hub_stream as streaming_
-from ltc_textgen.data.hub_stream import cache_directory
-from ltc_textgen.data.text_files import Piece
+from ltc_textgen.data import hub_stream
+from ltc_textgen.data.cache import cache_directory
+from ltc_textgen.data.hub_download import download
+from ltc_textgen.data.text_files import Chunk
 from ltc_textgen.errors import DataError
 
-FIRST = 5.0
-"""Seconds that a hub has, once it is asked, until the first byte arrives."""
-
-STALL = 30.0
-"""Seconds that a download may stand still later on."""
-
-LOOK = 0.25
-"""Seconds between looks at a download."""
-
-NO_PAYLOAD = {"refs", ".locks", ".no_exist", "snapshots", "CACHEDIR.TAG", ".gitignore"}
-"""Folders and files of the hub's cache that are written before anything has arrived."""
-
-
-def download(kind: str, name: str, column: str, caches: list[Path]) -> None:
-    """Fill the caches.
-
-    Args:
-        kind: What is wanted, as `hub.fetch` names it.
-        name: Its identifier.
-        column: The column of a text.
-        caches: Folders in which a download in progress grows.
-
-    Raises:
-        DataError: If it fails, or stands still for too long; the message is the reason alone.
-    """
-    code = f"from ltc_textgen.data import hub; hub.fetch({kind!r}, {name!r}, {column!r})"
-    # Each retry would be told, and then the failure. Xet writes late: a slow download would seem to stand still.
-    # PyTorch would be imported for nothing, which takes seconds.
-    defaults = {"HF_HUB_VERBOSITY": "critical", "HF_HUB_DISABLE_XET": "1", "USE_TORCH": "0"}
-    environment = {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    lines: list[dict[str, Any]] = []
-    reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
-    reader.start()
-    try:
-        _watch(process, lines, caches)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        reader.join(1.0)
-    if process.returncode:
-        reasons = [line["reason"] for line in lines if "reason" in line]
-        raise DataError(reasons[-1] if reasons else f"the download ended with code {process.returncode}")
-
-
-def _watch(process: subprocess.Popen[str], lines: list[dict[str, Any]], caches: list[Path]) -> None:
-    start = _size(caches)
-    seen, moved, arrived = (start, 0), time.monotonic(), False
-    while process.poll() is None:
-        time.sleep(LOOK)
-        now = (_size(caches), len(lines))
-        if now != seen:
-            arrived = arrived or now[0] != start or any("arrived" in line for line in lines)
-            seen, moved = now, time.monotonic()
-        patience = FIRST if lines and not arrived else STALL
-        if time.monotonic() - moved > patience:
-            what = "the download stands still" if arrived else "it takes requests, but does not send anything"
-            raise DataError(f"{what} (for {patience:g} s)")
-
-
-def _read(process: subprocess.Popen[str], lines: list[dict[str, Any]]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("{") and line.endswith("}\n"):  # the last may be cut off, when the process is ended
-            lines.append(json.loads(line))
-
-
-def _size(folders: list[Path]) -> int:
-    """Bytes of all files that were downloaded or made of it; a file that vanishes meanwhile counts nothing."""
-    total = 0
-    for folder in folders:
-        for directory, folders_in_it, names in os.walk(folder):
-            folders_in_it[:] = [name for name in folders_in_it if name not in NO_PAYLOAD]
-            for name in names:
-                if name in NO_PAYLOAD:
-                    continue
-                try:
-                    total += os.lstat(os.path.join(directory, name)).st_size  # noqa: PTH118
-                except OSError:
-                    continue
-    return total
-
-
 PATIENCE = 2.5
-"""Seconds that a hub has for its first answer."""
+"""Seconds within which the hub must answer the first request."""
 
 CHUNK = 1 << 14
-"""Bytes of a download that are written at once: so few, that a slow one is seen to go on."""
+"""Bytes of a download that are written at once: so few that the progress of a slow one is seen."""
 
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_2 = "wikitext-2-raw-v1"
@@ -136,10 +41,10 @@ def endpoint() -> str:
 
 
 class Preflight:
-    """One request, started at once and in the background, that tells whether the hub answers.
+    """One request in the background, started at once, that decides whether the hub answers.
 
     Args:
-        path: What is asked for: a file of the repository that is wanted.
+        path: File of the wanted repository that is requested.
     """
 
     def __init__(self, path: str) -> None:
@@ -149,7 +54,7 @@ class Preflight:
         self._thread.start()
 
     def problem(self) -> str | None:
-        """None if the hub answers, else what is wrong with it. Waits for the answer, at most `PATIENCE` seconds."""
+        """None if the hub answers, else why not. Waits for the answer, at most `PATIENCE` seconds."""
         # A name server that hangs is not covered by the timeouts of the request; the limit of the join is.
         self._thread.join(PATIENCE)
         return self._problem
@@ -179,7 +84,7 @@ def load_dataset(identifier: str) -> dict[str, Any]:
         identifier: `user/set`, or `user/set:configuration`.
 
     Raises:
-        DataError: If it is neither cached nor to be had; the message says why and what to do.
+        DataError: If it is neither cached nor available from the hub; the message says why and what to do.
     """
     name = identifier.partition(":")[0]
     probe = f"datasets/{name}/resolve/main/README.md"
@@ -192,15 +97,15 @@ def find_dataset(identifier: str, column: str, streaming: str = "auto") -> dict[
     Args:
         identifier: `user/set`, or `user/set:configuration`.
         column: What holds the text.
-        streaming: never: as `load_dataset`. always: the text alone is kept while it streams. auto: what is here in
-            either form is used; else what is large is streamed.
+        streaming: never: as `load_dataset`. always: only the text column is kept while it streams. auto: what is
+            cached in either form is used; else large data sets are streamed.
 
     Raises:
-        DataError: If it is neither cached nor to be had; the message says why and what to do.
+        DataError: If it is neither cached nor available from the hub; the message says why and what to do.
     """
     if streaming == "never":
         return load_dataset(identifier)
-    if (found := streaming_.kept_whole(identifier, column)) is not None:
+    if (found := hub_stream.kept_whole(identifier, column)) is not None:
         return dict(found)
     name = identifier.partition(":")[0]
     probe = f"datasets/{name}/resolve/main/README.md"
@@ -211,7 +116,7 @@ def tokenizer_file(name: str) -> Path:
     """The tokenizer.json of a repository of the hub, or its vocab.txt if it has no other.
 
     Raises:
-        DataError: If it is neither cached nor to be had; the message says why and what to do.
+        DataError: If it is neither cached nor available from the hub; the message says why and what to do.
     """
     return _cached_or_online("tokenizer", name, f"{name}/resolve/main/tokenizer.json", True)
 
@@ -227,20 +132,20 @@ def _load_dataset(identifier: str, column: str) -> dict[str, Any]:
 
 
 def _load_text(identifier: str, column: str) -> dict[str, Any]:
-    """What is small as a data set, what is large as the text that is kept while it streams."""
-    if (found := streaming_.kept_whole(identifier, column)) is not None:
+    """A small data set as such, a large one as its text column, which is kept while it streams."""
+    if (found := hub_stream.kept_whole(identifier, column)) is not None:
         return dict(found)
-    if _online() and streaming_.is_large(identifier.partition(":")[0]):
+    if _online() and hub_stream.is_large(identifier.partition(":")[0]):
         return _load_stream(identifier, column)
     return _load_dataset(identifier, column)
 
 
 def _load_stream(identifier: str, column: str) -> dict[str, Any]:
     if _online():
-        streaming_.stream(identifier, column, lambda: print(json.dumps({"arrived": True}), flush=True))
-    found = streaming_.kept_whole(identifier, column)
+        hub_stream.stream(identifier, column, lambda: print(json.dumps({"arrived": True}), flush=True))
+    found = hub_stream.kept_whole(identifier, column)
     if found is None:
-        raise FileNotFoundError("its text is not here")
+        raise FileNotFoundError("its text is not cached")
     return dict(found)
 
 
@@ -293,32 +198,27 @@ def fetch(kind: str, name: str, column: str) -> None:
         sys.exit(1)
 
 
-def rows(split: Any, column: str, name: str) -> Iterator[str]:
-    """The texts of a split, in order; missing ones are empty.
+def rows(split: Any, column: str, name: str) -> Iterator[str | None]:
+    """The texts of a split, in order; None for a row without text.
 
     Raises:
         DataError: If the split has no such column of text.
     """
-    if not isinstance(split, streaming_.KeptSplit) and column not in split.column_names:
+    if not isinstance(split, hub_stream.KeptSplit) and column not in split.column_names:
         raise DataError(
             f"{name}: no column '{column}' (columns: {', '.join(split.column_names)}); choose one with --text-column"
         )
-    if isinstance(split, streaming_.KeptSplit):
+    if isinstance(split, hub_stream.KeptSplit):
         yield from split.texts()
         return
     for batch in split.select_columns([column]).with_format("arrow").iter(batch_size=1024):
         for text in batch.column(column).to_pylist():
             if text is not None and not isinstance(text, str):
                 raise DataError(f"{name}: column '{column}' holds {type(text).__name__}, not text")
-            yield text or ""
+            yield text
 
 
-def row_documents(texts: Iterator[str]) -> Iterator[Piece]:
-    """Every row that is not blank is a document."""
-    return ((text.replace("\r\n", "\n"), True) for text in texts if text.strip())
-
-
-def articles(lines: Iterator[str]) -> Iterator[Piece]:
+def articles(lines: Iterator[str]) -> Iterator[Chunk]:
     r"""WikiText: rows are lines; an article starts at a line ` = Title = ` between two blank ones.
 
     Blank rows become the blank line ` \n` that they are in the published files, so that the words counted are too.

@@ -1,35 +1,28 @@
-"""Large data sets of the hub: their text alone is kept while it streams by, once, in bounded memory.
+"""Large data sets of the hub: only their text column is kept, streamed once in bounded memory.
 
     <cache>/texts/<key>/train-00000.parquet …    a column of text, some megabytes each, compressed
-    <cache>/texts/<key>/texts.json               what is there, and where the stream goes on
+    <cache>/texts/<key>/texts.json               which files are complete, and where the stream resumes
 
-The `datasets` library would keep a large data set twice, as it was published and as Arrow, with all its columns. A
-stream that is interrupted goes on after the last file that is whole.
-
-Where what was made once is kept.
+The `datasets` library would store a large data set twice, as published and as Arrow, with all its columns. An
+interrupted stream resumes after its last complete file.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ltc_textgen.data.cache import cache_directory
 from ltc_textgen.errors import DataError
-from ltc_textgen.io.atomic import write_atomic
-
-
-def cache_directory() -> Path:
-    """Where token files and texts of the hub are kept: LTC_CACHE, or ~/.cache/ltc-textgen."""
-    return Path(os.environ.get("LTC_CACHE") or Path.home() / ".cache" / "ltc-textgen").expanduser()
-
+from ltc_textgen.io.atomic import create_exclusive, write_atomic
+from ltc_textgen.io.hashing import sha256_texts
+from ltc_textgen.io.lock import exclusive
 
 LARGE = 2_000_000_000
-"""Bytes of all files of a repository from which it is streamed."""
+"""Bytes of all files of a repository from which on it is streamed."""
 
 CHUNK = 1 << 24
 """Bytes of text in a file, or somewhat more."""
@@ -40,7 +33,7 @@ ROWS = 1000
 FACTS = "texts.json"
 
 WAIT = 1.0
-"""Seconds between signs of life of a process that waits for another one's stream (`download` ends a silent one)."""
+"""Seconds between reports of a process that waits for another one's stream (`hub_download` ends a silent one)."""
 
 
 @dataclass
@@ -67,8 +60,8 @@ class KeptSplit:
     revision: str = ""
     state: dict[str, Any] | None = field(default=None, repr=False)
 
-    def texts(self) -> Iterator[str]:
-        """The text of every row, in order.
+    def texts(self) -> Iterator[str | None]:
+        """The text of every row, in order; None for a row without.
 
         Raises:
             DataError: If a file is gone or damaged.
@@ -82,7 +75,7 @@ class KeptSplit:
                 column = pyarrow.parquet.read_table(path).column(0).to_pylist()
             except (OSError, pyarrow.ArrowException) as error:
                 raise DataError(f"{path}: {error}; remove the folder, so that it is streamed again") from error
-            if digest(column) != expected:
+            if sha256_texts(text or "" for text in column) != expected:
                 raise DataError(f"{path}: is not as it was written; remove the folder, so that it is streamed again")
             yield from column
 
@@ -98,7 +91,7 @@ def text_directory(identifier: str, column: str) -> Path:
 
 
 def kept(identifier: str, column: str) -> dict[str, KeptSplit]:
-    """What is there of a data set; splits may be incomplete."""
+    """What is stored of a data set; splits may be incomplete."""
     folder = text_directory(identifier, column)
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -138,47 +131,30 @@ def is_large(name: str) -> bool:
     return sum(file.size or 0 for file in files) >= LARGE
 
 
-def stream(identifier: str, column: str, told: Callable[[], None] = lambda: None) -> None:
-    """Read a data set once and keep its text; goes on where an earlier stream ended.
+def stream(identifier: str, column: str, on_block: Callable[[], None] = lambda: None) -> None:
+    """Read a data set once and keep its text; resumes where an earlier stream ended.
 
     Of several processes that want the same text, as those of one run, one streams and the others wait for it.
 
     Args:
         identifier: `user/set`, or `user/set:configuration`.
         column: What holds the text.
-        told: Is called whenever something has arrived, and now and then while another process streams.
+        on_block: Called for each block that arrives, and every second while another process streams.
 
     Raises:
         DataError: If there is no such column of text.
     """
-    with _alone(text_directory(identifier, column), told):
+    folder = text_directory(identifier, column)
+    with exclusive(folder.with_name(f"{folder.name}.lock"), lambda _: on_block(), WAIT):
         if kept_whole(identifier, column) is None:
-            _stream(identifier, column, told)
+            _stream(identifier, column, on_block)
 
 
-@contextmanager
-def _alone(folder: Path, told: Callable[[], None]) -> Iterator[None]:
-    """One process at a time writes into a folder."""
-    from filelock import FileLock, Timeout
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=WAIT)
-        except Timeout:
-            told()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _stream(identifier: str, column: str, told: Callable[[], None]) -> None:
+def _stream(identifier: str, column: str, on_block: Callable[[], None]) -> None:
     import datasets
     from huggingface_hub import HfApi
 
-    _tell_blocks(told)
+    _report_blocks(on_block)
     name, _, configuration = identifier.partition(":")
     folder, before = text_directory(identifier, column), kept(identifier, column)
     begun = next((split.revision for split in before.values()), "")
@@ -195,15 +171,6 @@ def _stream(identifier: str, column: str, told: Callable[[], None]) -> None:
             _stream_split(splits, split, source[split], identifier, column)
 
 
-def digest(texts: list[str]) -> str:
-    """sha256 of texts, each with its length."""
-    sha = hashlib.sha256()
-    for text in texts:
-        content = text.encode()
-        sha.update(len(content).to_bytes(8, "little") + content)
-    return sha.hexdigest()
-
-
 def _stream_split(splits: dict[str, KeptSplit], name: str, rows: Any, identifier: str, column: str) -> None:
     split = splits[name]
     if rows.column_names is not None:
@@ -212,15 +179,15 @@ def _stream_split(splits: dict[str, KeptSplit], name: str, rows: Any, identifier
     rows = rows.with_format("arrow")  # before the state: that of this object is the one that moves
     if split.state is not None:
         rows.load_state_dict(split.state)
-    held: list[str] = []
+    held: list[str | None] = []
     size = 0
     for batch in rows.iter(batch_size=ROWS):
         _require(column, batch.column_names, identifier)
         for text in batch.column(column).to_pylist():
             if text is not None and not isinstance(text, str):
                 raise DataError(f"{identifier}: column '{column}' holds {type(text).__name__}, not text")
-            held.append(text or "")
-            size += len(held[-1].encode())
+            held.append(text)
+            size += len((text or "").encode())
         if size >= CHUNK:
             _keep(splits, split, held, size, rows.state_dict())
             held, size = [], 0
@@ -229,19 +196,19 @@ def _stream_split(splits: dict[str, KeptSplit], name: str, rows: Any, identifier
 
 
 def _keep(
-    splits: dict[str, KeptSplit], split: KeptSplit, texts: list[str], size: int, state: dict[str, Any] | None
+    splits: dict[str, KeptSplit], split: KeptSplit, texts: list[str | None], size: int, state: dict[str, Any] | None
 ) -> None:
-    """Write a file, and then that it is there."""
+    """Write a file, and then record it."""
     import pyarrow
     import pyarrow.parquet
 
     if texts:
         path = split.path(len(split.digests))
-        temporary = path.with_suffix(".tmp")
         table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.large_string())})
-        pyarrow.parquet.write_table(table, temporary, compression="zstd")
-        temporary.replace(path)
-        split.digests.append(digest(texts))
+        with create_exclusive(path) as file:
+            pyarrow.parquet.write_table(table, file, compression="zstd")
+        Path(file.name).replace(path)
+        split.digests.append(sha256_texts(text or "" for text in texts))
     split.rows, split.bytes, split.state = split.rows + len(texts), split.bytes + size, state
     facts = {name: asdict(each) for name, each in splits.items()}
     for values in facts.values():
@@ -256,8 +223,8 @@ def _require(column: str, columns: list[str], identifier: str) -> None:
         )
 
 
-def _tell_blocks(told: Callable[[], None]) -> None:
-    """Call `told` for every block that arrives, long before a file's worth of text is there."""
+def _report_blocks(on_block: Callable[[], None]) -> None:
+    """Call `on_block` for every block that arrives, long before a file's worth of text is there."""
     from huggingface_hub import hf_file_system
 
     reader: Any = hf_file_system.HfFileSystemFile
@@ -265,7 +232,7 @@ def _tell_blocks(told: Callable[[], None]) -> None:
 
     def fetch(file: Any, start: int, end: int) -> bytes:
         content: bytes = original(file, start, end)
-        told()
+        on_block()
         return content
 
     reader._fetch_range = fetch

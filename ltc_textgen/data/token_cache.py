@@ -1,10 +1,10 @@
-"""A corpus as token files: made once, memory-mapped, checked and used again.
+"""A tokenised corpus on disk: written once, memory-mapped, verified and reused.
 
     <cache>/tokens/<key>/train.bin valid.bin tokenizer.json tokenizer_config.json facts.json
-    <cache>/tokens/<key>.new/       the same in the making (see `writer`)
+    <cache>/tokens/<key>.new/       the same while it is written (see `token_writer`)
 
-The key is the sha256 of the corpus' content, of the tokenizer and of everything else the tokens depend on. The stream
-of a split has a separator before each document, the first included: | the cat | a dog.
+The key is the SHA-256 of the corpus' content, of the tokenizer and of everything else that the tokens depend on. The
+stream of a split has an EOS token before each document, the first included: | the cat | a dog.
 """
 
 import hashlib
@@ -12,8 +12,9 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,23 +25,28 @@ import tokenizers
 
 from ltc_textgen.config import DataConfig, did_you_mean
 from ltc_textgen.data import hub
+from ltc_textgen.data.batches import release_pages
+from ltc_textgen.data.cache import cache_directory as cache_directory
 from ltc_textgen.data.corpora import Corpus, load_corpus
-from ltc_textgen.data.hub_stream import cache_directory as cache_directory
+from ltc_textgen.data.split_comparison import SplitComparison
 from ltc_textgen.data.text_files import file_digest
 from ltc_textgen.data.token_writer import Progress, write_split
-from ltc_textgen.data.tokenize import Counts, WorkerError, text_parts, token_type
+from ltc_textgen.data.tokenize import Counts, text_parts, token_type
 from ltc_textgen.data.tokenizers import KINDS, TextTokenizer
 from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
 from ltc_textgen.errors import DataError, LTCError, UsageError
+from ltc_textgen.io.atomic import move_directory
+from ltc_textgen.io.lock import exclusive
+from ltc_textgen.io.paths import os_reason, user_path
 
-FORMAT = 2
-"""Raised when the same corpus and tokenizer would give other tokens."""
+FORMAT = 3
+"""Incremented when the same corpus and tokenizer give other tokens than before."""
 
 _SPLITS = ("train", "valid")
 _FILES = ("train.bin", "valid.bin", "tokenizer.json", "tokenizer_config.json")
 _BEGUN = "begun"
 _ABANDONED = 7 * 24 * 3600.0
-"""Seconds after which what a killed process left is not waited for any longer."""
+"""Seconds after which the unfinished files of a killed process are removed."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,14 @@ class TokenData:
     Args:
         train: Token ids to train on, one-dimensional, uint16 or uint32, read-only.
         valid: Token ids to validate on.
-        tokenizer: What the ids mean.
-        corpus: The text they come from.
-        fingerprint: Key of the cache: changes with text, tokenizer and settings.
+        tokenizer: The tokenizer of the ids.
+        corpus: The text that they come from.
+        fingerprint: Key of the cache; depends on text, tokenizer and settings.
         valid_words: Runs of non-blank characters plus line ends of the validation text.
         valid_bytes: Its bytes in UTF-8.
         train_unknown: Unknown tokens in `train`.
         valid_unknown: Unknown tokens in `valid`.
+        comparison: How the validation text compares with the training text.
     """
 
     train: np.memmap
@@ -68,6 +75,7 @@ class TokenData:
     valid_bytes: int
     train_unknown: int
     valid_unknown: int
+    comparison: SplitComparison
 
     @property
     def corpus_name(self) -> str:
@@ -82,17 +90,20 @@ def prepare(
     corpus: Corpus | None = None,
     progress: Progress | None = None,
 ) -> TokenData:
-    """Read, tokenise and cache a corpus, or open what is cached of it.
+    """Tokenise a corpus and cache the result, or open what is cached.
+
+    A complete cache is used without a lock and without writing, so that it may be shared and read-only.
 
     Args:
         config: Corpus, tokenizer and split.
-        notify: Is told in one line each what the user should know: another corpus than asked, a damaged cache.
-        tokenizer: Used instead of the one that `config` names, as when a trained model goes on training.
-        corpus: What `load_corpus(config)` gave, if the caller has called it.
-        progress: Is told now and then how far the tokenization of a long text is.
+        notify: Called with one line for each thing that the user should know: a fallback corpus, a damaged cache, text
+            that was changed in reading, special tokens spelled in the text, a validation text unlike the training text.
+        tokenizer: Used instead of the one that `config` names, as when a trained model is trained further.
+        corpus: The result of `load_corpus(config)`, if the caller has it.
+        progress: Called several times a second with the state of a long tokenization.
 
     Raises:
-        DataError: If the corpus or tokenizer cannot be had, holds too little, or the cache cannot be written.
+        DataError: If the corpus or tokenizer is not available, holds too little, or the cache cannot be written.
         UsageError: If `config.tokenizer` names nothing that exists.
     """
     corpus = corpus or load_corpus(config, notify)
@@ -104,38 +115,64 @@ def prepare(
     recipe = f"{FORMAT} {tokenizers.__version__} {corpus.fingerprint} {kind}"
     key = hashlib.sha256(recipe.encode()).hexdigest()
     directory = cache_directory() / "tokens" / key[:32]
-    with _locked(directory, notify):
-        facts = _checked(directory, notify)
-        if facts is None:
-            start = time.perf_counter()
-            make = partial(_build, name, corpus, config.vocabulary_size)
-            facts = _write(directory, corpus, make if tokenizer is None else lambda: tokenizer, progress)
-            train, valid, seconds = facts["train"]["tokens"], facts["valid"]["tokens"], time.perf_counter() - start
-            notify(f"{corpus.name}: {train:,} tokens to train on, {valid:,} to validate on, made in {seconds:.1f} s")
-        made = TextTokenizer.load(directory)
-        dtype = token_type(made)
+    facts = _checked(directory, lambda _: None)
+    if facts is None:
+        with _locked(directory, notify):
+            facts = _checked(directory, notify)
+            if facts is None:
+                start = time.perf_counter()
+                make = partial(_build, name, corpus, config.vocabulary_size)
+                facts = _write(directory, corpus, make if tokenizer is None else lambda: tokenizer, progress)
+                train, valid, seconds = facts["train"]["tokens"], facts["valid"]["tokens"], time.perf_counter() - start
+                notify(
+                    f"{corpus.name}: {train:,} tokens to train on, {valid:,} to validate on, made in {seconds:.1f} s"
+                )
+    data = _open(directory, facts, corpus, key)
+    for line in _remarks(facts, data):
+        notify(line)
+    return data
+
+
+def _open(directory: Path, facts: dict[str, Any], corpus: Corpus, key: str) -> TokenData:
+    tokenizer = TextTokenizer.load(directory)
+    dtype = token_type(tokenizer)
+    with _explaining(directory):
         train_tokens, valid_tokens = (np.memmap(directory / f"{split}.bin", dtype, "r") for split in _SPLITS)
     return TokenData(
         train=train_tokens,
         valid=valid_tokens,
-        tokenizer=made,
+        tokenizer=tokenizer,
         corpus=corpus,
         fingerprint=key,
         valid_words=facts["valid"]["words"],
         valid_bytes=facts["valid"]["bytes"],
         train_unknown=facts["train"]["unknown"],
         valid_unknown=facts["valid"]["unknown"],
+        comparison=SplitComparison(**facts["comparison"]),
     )
 
 
+def _remarks(facts: dict[str, Any], data: TokenData) -> list[str]:
+    """What the user should know about the text, a line each."""
+    lines = [f"{data.corpus.name}: {', '.join(facts['changes'])}"] if facts["changes"] else []
+    spelled = Counter(facts["train"]["spelled"]) + Counter(facts["valid"]["spelled"])
+    if spelled:
+        names = ", ".join(f"{token} ({count:,} times)" for token, count in spelled.most_common(4))
+        lines.append(
+            f"special tokens are spelled in the text and read as ordinary characters: {names}; to part documents, give "
+            "rows (JSON lines) or a file for each"
+        )
+    return lines + data.comparison.warnings()
+
+
 def find_tokenizer(name: str) -> TextTokenizer:
-    """The tokenizer that a name, a path or an id of the hub stands for, if no corpus is needed to make it.
+    """The tokenizer of a name (bert, byte), a path or an id of the hub.
 
     Raises:
-        DataError: If it cannot be had or is none.
-        UsageError: If the name stands for nothing.
+        DataError: If it is not available or not a tokenizer.
+        UsageError: If there is none of this name.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name == "bert":
         return read_tokenizer(hub.tokenizer_file(hub.BERT), "bert")
     if name == "byte":
@@ -153,9 +190,9 @@ def _build(name: str, corpus: Corpus, size: int) -> TextTokenizer:
     if name == "byte":
         return byte_tokenizer()
     if name == "wordpiece":
-        return train_wordpiece((text for text, _ in text_parts(corpus.pieces("train"), name)), size)
+        return train_wordpiece((text for text, _ in text_parts(corpus.chunks("train"), name)), size)
     occurs = np.zeros(sys.maxunicode + 1, dtype=bool)
-    for text, _ in corpus.pieces("train"):
+    for text, _ in corpus.chunks("train"):
         occurs[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
     if not occurs.any():
         raise DataError(f"{corpus.name}: no text is left to train on (see --valid-fraction)")
@@ -165,9 +202,9 @@ def _build(name: str, corpus: Corpus, size: int) -> TextTokenizer:
 def _write(
     directory: Path, corpus: Corpus, make: Callable[[], TextTokenizer], progress: Progress | None
 ) -> dict[str, Any]:
-    """Tokenise into a folder beside `directory`, which takes its place when everything is written.
+    """Tokenise into a folder beside `directory`, which is renamed when everything is written.
 
-    What a killed process left in that folder is used. A failure that the same command would meet again leaves nothing.
+    The unfinished folder of a killed process is continued. A failure that would occur again leaves nothing behind.
     """
     fresh = directory.with_name(directory.name + ".new")
     with _explaining(directory):
@@ -178,21 +215,27 @@ def _write(
                 _begin(fresh, tokenizer)
             writers = {s: write_split(corpus, s, tokenizer, fresh / f"{s}.bin", progress) for s in _SPLITS}
             for split, writer in writers.items():
-                _refuse_too_little(corpus.name, split, writer.counts)
+                _check_amount(corpus.name, split, writer.counts)
             facts: dict[str, Any] = {split: asdict(writer.counts) for split, writer in writers.items()}
+            facts |= {"changes": corpus.changes(), "comparison": asdict(_compared(fresh, tokenizer, facts))}
             facts["files"] = {name: _state(fresh / name) for name in _FILES[2:]}
             facts["files"] |= {f"{split}.bin": writer.state for split, writer in writers.items()}
             for name in ("train.jsonl", "valid.jsonl", _BEGUN):
                 (fresh / name).unlink()
             (fresh / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(directory, ignore_errors=True)
-            fresh.replace(directory)
-        except WorkerError:
-            raise
+            move_directory(fresh, directory)
         except (LTCError, OSError):
             shutil.rmtree(fresh, ignore_errors=True)
             raise
     return facts
+
+
+def _compared(fresh: Path, tokenizer: TextTokenizer, facts: dict[str, Any]) -> SplitComparison:
+    train, valid = (np.memmap(fresh / f"{split}.bin", token_type(tokenizer), "r") for split in _SPLITS)
+    rates = [facts[split]["unknown"] / facts[split]["tokens"] for split in _SPLITS]
+    found = SplitComparison.of(train, valid, tokenizer.vocab_size, *rates)
+    release_pages(train)
+    return found
 
 
 def _begin(fresh: Path, tokenizer: TextTokenizer) -> None:
@@ -207,7 +250,7 @@ def _begin(fresh: Path, tokenizer: TextTokenizer) -> None:
 
 
 def _begun(fresh: Path) -> TextTokenizer | None:
-    """The tokenizer with which a killed process began, None if there is nothing to go on with."""
+    """The tokenizer of a tokenization that was interrupted; None if there is none to resume."""
     try:
         tokenizer = TextTokenizer.load(fresh)
         return tokenizer if (fresh / _BEGUN).read_text(encoding="utf-8") == tokenizer.fingerprint else None
@@ -215,7 +258,7 @@ def _begun(fresh: Path) -> TextTokenizer | None:
         return None
 
 
-def _refuse_too_little(name: str, split: str, counts: Counts) -> None:
+def _check_amount(name: str, split: str, counts: Counts) -> None:
     if counts.tokens < 2:
         what = "train on" if split == "train" else "validate on (see --valid and --valid-fraction)"
         raise DataError(f"{name}: {counts.tokens} tokens are too few to {what}")
@@ -228,37 +271,32 @@ def _state(path: Path) -> list[Any]:
 
 
 def _checked(directory: Path, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """The facts of a cached corpus if all its files are as they were written, else None."""
+    """The facts of a cached corpus if all its files have their checksums, else None."""
     if not directory.is_dir():
         return None
     try:
         facts: dict[str, Any] = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
         damaged = next((name for name in _FILES if facts["files"][name] != _state(directory / name)), None)
-        if damaged is None and all(split in facts for split in _SPLITS):
+        if damaged is None and all(name in facts for name in (*_SPLITS, "changes", "comparison")):
             return facts
     except (OSError, ValueError, KeyError, TypeError, DataError):
         damaged = "facts.json"
-    notify(f"The cached tokens in {directory} are damaged ({damaged}) and are made again.")
+    notify(f"The cached tokens in {directory} are damaged ({damaged}) and are written again.")
     return None
 
 
 @contextmanager
 def _locked(directory: Path, notify: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time makes or checks one corpus."""
-    from filelock import FileLock, Timeout
+    """One process at a time writes one tokenised corpus."""
 
-    lock = FileLock(directory.with_name(directory.name + ".lock"))
-    with _explaining(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            notify(f"Another process makes or checks the same tokens ({directory}): waiting for it.")
-            lock.acquire()
-    try:
+    def waiting(seconds: float) -> None:
+        if seconds < 1:
+            notify(f"Another process writes the same tokens ({directory}): waiting for it.")
+
+    with ExitStack() as stack:
+        with _explaining(directory):
+            stack.enter_context(exclusive(directory.with_name(directory.name + ".lock"), waiting, interval=3600.0))
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -266,7 +304,7 @@ def _explaining(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
         raise DataError(
-            f"cannot keep token files in {directory.parent}: {reason}; set LTC_CACHE to a folder with space"
+            f"cannot keep token files in {directory.parent}: {os_reason(error)}; set LTC_CACHE to a folder "
+            "that has space and that you may write to"
         ) from error

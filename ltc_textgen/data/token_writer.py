@@ -1,9 +1,9 @@
-"""A token file in the making: shards are appended with a journal beside it, so that a killed run goes on from there.
+"""Writing a token file: shards are appended, with a journal beside the file, so that a killed run can be resumed.
 
     train.bin      ids of shard 0 | ids of shard 1 | …
     train.jsonl    {"size", "sha256", "counts"} of shard 0, of shard 1 …, and at the end {"end": true}
 
-A shard counts when its line is whole and the bytes have its checksum; what is behind the last such shard is cut off.
+A shard is valid if its line is complete and its bytes have the checksum; the file is cut after the last valid one.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ from ltc_textgen.data.corpora import Corpus
 from ltc_textgen.data.tokenize import Counts, encode_shards, shards, worker_count
 from ltc_textgen.data.tokenizers import TextTokenizer
 
-TOLD_EVERY = 0.25
-"""Least seconds between two reports."""
+REPORT_INTERVAL = 0.25
+"""Seconds between two reports of progress, at least."""
 
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """How far the tokenization of a split is.
+    """Progress of the tokenization of a split.
 
     Args:
         split: train or valid.
-        bytes: Text that is done, bytes in UTF-8.
-        total_bytes: About all of it; None if that is not known.
-        done: Share that is done, 0 to 1; None if not known.
+        bytes: Text that is tokenised, bytes in UTF-8.
+        total_bytes: All of it, about; None if not known.
+        done: Fraction that is tokenised, 0 to 1; None if not known.
         bytes_per_second: Speed since this process began.
         seconds: Time since this process began with the split.
         remaining: Seconds to its end; None if not known.
@@ -53,7 +53,7 @@ Progress = Callable[[Tokenizing], None]
 
 
 class TokenWriter:
-    """Writes a token file, from its beginning or from where another process was killed.
+    """Writes a token file from its beginning, or continues one that was interrupted.
 
     Args:
         path: The file; its journal has the suffix .jsonl.
@@ -70,11 +70,11 @@ class TokenWriter:
 
     @property
     def state(self) -> list[Any]:
-        """Size and sha256 of the file so far."""
+        """Size and SHA-256 of the file so far."""
         return [self._size, self._digest.hexdigest()]
 
     def write(self, results: Iterator[tuple[np.ndarray, Counts]]) -> Iterator[None]:
-        """Append shards as they come, one at each step of this iterator."""
+        """Append shards as they arrive, one for each step of this iterator."""
         with self._path.open("ab") as file, self._journal.open("ab") as journal:
             for ids, counts in results:
                 content = ids.tobytes()
@@ -107,7 +107,7 @@ class TokenWriter:
                 file.truncate(size)
 
     def _take(self, line: bytes, file: IO[bytes]) -> bool:
-        """Count the shard of a line of the journal, if it is as it was written."""
+        """Add the shard of a line of the journal if it is valid; whether it is."""
         try:
             record = json.loads(line) if line.endswith(b"\n") else {}
             if record.get("end") is True:
@@ -125,31 +125,30 @@ class TokenWriter:
 def write_split(
     corpus: Corpus, split: str, tokenizer: TextTokenizer, path: Path, progress: Progress | None = None
 ) -> TokenWriter:
-    """Tokenise a split into a file, or the rest of it if a part is there.
+    """Tokenise a split into a file, or the rest of it if the file is incomplete.
 
     Args:
         corpus: The text.
-        split: Which part of it.
-        tokenizer: What makes the tokens.
-        path: The token file.
-        progress: Is told now and then how far it is.
+        split: Part of it: train or valid.
+        tokenizer: Encodes the text.
+        path: Token file.
+        progress: Called several times a second.
 
     Raises:
         DataError: If the text cannot be read.
-        WorkerError: If a process that tokenises dies.
-        OSError: If the disk refuses.
+        OSError: If the file cannot be written.
     """
     writer = TokenWriter(path)
     if writer.complete:
         return writer
-    start, told, before = time.perf_counter(), 0.0, writer.counts.bytes
-    # Shards that are there are read once more, to find the place; they are not encoded.
-    missing = islice(shards(corpus.pieces(split), tokenizer.kind), writer.shards, None)
+    start, reported, before = time.perf_counter(), 0.0, writer.counts.bytes
+    # The text of shards that are written is read again to find the place, but not encoded.
+    missing = islice(shards(corpus.chunks(split), tokenizer.kind), writer.shards, None)
     with closing(encode_shards(tokenizer, missing, worker_count())) as results:
         for _ in writer.write(results):
             seconds = time.perf_counter() - start
-            if progress is not None and seconds - told >= TOLD_EVERY:
-                told = seconds
+            if progress is not None and seconds - reported >= REPORT_INTERVAL:
+                reported = seconds
                 progress(_progress(corpus, split, writer.counts.bytes, before, seconds))
     return writer
 

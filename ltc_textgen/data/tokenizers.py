@@ -1,10 +1,11 @@
-"""One tokenizer object for every kind: text to ids, ids to text, streamed or whole, saved and loaded as tokenizer.json.
+"""One tokenizer class for every kind: text to ids, ids to text (whole or streamed), saved and loaded as tokenizer.json.
 
-The Rust library `tokenizers` does the work; loading needs neither transformers nor a network.
+Encoding is done by the Rust library `tokenizers`; loading needs neither transformers nor a network.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,18 @@ from tokenizers import Tokenizer
 from ltc_textgen.data.detokenize import ByteStream, StreamDecoder, WindowStream, WordStream
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.paths import os_reason, special_file
 
 SEPARATOR = "<|separator|>"
 UNKNOWN = "<|unknown|>"
 KINDS = ("bert", "char", "byte", "wordpiece", "custom")
+MOST_TOKENS = 1 << 23
+"""Most token ids of a vocabulary; the largest that are published have about a million."""
+
+MOST_BYTES = 1 << 28
+"""Most bytes of a tokenizer.json."""
+
+_MARKUP = re.compile(r"<\|\w{1,40}\|>")
 _PROBE = "Ab  c,\tdon't\n\n 1,000 é😀\u0301 \u2028x\r\n — [UNK] <s> ▁_ ##"
 
 
@@ -28,23 +37,23 @@ class TextTokenizer:
     Args:
         content: A tokenizer.json.
         kind: What it is: bert, char, byte, wordpiece, or custom for any other.
-        separator: The token that is put between documents; it decodes to nothing.
+        separator: EOS token, which precedes every document of a token file; it decodes to nothing.
 
     Raises:
-        DataError: If the content is no tokenizer, holds nothing but special tokens, or lacks the separator.
+        DataError: If the content is no tokenizer, holds nothing but special tokens, lacks the EOS token, or has ids
+            that are too large, not unique or mostly unused.
     """
 
     def __init__(self, content: str, kind: str, separator: str = SEPARATOR) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # the Rust side raises bare Exception
-            raise DataError(f"not a tokenizer.json: {_first_line(error)}") from error
-        # Text that happens to spell a special token is text.
+        parts = _validated(content)
+        self._tokenizer = parse_tokenizer(content)
+        # Text that spells a special token is ordinary text.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.content, self.kind, self.separator = content, kind, separator
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        _check_ids(vocabulary)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._special = {
             index: token.content for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
@@ -54,15 +63,18 @@ class TextTokenizer:
                 f"the tokenizer has {len(vocabulary)} tokens, all of them special: its vocabulary is missing"
             )
         if separator not in vocabulary:
-            raise DataError(f"the tokenizer has no separator token {separator!r}")
+            raise DataError(f"the tokenizer has no EOS token {separator!r}")
         self.separator_id: int = vocabulary[separator]
-        parts = json.loads(content)
-        unknown = _unknown_token(parts["model"])
-        self.unknown_id: int | None = vocabulary.get(unknown) if unknown is not None else None
-        self._pieces = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
-        self._silent = frozenset(i for i in (*self._special, self.separator_id) if i != self.unknown_id)
-        self._style, self._table = self._decoding(parts)
+        try:
+            unknown = _unknown_token(parts["model"])
+            self.unknown_id: int | None = vocabulary.get(unknown) if unknown is not None else None
+            self._pieces = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
+            self._silent = frozenset(i for i in (*self._special, self.separator_id) if i != self.unknown_id)
+            self._style, self._table = self._decoding(parts)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"not a usable tokenizer.json ({type(error).__name__}: {_first_line(error)})") from error
         self._codes: np.ndarray | None = None
+        self._check_kind()
 
     @property
     def fingerprint(self) -> str:
@@ -71,7 +83,7 @@ class TextTokenizer:
 
     @property
     def lossless(self) -> bool:
-        """True if decoding gives back every text to the character (char: every text of known characters)."""
+        """True if decoding restores every text exactly (char: every text of known characters)."""
         if self.kind in {"char", "byte", "wordpiece"}:
             return True
         return self.decode(self.encode(_PROBE)) == _PROBE
@@ -99,8 +111,39 @@ class TextTokenizer:
             raise UsageError(f"text: character {error.start} is half of a surrogate pair, not a character") from error
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
+    def unknown_characters(self, text: str) -> list[str]:
+        """The different characters of a text that become the unknown token, in order of appearance."""
+        if self.unknown_id is None or self.kind in {"byte", "wordpiece"}:
+            return []
+        characters = list(dict.fromkeys(text))
+        found = self.encode_arrays([c for c in characters if not "\ud800" <= c <= "\udfff"])
+        plain = iter(found)
+        return [c for c in characters if "\ud800" <= c <= "\udfff" or self.unknown_id in next(plain)]
+
+    def can_write(self, text: str) -> bool:
+        """Whether a decoded text can hold `text`, as a stop string must: False if the tokenizer changes or loses it."""
+        if self.kind in {"byte", "wordpiece"}:
+            return True
+        if self.kind == "char":
+            return not self.unknown_characters(text)
+        return text.strip() in self.decode(self.encode(text)) if text.strip() else True
+
+    def spelled_specials(self, text: str) -> dict[str, int]:
+        """How often a text spells a special token of this tokenizer, or markup such as <|im_start|>.
+
+        It is read as ordinary characters: special tokens never come from text.
+        """
+        found: dict[str, int] = {}
+        if "<|" in text:
+            for token in _MARKUP.findall(text):
+                found[token] = found.get(token, 0) + 1
+        for token in self._special.values():
+            if token not in found and token in text:
+                found[token] = text.count(token)
+        return found
+
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; separators and other special tokens write nothing.
+        """The text of `ids`; EOS and other special tokens decode to nothing.
 
         Raises:
             UsageError: If an id is not in the vocabulary.
@@ -112,7 +155,7 @@ class TextTokenizer:
         return "".join([stream.push(index) for index in ids]) + stream.flush()
 
     def stream(self) -> StreamDecoder:
-        """A decoder that takes one id at a time; it writes what `decode` of all of them would."""
+        """A decoder that takes one id at a time; its texts, joined, are `decode` of all ids."""
         if self._style == "bytes":
             return ByteStream(self._table)
         if self._style == "words":
@@ -120,10 +163,10 @@ class TextTokenizer:
         return WindowStream(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=False), self._silent)
 
     def decoding_table(self) -> dict[str, Any]:
-        """What `stream` needs to know, for a program without this package: JSON.
+        """What a decoder in a program without this package needs: JSON values.
 
         `style` is bytes (`pieces`: the bytes of every id, in hexadecimal), words (`pieces`: the text of every id;
-        `prefix` marks one that continues a word) or window (`silent`: ids that write nothing).
+        `prefix` marks one that continues a word) or window (`silent`: ids that decode to nothing).
         """
         if self._style == "bytes":
             return {"style": "bytes", "pieces": [piece.hex() for piece in self._table]}
@@ -139,7 +182,7 @@ class TextTokenizer:
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers.AutoTokenizer loads too.
 
-        Each is replaced whole, and left alone if it holds the same already.
+        Each is replaced atomically, and not written if it has this content already.
 
         Raises:
             LTCError: If there is no space or no permission.
@@ -166,10 +209,10 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> "TextTokenizer":
-        """Read what `save` wrote.
+        """Load the files that `save` wrote.
 
         Raises:
-            DataError: If a file is missing or not what it should be; the message names it.
+            DataError: If a file is missing or invalid; the message names it.
         """
         content = json_text(directory / "tokenizer.json")
         settings = json.loads(json_text(directory / "tokenizer_config.json")).get("ltc_textgen")
@@ -180,10 +223,16 @@ class TextTokenizer:
         except DataError as error:
             raise DataError(f"{directory / 'tokenizer.json'}: {error}") from error
 
+    def _check_kind(self) -> None:
+        """Raises DataError if the vocabulary is not what the kind promises, as in a file that was changed."""
+        if self.kind == "char" and self.unknown_id is None:
+            raise DataError("the tokenizer is called char, but has no unknown token")
+        if self.kind == "byte" and self._table[:256] != [bytes([byte]) for byte in range(256)]:
+            raise DataError("the tokenizer is called byte, but its first 256 tokens are not the bytes")
+
     def _character_codes(self) -> np.ndarray:
         """Id of every code point, (0x110000,)."""
         if self._codes is None:
-            assert self.unknown_id is not None
             self._codes = np.full(0x110000, self.unknown_id, dtype=np.uint32)
             for index, piece in enumerate(self._pieces):
                 if len(piece) == 1:
@@ -202,7 +251,7 @@ class TextTokenizer:
             ]
             style = "bytes"
         elif "ByteLevel" in types:
-            prefix = self._prefix if model["type"] == "WordPiece" else ""
+            prefix = self._prefix if model.get("type") == "WordPiece" else ""
             of = byte_of_character()
             table = [
                 piece.encode() if index in added else _piece_bytes(piece.removeprefix(prefix), of)
@@ -211,15 +260,60 @@ class TextTokenizer:
             style = "bytes"
         else:
             table = [piece.encode() for piece in self._pieces]
-            words = model["type"] == "WordPiece" and self._prefix and types in ([], ["WordPiece"])
+            words = model.get("type") == "WordPiece" and self._prefix and types in ([], ["WordPiece"])
             style = "words" if words else "window"
         for index in self._silent:
             table[index] = b""
         return style, table
 
 
+def parse_tokenizer(content: str) -> Tokenizer:
+    """The Rust library's tokenizer of a tokenizer.json.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        return Tokenizer.from_str(content)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust side raises bare Exception, and BaseException where it panics
+        raise DataError(f"not a tokenizer.json ({_first_line(error)})") from error
+
+
+def _validated(content: str) -> dict[str, Any]:
+    """The JSON of a tokenizer, checked for what takes memory before it is seen to be wrong."""
+    try:
+        parts = json.loads(content)
+        model = parts["model"]
+        vocabulary = model.get("vocab", {})
+        added = [(token["content"], token["id"]) for token in parts.get("added_tokens") or []]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a tokenizer.json ({type(error).__name__}: {_first_line(error)})") from error
+    if isinstance(vocabulary, dict):
+        ids = {**vocabulary, **dict(added)}
+        if not all(isinstance(index, int) and 0 <= index < MOST_TOKENS for index in ids.values()):
+            token, index = next((t, i) for t, i in ids.items() if not (isinstance(i, int) and 0 <= i < MOST_TOKENS))
+            raise DataError(f"token {token!r} has the id {index}: expected a number from 0 to {MOST_TOKENS - 1}")
+        _check_ids(ids)
+    return dict(parts)
+
+
+def _check_ids(ids: dict[str, int]) -> None:
+    """Raises DataError if two tokens have one id, or most ids stand for no token."""
+    if len(set(ids.values())) < len(ids):
+        seen: dict[int, str] = {}
+        for token, index in ids.items():
+            if index in seen:
+                raise DataError(f"tokens {seen[index]!r} and {token!r} have the same id {index}")
+            seen[index] = token
+    largest = max(ids.values(), default=0)
+    if largest >= min(2 * len(ids) + 1024, MOST_TOKENS):
+        raise DataError(f"the tokenizer has {len(ids):,} tokens, but ids up to {largest:,}: its ids have large gaps")
+
+
 def byte_of_character() -> dict[str, int]:
-    """The byte for each of the 256 printable characters that stand for bytes in byte-level tokenizers.
+    """The byte that each of the 256 characters of a byte-level vocabulary stands for.
 
     Source: GPT-2's byte encoder: printable Latin-1 characters stand for themselves, the others are counted up
     from U+0100.
@@ -230,19 +324,26 @@ def byte_of_character() -> dict[str, int]:
 
 
 def json_text(path: Path) -> str:
-    """The text of a JSON file that holds an object.
+    """The text of a JSON file that holds an object; a byte order mark is removed.
 
     Raises:
         DataError: If the file is missing, unreadable or no JSON object; one line that names it.
     """
     try:
-        content = path.read_bytes().decode("utf-8")
+        kind = special_file(path)
+        if kind is not None:
+            raise DataError(f"{path}: {kind}, not a file")
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path}: {path.stat().st_size:,} bytes are more than any tokenizer has")
+        content = path.read_bytes().decode("utf-8-sig")
         if not isinstance(json.loads(content), dict):
             raise DataError(f"{path}: expected a JSON object")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({os_reason(error, path)})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({_first_line(error)})") from error
     return content
 
 
@@ -251,7 +352,7 @@ def _piece_bytes(piece: str, of: dict[str, int]) -> bytes:
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:
-    if model["type"] == "Unigram":
+    if model.get("type") == "Unigram":
         index = model.get("unk_id")
         return None if index is None else str(model["vocab"][index][0])
     token = model.get("unk_token")

@@ -1,43 +1,59 @@
-"""Files that are there whole or not at all.
-
-A directory that is there whole or not at all.
-"""
+"""Atomic writes: after a crash a file or directory is the old one or the new one, never a part."""
 
 import contextlib
 import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from ltc_textgen.errors import LTCError, UsageError
+from ltc_textgen.io.paths import os_reason
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that after a crash there is the old one or the new one, never a part.
+    """Replace a file by `content`: written beside it, flushed to disk, then renamed.
 
     Raises:
         LTCError: If there is no space or no permission; a temporary file is not left behind.
     """
     # A path that is not UTF-8 holds lone surrogates; as \udcXX they are JSON escapes, from which they come back.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary: Path | None = None
     try:
-        with temporary.open("wb") as file:
+        with create_exclusive(path) as file:
+            temporary = Path(file.name)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LTCError(f"cannot write {path}: {error.strerror or error}") from error
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise LTCError(f"cannot write {path}: {os_reason(error, temporary)}") from error
+
+
+def create_exclusive(path: Path) -> IO[bytes]:
+    """A new temporary file in the directory of `path`, open for writing; `name` is its path.
+
+    The name cannot be guessed, and a file or link that is there already is never opened (O_EXCL, O_NOFOLLOW): in a
+    directory that comes from a stranger, a link must not lead the write elsewhere.
+
+    Raises:
+        OSError: If it cannot be created.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    return open(temporary, "wb", opener=lambda name, _: os.open(name, flags, 0o666))
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut, where the system can."""
+    """Flush a directory, so that a rename in it survives a power cut; does nothing where the system cannot."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # Windows opens no directories
@@ -53,16 +69,16 @@ def new_directory(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     """A temporary directory that becomes `out` when the `with` ends, and is removed if it ends with an error.
 
     Args:
-        out: Directory to make. One that is empty is replaced.
-        marker: File that every such directory holds.
-        overwrite: Replace an `out` that holds the marker; no other directory is ever replaced.
+        out: Directory to create. An empty one is replaced.
+        marker: Name of a file that every such directory holds.
+        overwrite: Replace an `out` that holds the marker. No other directory is ever replaced.
 
     Raises:
-        UsageError: If `out` is taken.
+        UsageError: If `out` exists and may not be replaced.
         LTCError: If it cannot be written.
     """
-    _refuse_taken(out, marker, overwrite)
-    out = out.resolve()  # of a link to a directory, that is replaced and the link stays
+    _check_replaceable(out, marker, overwrite)
+    out = out.resolve()  # of a link to a directory, the target is replaced and the link stays
     made = [parent for parent in out.parents if not parent.exists()]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -74,17 +90,17 @@ def new_directory(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_directory(temporary)
-        _move(temporary, out)
+        move_directory(temporary, out)
         sync_directory(out.parent)
     except OSError as error:
         _undo(temporary, made)
-        raise LTCError(f"cannot write {out}: {error.strerror or error}") from error
+        raise LTCError(f"cannot write {out}: {os_reason(error, out)}") from error
     except BaseException:
         _undo(temporary, made)
         raise
 
 
-def _refuse_taken(out: Path, marker: str, overwrite: bool) -> None:
+def _check_replaceable(out: Path, marker: str, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not out.is_dir():
@@ -97,11 +113,16 @@ def _refuse_taken(out: Path, marker: str, overwrite: bool) -> None:
         raise UsageError(f"--out {out}: an export is there already; give another directory, or --overwrite")
 
 
-def _move(temporary: Path, out: Path) -> None:
+def move_directory(temporary: Path, out: Path) -> None:
+    """Rename a directory to `out`; a directory of that name is set aside first and then removed.
+
+    Raises:
+        OSError: If that fails; `out` is then what it was.
+    """
     if not out.exists():
         temporary.rename(out)
         return
-    # Two directories cannot be exchanged in one call everywhere: for a moment there is none.
+    # Not every system can exchange two directories in one call: for a moment there is none.
     before = out.with_name(f".{out.name}.{os.getpid()}.old")
     out.rename(before)
     try:
@@ -120,7 +141,7 @@ def _undo(temporary: Path, made: list[Path]) -> None:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove what a killed export left behind."""
+    """Remove the temporary directories of processes that no longer run."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         number = path.name.split(".")[-2]
         if number.isdigit() and not psutil.pid_exists(int(number)):

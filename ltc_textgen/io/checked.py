@@ -1,21 +1,15 @@
 """Reading files that may be damaged or foreign: JSON objects, safetensors, checksums."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from ltc_textgen.errors import ArtifactError
 from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.hashing import sha256_file as sha256_file
 from ltc_textgen.shapes import Tensor
 
 PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "weights.pt", "ltc_weights.pth")
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,25 +1,48 @@
-"""What tells one model from another: checksums of its settings and of its tensors."""
+"""SHA-256 digests of files, texts, tensors and model settings, in hexadecimal."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.shapes import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ltc_textgen.shapes import Tensor
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def sha256_file(path: Path) -> str:
+    """Digest of a file's bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_texts(texts: Iterable[str]) -> str:
+    """Digest of texts in UTF-8, each preceded by its length, so that their borders count."""
+    sha = hashlib.sha256()
+    for text in texts:
+        content = text.encode()
+        sha.update(len(content).to_bytes(8, "little") + content)
+    return sha.hexdigest()
+
+
+def own_tensors(model: "nn.Module") -> "dict[str, Tensor]":
     """The tensors of a `LiquidNetwork` on the CPU, those that are tied to another left out."""
     tied: Any = model._tied_weights_keys if model.settings.tie_embeddings else {}  # type: ignore[union-attr]
     return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied}
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 over names, types, shapes and bytes of tensors."""
+    import torch
+
     hasher = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -40,7 +40,7 @@ def test_the_automatic_recipe_brings_its_vocabulary(
     assert result.code == 0, result.err
     assert "recipe: embedded, for embedded with wordpiece tokens" in result.err
     assert settings_of(tmp_path / "run")["data"] == {
-        **DataConfig().model_dump(), "data": "embedded", "tokenizer": "wordpiece", "vocabulary_size": 4096
+        **DataConfig().model_dump(mode="json"), "data": "embedded", "tokenizer": "wordpiece", "vocabulary_size": 4096
     }  # fmt: skip
     assert len(loaded) == 1, "the corpus is looked for once"
     ltc("train", "--max-steps", 1, "--out", tmp_path / "mine", "--set", "vocabulary_size=300", *TINY)

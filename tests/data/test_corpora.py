@@ -59,7 +59,7 @@ def test_another_text_to_validate_on(tmp_path: Path) -> None:
     assert list(corpus.valid()) == ["validation"]
     other.write_text("Validation")
     assert load_corpus(config).fingerprint != corpus.fingerprint
-    with pytest.raises(DataError, match=r"none.txt: no such file"):
+    with pytest.raises(DataError, match=r"none\.txt"):
         load_corpus(config.model_copy(update={"valid": str(tmp_path / "none.txt")}))
 
 

@@ -2,13 +2,15 @@ import errno
 import json
 import os
 import random
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock
-from test_tokenizers import made
+from tokenizer_kinds import made
 
 import ltc_textgen.data.token_cache as module
 from ltc_textgen.config import DataConfig
@@ -116,7 +118,7 @@ def test_no_space(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module, "write_split", full)
-    with pytest.raises(DataError, match=r"cannot keep token files in .*No space left on device; set LTC_CACHE"):
+    with pytest.raises(DataError, match=r"No space left on device.*LTC_CACHE"):
         prepare(DataConfig(data=str(text_file), tokenizer="char"))
     left = [path.suffix for path in (cache_directory() / "tokens").iterdir()]
     assert left == [".lock"]
@@ -154,7 +156,9 @@ def test_a_tokenizer_that_is_given_is_used(text_file: Path) -> None:
 def test_waiting_for_a_process_that_makes_the_same_tokens_is_told(text_file: Path) -> None:
     config = DataConfig(data=str(text_file), tokenizer="byte")
     expected = prepare(config)
-    lock = FileLock(cache_directory() / "tokens" / f"{expected.fingerprint[:32]}.lock")
+    folder = cache_directory() / "tokens" / expected.fingerprint[:32]
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    shutil.move(folder, folder.with_name("aside"))
     said, told, found = [], threading.Event(), []
 
     def notify(line: str) -> None:
@@ -164,12 +168,86 @@ def test_waiting_for_a_process_that_makes_the_same_tokens_is_told(text_file: Pat
     thread = threading.Thread(target=lambda: found.append(prepare(config, notify)))
     with lock:
         thread.start()
-        assert told.wait(20)
+        assert told.wait(60)
         assert not found
-    thread.join(20)
+        shutil.move(folder.with_name("aside"), folder)
+    thread.join(60)
     assert np.array_equal(found[0].train, expected.train)
     assert len(said) == 1
-    assert "Another process makes or checks the same tokens" in said[0]
+    assert str(folder) in said[0]
+
+
+def test_a_complete_cache_is_used_without_a_lock(text_file: Path) -> None:
+    config = DataConfig(data=str(text_file), tokenizer="byte")
+    expected = prepare(config)
+    with FileLock(cache_directory() / "tokens" / f"{expected.fingerprint[:32]}.lock"):
+        said: list[str] = []
+        assert np.array_equal(prepare(config, said.append).train, expected.train)
+        assert said == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Path(tempfile.mkdtemp(prefix="ltc-shared-"))
+    cache.chmod(0o777)
+    monkeypatch.setenv("LTC_CACHE", str(cache))
+    text = cache / "text.txt"
+    text.write_text("some text of some length\n" * 50)
+    config = DataConfig(data=str(text), tokenizer="byte")
+    (folder,) = {(cache / "tokens" / prepare(config).fingerprint[:32])}
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.touch(0o600)
+    lock.chmod(0o600)
+    for path in (cache / "tokens", folder):
+        path.chmod(0o755)
+    other = cache / "other.txt"
+    other.write_text("another text of some length\n" * 50)
+    os.seteuid(65534)
+    try:
+        prepare(config)
+        with pytest.raises(DataError, match=r"Permission denied.*LTC_CACHE"):
+            prepare(config.model_copy(update={"data": str(other)}))
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(cache)
+
+
+def test_a_user_without_a_home_gets_a_private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LTC_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = cache_directory()
+    assert found.parent == tmp_path
+    assert found.stat().st_mode & 0o077 == 0
+    found.rmdir()
+    found.symlink_to(tmp_path)
+    with pytest.raises(DataError, match="LTC_CACHE"):
+        cache_directory()
+    found.unlink()
+    if os.geteuid() == 0:
+        found.mkdir()
+        os.chown(found, 65534, 65534)
+        with pytest.raises(DataError, match="LTC_CACHE"):
+            cache_directory()
+
+
+def test_what_is_changed_in_reading_is_said_each_time(tmp_path: Path, fresh_cache: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": "one text"}, {"text": None}, {"text": "<|im_start|> two <|im_start|> <|separator|>"}]
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows * 20) + '{"text": "caf\udce9"}\n', "utf-8", "surrogateescape"
+    )
+    for _ in range(2):
+        said: list[str] = []
+        prepare(DataConfig(data=str(path), tokenizer="byte", encoding_errors="replace"), said.append)
+        changed, spelled = (line for line in said if "made in" not in line)
+        assert "20 rows" in changed
+        assert "1 became U+FFFD" in changed
+        assert "<|im_start|> (40 times)" in spelled
+        assert "<|separator|> (20 times)" in spelled
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace"])

@@ -1,4 +1,4 @@
-"""Long texts: several processes, kills in the middle, damaged beginnings, progress."""
+"""Long texts: several threads, kills in the middle, damaged beginnings, progress."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from ltc_textgen.config import DataConfig
 from ltc_textgen.data import token_cache, token_writer, tokenize
 from ltc_textgen.data.token_cache import TokenData, cache_directory, prepare
 from ltc_textgen.data.token_writer import Tokenizing, TokenWriter
-from ltc_textgen.errors import DataError
+from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.data.train_tokenizer import byte_tokenizer
+from ltc_textgen.errors import DataError, UsageError
 
 SIZE = 4000
 
@@ -27,7 +29,6 @@ SIZE = 4000
 def text_file(tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tokenize, "PART", 500)
     monkeypatch.setattr(tokenize, "SHARD", SIZE)
-    monkeypatch.setattr(tokenize, "ALONE", 2)
     monkeypatch.setenv("LTC_WORKERS", "1")
     draw = random.Random(0)
     words = ["cat", "lobster", "it's", "Straße", "\U0001f600", "1234", "\u2003", "…", "\n"]
@@ -46,16 +47,20 @@ def made(path: Path, kind: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece"])
-def test_several_processes_make_what_one_makes(text_file: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_threads_make_what_one_makes(text_file: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, facts = made(text_file, kind, "one", monkeypatch)
     monkeypatch.setenv("LTC_WORKERS", "3")
-    started: list[int] = []
-    original = tokenize._Worker.encode
-    monkeypatch.setattr(
-        tokenize._Worker, "encode", lambda w, shard: (started.append(w._process.pid), original(w, shard))[1]
-    )
+    threads: set[int] = set()
+    original = tokenize.encode_shard
+
+    def encode(tokenizer: TextTokenizer, shard: tokenize.Shard) -> tuple[np.ndarray, tokenize.Counts]:
+        threads.add(threading.get_ident())
+        time.sleep(0.002)  # so that one thread is not done with all before another starts
+        return original(tokenizer, shard)
+
+    monkeypatch.setattr(tokenize, "encode_shard", encode)
     several, facts_of_several = made(text_file, kind, "several", monkeypatch)
-    assert len(set(started)) > 1
+    assert len(threads) > 2
     assert facts_of_several == facts
     assert several.tokenizer.content == one.tokenizer.content
     for split in ("train", "valid"):
@@ -65,26 +70,58 @@ def test_several_processes_make_what_one_makes(text_file: Path, kind: str, monke
     assert one.valid_words == sum(len(text.split()) + text.count("\n") for text in one.corpus.valid())
 
 
-def test_a_short_text_starts_no_process(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_read_no_further_ahead_than_twice_the_threads() -> None:
+    read: list[int] = []
+
+    def shards() -> Iterator[tokenize.Shard]:
+        for n in range(50):
+            read.append(n)
+            yield tokenize.Shard([("text", True)])
+
+    results = tokenize.encode_shards(byte_tokenizer(), shards(), 2)
+    for taken in range(1, 20):
+        next(results)
+        assert len(read) <= taken + 4
+    results.close()
+    assert threading.active_count() < 40
+
+
+def test_a_short_text_starts_no_thread(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTC_WORKERS", "4")
     monkeypatch.setattr(tokenize, "SHARD", 1 << 21)
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(tokenize, "ThreadPoolExecutor", lambda *_: pytest.fail("started"))
     assert len(made(text_file, "char", "cache", monkeypatch)[0].train)
 
 
-def test_as_many_processes_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_threads_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LTC_WORKERS", raising=False)
-    assert tokenize.worker_count() == min(len(os.sched_getaffinity(0)), tokenize.MOST)
+    assert tokenize.worker_count() == min(len(os.sched_getaffinity(0)), tokenize.MOST_THREADS)
     monkeypatch.setenv("LTC_WORKERS", "5")
     assert tokenize.worker_count() == 5
+    for wrong in ("0", "-1", "many", "9" * 5000):
+        monkeypatch.setenv("LTC_WORKERS", wrong)
+        with pytest.raises(UsageError, match="LTC_WORKERS"):
+            tokenize.worker_count()
+
+
+@pytest.mark.parametrize("kind", ["char", "wordpiece"])
+def test_a_forked_process_tokenises_too(text_file: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTC_WORKERS", "2")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    data, _ = made(text_file, kind, "parent", monkeypatch)
+    child = os.fork()
+    if child == 0:
+        again, _ = made(text_file, kind, "child", monkeypatch)
+        os._exit(0 if np.array_equal(again.train, data.train) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 KILLED = """
 import os, sys, time
 from ltc_textgen.config import DataConfig
-from ltc_textgen.data import shards, workers, writer
+from ltc_textgen.data import token_writer, tokenize
 from ltc_textgen.data.token_cache import prepare
-tokenize.PART, tokenize.SHARD, tokenize.ALONE = 500, int(sys.argv[2]), 2
+tokenize.PART, tokenize.SHARD = 500, int(sys.argv[2])
 def slow(*_):
     print("shard", flush=True)
     time.sleep(0.03)
@@ -108,7 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(text_file: Path, processes: str, monk
     process.send_signal(signal.SIGKILL)
     process.wait()
     (folder,) = (cache / "tokens").glob("*.new")
-    there = len((folder / "train.jsonl").read_text().splitlines())
+    there = (folder / "train.jsonl").read_text().count("\n")
     assert 7 <= there <= 12
     encoded: list[str] = []
     original = tokenize.encode_shard
@@ -117,7 +154,7 @@ def test_a_killed_run_goes_on_where_it_was(text_file: Path, processes: str, monk
     )
     monkeypatch.setattr(token_cache, "_build", lambda *_: pytest.fail("the tokenizer was there"))
     again, facts_again = made(text_file, "wordpiece", "killed", monkeypatch)
-    total = sum(len(list(tokenize.shards(again.corpus.pieces(split), "wordpiece"))) for split in ("train", "valid"))
+    total = sum(len(list(tokenize.shards(again.corpus.chunks(split), "wordpiece"))) for split in ("train", "valid"))
     assert total > 16
     assert len(encoded) == total - there
     assert facts_again == facts
@@ -125,53 +162,23 @@ def test_a_killed_run_goes_on_where_it_was(text_file: Path, processes: str, monk
     assert np.array_equal(again.valid, whole.valid)
 
 
-def test_a_worker_that_is_killed_is_one_error_in_seconds(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, facts = made(text_file, "char", "whole", monkeypatch)
+def test_what_goes_wrong_in_a_thread_is_raised_and_leaves_no_thread(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LTC_WORKERS", "2")
-    pids: list[int] = []
-    original = tokenize._Worker.encode
+    original, done = tokenize.encode_shard, []
 
-    def encode(worker: tokenize._Worker, shard: tokenize.Shard) -> object:
-        pids.append(worker._process.pid)
-        if len(pids) == 6:
-            os.kill(pids[-1], signal.SIGKILL)
-        return original(worker, shard)
+    def encode(tokenizer: TextTokenizer, shard: tokenize.Shard) -> tuple[np.ndarray, tokenize.Counts]:
+        done.append(1)
+        if len(done) == 6:
+            raise DataError("broken")
+        return original(tokenizer, shard)
 
-    monkeypatch.setattr(tokenize._Worker, "encode", encode)
-    start, threads = time.perf_counter(), threading.active_count()
-    with pytest.raises(DataError, match=r"ended with signal 9 \(SIGKILL\).*the same command goes on") as failure:
-        made(text_file, "char", "killed", monkeypatch)
-    assert time.perf_counter() - start < 5
-    assert "\n" not in str(failure.value)
-    assert threading.active_count() == threads
-    for pid in set(pids):
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-    (folder,) = (cache_directory() / "tokens").glob("*.new")
-    assert len((folder / "train.jsonl").read_text().splitlines()) >= tokenize.ALONE
-    monkeypatch.setattr(tokenize._Worker, "encode", original)
-    assert made(text_file, "char", "killed", monkeypatch)[1] == facts
-
-
-def test_all_workers_killed_at_once_hang_nothing(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LTC_WORKERS", "2")
-    original = tokenize._Worker.__init__
-
-    def dead(worker: tokenize._Worker, tokenizer: object) -> None:
-        original(worker, tokenizer)
-        worker._process.kill()
-
-    monkeypatch.setattr(tokenize._Worker, "__init__", dead)
-    with pytest.raises(DataError, match="ended with signal 9"):
-        made(text_file, "char", "killed", monkeypatch)
-
-
-def test_what_goes_wrong_in_a_worker_is_told(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LTC_WORKERS", "2")
-    original = tokenize._pack
-    monkeypatch.setattr(tokenize, "_pack", lambda shard: (original(shard)[0] | {"starts": []}, original(shard)[1]))
-    with pytest.raises(DataError, match="could not be tokenised: ValueError"):
-        made(text_file, "byte", "wrong", monkeypatch)
+    monkeypatch.setattr(tokenize, "encode_shard", encode)
+    before = threading.active_count()
+    with pytest.raises(DataError, match="broken"):
+        made(text_file, "char", "wrong", monkeypatch)
+    assert threading.active_count() == before
 
 
 def cut(path: Path) -> None:
@@ -235,7 +242,7 @@ def test_what_was_abandoned_long_ago_goes(text_file: Path, monkeypatch: pytest.M
 
 
 def test_progress_tells_share_speed_and_time_left(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_writer, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(token_writer, "REPORT_INTERVAL", 0.0)
     told: list[Tokenizing] = []
     data = prepare(DataConfig(data=str(text_file), tokenizer="char"), progress=told.append)
     train = [state for state in told if state.split == "train"]

@@ -2,21 +2,20 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hub import BERT, bert_tokenizer_json, bert_vocabulary
+from hub import BERT, bert_vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizer_kinds import PROSE, made, metaspace_json
+from tokenizers import Tokenizer, models
 
 from ltc_textgen.data.token_cache import find_tokenizer
-from ltc_textgen.data.tokenizers import SEPARATOR, TextTokenizer
-from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, read_tokenizer, train_wordpiece
+from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.data.train_tokenizer import character_tokenizer, read_tokenizer, train_wordpiece
 from ltc_textgen.errors import DataError, LTCError, UsageError
 
-PROSE = "The cat sat on the mat, and the dog didn't.\n\n  Indented é text: 😀 日本語\ttab\r\n" * 5
 HARD = [
     "",
     " ",
@@ -27,61 +26,6 @@ HARD = [
     "\x00\x01\x7f \u2028\u2029\u0085 e\u0301\u0301 👩‍👩‍👧 𝔘𝔫𝔦 \ufeff \uffff",
     "don't I'll WE'VE 'tis 12345678 1,000.50 --- !!!!!!!!!!!!!!!!!!!!",
 ]
-
-
-def metaspace_json() -> str:
-    """A tokenizer of the kind that Llama and T5 have."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator([PROSE], trainer)
-    return tokenizer.to_str()
-
-
-def byte_fallback_json() -> str:
-    """Characters of ASCII, and bytes for the rest, as in Llama 2."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *(chr(c) for c in range(33, 127))]
-    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return tokenizer.to_str()
-
-
-def gpt2_like_json() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([PROSE], trainer)
-    return tokenizer.to_str()
-
-
-@cache
-def made(kind: str) -> TextTokenizer:
-    match kind:
-        case "char":
-            return character_tokenizer(PROSE)
-        case "byte":
-            return byte_tokenizer()
-        case "wordpiece":
-            return train_wordpiece([PROSE], 700)
-        case "bert":
-            return TextTokenizer(bert_tokenizer_json(), "bert", "[SEP]")
-        case "gpt2":
-            return TextTokenizer(gpt2_like_json(), "custom", "<|endoftext|>")
-        case "fallback":
-            tokenizer = Tokenizer.from_str(byte_fallback_json())
-            tokenizer.add_special_tokens([SEPARATOR])
-            return TextTokenizer(tokenizer.to_str(), "custom")
-    return TextTokenizer(metaspace_json(), "custom", "</s>")
 
 
 KINDS = ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace", "fallback"]
@@ -287,7 +231,7 @@ def test_a_path_names_a_file_or_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", "not a tokenizer"), ("[1]", "expected a JSON object"), ("{", "cannot be read"), (None, "no such file")],
+    [("{}", "not a tokenizer"), ("[1]", "expected a JSON object"), ("{", "JSON"), (None, "no such file")],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "tokenizer.json"

@@ -1,0 +1,51 @@
+"""Paths that a user names, and what the operating system says about them."""
+
+import os
+import stat
+from pathlib import Path
+
+from ltc_textgen.errors import UsageError
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user wrote it, with a leading `~` or `~name` replaced by the home directory.
+
+    Raises:
+        UsageError: If that home directory is not known, or the path holds a NUL character.
+    """
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: a path holds no NUL character")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: the home directory is not known (HOME is not set): write the whole path") from None
+
+
+def os_reason(error: OSError, named: Path | None = None) -> str:
+    """Why a call of the operating system failed: one phrase, with the file where that is not `named`.
+
+    Args:
+        error: What was raised.
+        named: The path that the surrounding message names already.
+    """
+    reason = error.strerror or str(error) or type(error).__name__
+    file = error.filename
+    if file is None or isinstance(file, int) or (named is not None and os.fspath(file) == os.fspath(named)):
+        return reason
+    return f"{reason}: {os.fsdecode(file)}"
+
+
+def special_file(path: Path) -> str | None:
+    """What a path is if it is no regular file: a directory, a named pipe, a device or a socket; None for a file.
+
+    Raises:
+        OSError: If there is no such path, or it cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    kinds = {
+        "a directory": stat.S_ISDIR,
+        "a named pipe": stat.S_ISFIFO,
+        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+        "a socket": stat.S_ISSOCK,
+    }
+    return next((kind for kind, matches in kinds.items() if matches(mode)), None)
