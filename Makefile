@@ -6,7 +6,7 @@ RUN    ?= runs/default
 PROMPT ?=
 ARGS   ?=
 
-.PHONY: help install run test test-all lint bench sanitize chaos clean
+.PHONY: help install run test test-all lint bench sanitize fuzz chaos clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /  make \1	/p' Makefile
@@ -34,8 +34,11 @@ chaos: $(VENV)/.dev  ## inject every fault that training must survive: kills, fu
 bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
 	$(BIN)/python benchmarks/speed.py
 
-sanitize: $(VENV)/.dev  ## run the CPU kernels under the address and undefined-behaviour sanitizers
+sanitize: $(VENV)/.dev  ## run the CPU kernels and their bindings under the address and undefined-behaviour sanitizers
 	$(BIN)/python tests/kernels/sanitize.py
+
+fuzz: $(VENV)/.dev  ## feed mutated files of every format to what reads them: no crash, hang or traceback
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 clean:           ## remove everything the targets above made except runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ltc_textgen/kernels/*.so
