@@ -12,7 +12,7 @@ documentation inside Python (word pieces); see docs/command-line.md.
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +21,32 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ltc_textgen.errors import UsageError
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
+
+RENAMED: Mapping[str, str] = {
+    "accumulate": "gradient_accumulation_steps",
+    "clip": "max_grad_norm",
+    "eval_every": "eval_steps",
+    "ignore_separator": "ignore_eos",
+    "keep_last": "save_total_limit",
+    "learned_start": "learned_initial_state",
+    "precision": "mixed_precision",
+    "restart": "state_reset_prob",
+    "save_every": "save_steps",
+    "track": "report_to",
+    "warmup": "warmup_ratio",
+}
+"""Settings of earlier versions -> their names today. Files of earlier versions load; a person is told the new name."""
+
+
+def with_current_names(values: Mapping[str, Any], settings: "type[BaseModel]") -> dict[str, Any]:
+    """Settings that an earlier version wrote, under the names of today.
+
+    Args:
+        values: As in config.json or one group of training.json.
+        settings: The class that they belong to.
+    """
+    fields = settings.model_fields
+    return {RENAMED[k] if k not in fields and RENAMED.get(k) in fields else k: v for k, v in values.items()}
 
 
 class Settings(BaseModel):
@@ -66,7 +92,10 @@ class Settings(BaseModel):
         key = ".".join(path)
         prefix = f"{where}: " if where else ""
         if problem["type"] == "extra_forbidden":
-            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], cls._known(path[:-1]))}"
+            known = cls._known(path[:-1])
+            if RENAMED.get(path[-1]) in known:
+                return f"{prefix}{key} is now called {'.'.join([*path[:-1], RENAMED[path[-1]]])}"
+            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], known)}"
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         return f"{prefix}{key}: {message}, got {problem['input']!r}" if key else f"{prefix}{message}"
@@ -212,7 +241,7 @@ class ModelConfig(Settings):
     adaptive_cutoffs: tuple[Positive, ...] = Field(
         (), description="Where the clusters of an adaptive head begin, by frequency rank; chosen if empty."
     )
-    learned_start: bool = Field(
+    learned_initial_state: bool = Field(
         False, description="Learn the state before the first token; False starts every text at rest."
     )
     dropout: Probability = Field(
@@ -489,3 +518,13 @@ class CacheConfig(Settings):
     weight: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2, description="Weight lambda of the cache in the mixture with the network."
     )
+
+
+def current_run_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that an earlier version may have written, under the names of today."""
+    groups: dict[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+    found = {}
+    for name, values in settings.items():
+        known = isinstance(values, dict) and name in groups
+        found[name] = with_current_names(values, groups[name]) if known else values
+    return found

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltc_textgen.config import ModelConfig, RunConfig
+from ltc_textgen.config import ModelConfig, RunConfig, current_run_settings, with_current_names
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
 from ltc_textgen.io.hashing import digest as digest
 from ltc_textgen.io.hashing import fingerprint as fingerprint
 from ltc_textgen.io.hashing import own_tensors as own_tensors
+from ltc_textgen.io.tensor_names import current_names
 
 if TYPE_CHECKING:
     import torch
@@ -88,10 +89,13 @@ def save_run(
     facts: Mapping[str, Any],
 ) -> None:
     """Write everything that `load_run` needs but the weights, which `save_weights` writes."""
+    from ltc_textgen.hf.sharing import add_remote_code
+
     directory.mkdir(parents=True, exist_ok=True)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.separator_id)
     model.generation_config.update(**ids)
     write_atomic(directory / "config.json", model.config.to_json_string())
+    add_remote_code(directory)  # `trust_remote_code=True` then loads the directory without `import ltc_textgen`
     write_atomic(directory / "generation_config.json", model.generation_config.to_json_string())
     tokenizer.save(directory)
     save_facts(directory, run, facts)
@@ -136,7 +140,7 @@ def load_weights(path: Path, model: "LiquidNetwork") -> dict[str, str]:
         raise ArtifactError(f"{path} is damaged: its checksum does not match its tensors")
     if header.get("settings", own := fingerprint(model.settings)) != own:
         raise ArtifactError(f"{path} does not fit config.json: the weights were saved with another configuration")
-    expected = own_tensors(model)
+    tensors, expected = current_names(tensors), own_tensors(model)
     for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
         if names:
             unknown = "" if problem == "lacks" else ", which the configuration does not know"
@@ -159,11 +163,12 @@ def load_settings(directory: Path) -> ModelConfig:
     content = read_json(path)
     if content.get("model_type") != "ltc":
         raise ArtifactError(f"{path}: model_type is {content.get('model_type')!r}, expected 'ltc'")
+    content = with_current_names(content, ModelConfig)
     try:
         if not content.keys() <= USUAL_KEYS | ModelConfig.model_fields.keys():
             from ltc_textgen.hf.config import LTCConfig
 
-            LTCConfig.refuse_unknown(content, str(path))
+            LTCConfig.reject_unknown(content, str(path))
         return ModelConfig.parse({k: v for k, v in content.items() if k in ModelConfig.model_fields}, str(path))
     except LTCError as error:
         raise ArtifactError(str(error)) from None
@@ -221,10 +226,10 @@ def _load(directory: Path, build: "Callable[[ModelConfig], LiquidNetwork]", devi
 
 def _configure_generation(model: "LiquidNetwork", path: Path) -> None:
     """What `generate` of transformers does if not told otherwise; a plain network has no such method."""
-    content = read_json(path)
-    if hasattr(model, "generation_config"):
+    content, settings = read_json(path), getattr(model, "generation_config", None)
+    if settings is not None:
         try:
-            model.generation_config.update(**content)
+            settings.update(**content)
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
 
@@ -242,6 +247,6 @@ def load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:
     if not isinstance(settings, dict) or not isinstance(facts, dict):
         raise ArtifactError(f"{path} is damaged: run and facts must be JSON objects")
     try:
-        return RunConfig.parse(settings, str(path)), facts
+        return RunConfig.parse(current_run_settings(settings), str(path)), facts
     except LTCError as error:
         raise ArtifactError(str(error)) from None

@@ -14,7 +14,7 @@ A shape such as ``Float[Tensor, "B T N"]`` reads: floating point, B by T by N. T
 annotation at run time (jaxtyping with beartype); outside the tests they cost nothing.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Bool", "Float", "Int", "Tensor"]
+__all__ = ["Bool", "Float", "Int", "Shaped", "Tensor"]

@@ -83,10 +83,10 @@ class Liquid(LanguageModel):
         return self.network.settings.vocabulary
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.network.head.logits(hidden)
+        return self.network.lm_head.logits(hidden)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return self.network.head.loss(hidden, targets)
+        return self.network.lm_head.loss(hidden, targets)
 
 
 class MinGruCell(LiquidLayer):

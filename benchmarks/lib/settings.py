@@ -98,7 +98,7 @@ WORDS: dict[str, Any] = {
     "tie_embeddings": True,
     "dropout": 0.3,
     "embedding_dropout": 0.3,
-    "learned_start": True,
+    "learned_initial_state": True,
     "batch_size": 16,
     "sequence_length": 32,
     "restart": 0.05,

@@ -99,11 +99,11 @@ def _read(
     progress: Callable[[int, int], None] | None,
 ) -> Adapted:
     pairs, step = len(tokens) - 1, learner.config.segment if learner else CHUNK
-    device, state, own, mixed = reader.embedding.weight.device, None, 0.0, 0.0
+    device, state, own, mixed = reader.embed_tokens.weight.device, None, 0.0, 0.0
     for start in range(0, pairs, step):
         part = torch.from_numpy(np.asarray(tokens[start : start + step + 1]).astype(np.int64)).to(device)
         hidden, state = reader.advance(part[None, :-1], state)
-        losses = reader.head.loss(hidden[0], part[1:])
+        losses = reader.lm_head.loss(hidden[0], part[1:])
         apart = losses.detach()
         own += float(apart.cpu().double().sum())
         mixed += float(memory.mix(hidden[0].detach(), part[1:], apart).cpu().double().sum()) if memory else 0.0

@@ -96,7 +96,7 @@ class _Scorer:
     def score(self, rows: int, length: int, state: LiquidState | None) -> LiquidState:
         """Score the next rows * length tokens, laid out in rows that are read side by side."""
         start, self.done = self.done, self.done + rows * length
-        device = self._model.embedding.weight.device
+        device = self._model.embed_tokens.weight.device
         for at in range(0, length, self._chunk):
             columns = start + at + np.arange(min(self._chunk, length - at))
             index = columns[None, :] + length * np.arange(rows)[:, None]
@@ -115,7 +115,7 @@ class _Scorer:
         size = max(1, HEAD_LOGITS // self._model.settings.vocabulary)
         pieces = zip(hidden.split(size), targets.split(size), strict=True)
         # float64 is summed on the CPU: not every device has it.
-        return sum(float(self._model.head.loss(h, t).cpu().double().sum()) for h, t in pieces)
+        return sum(float(self._model.lm_head.loss(h, t).cpu().double().sum()) for h, t in pieces)
 
 
 @dataclass(frozen=True)

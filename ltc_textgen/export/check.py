@@ -67,7 +67,7 @@ def compare(
                 expected = network.time_constants(inputs, reference, times)
                 _check_time_constants([np.stack(layer, 1) for layer in zip(*constants, strict=True)], expected)
             hidden, reference = network.advance(inputs, reference, times)
-            difference = np.abs(network.head.logits(hidden).float().numpy() - np.stack(logits, 1)).max()
+            difference = np.abs(network.lm_head.logits(hidden).float().numpy() - np.stack(logits, 1)).max()
         if not difference <= TOLERANCE:
             raise LTCError(
                 f"export: the ONNX model differs from PyTorch by {difference:.1e} within {done + length:,} tokens, "

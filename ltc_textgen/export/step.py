@@ -42,14 +42,14 @@ class TokenStep(nn.Module):
         """
         missing = {name: rest.expand(token.shape[0], *rest.shape[1:]) for name, rest in self._rest.items()}
         before = LiquidState.from_tensors(missing | dict(zip(self.state_names, state, strict=True)))
-        columns = before.columns or (None,) * len(before.neurons)
+        conv_state = before.conv_state or (None,) * len(before.neurons)
         network, after, constants = self.network, [], []
-        hidden = network.embedding(token[:, None])
-        for layer, layer_state in zip(network.layers, zip(before.neurons, columns, strict=True), strict=True):
+        hidden = network.embed_tokens(token[:, None])
+        for layer, layer_state in zip(network.stack(), zip(before.neurons, conv_state, strict=True), strict=True):
             hidden, layer_after, tau = _observed(layer, hidden, layer_state, elapsed[:, None])
             after.append(layer_after)
             constants.append(tau)
-        logits = network.head.logits(network.norm(hidden)[:, 0]).float()
+        logits = network.lm_head.logits(network.norm(hidden)[:, 0]).float()
         neurons = tuple(n for n, _ in after)
         named = LiquidState(neurons, tuple(c for _, c in after if c is not None)).tensors()
         return logits, *(named[name] for name in self.state_names), *constants

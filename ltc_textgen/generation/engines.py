@@ -122,7 +122,7 @@ class TorchEngine:
         self._streams = request.streams()
         self._seen = request.seen(model.settings.vocabulary)
         if self._seen is not None:
-            self._seen = self._seen.to(model.embedding.weight.device)
+            self._seen = self._seen.to(model.embed_tokens.weight.device)
 
     @torch.inference_mode()
     def draw(self) -> Int[Tensor, "B 1"]:
@@ -134,7 +134,7 @@ class TorchEngine:
         if self._hidden is None:
             self._hidden, self._state = read(self._model, self._last[:, None], self._state)
         sampling = self._request.sampling
-        logits = self._model.head.logits(self._hidden)
+        logits = self._model.lm_head.logits(self._hidden)
         logits = shape_logits(logits, sampling, self._seen, self._request.separator)
         self._last = logits.argmax(dim=1).cpu() if sampling.greedy else draw(logits, self._streams.next())
         if self._seen is not None:

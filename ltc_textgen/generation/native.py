@@ -14,14 +14,14 @@ from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 from ltc_textgen.kernels.liquid_block import BlockWeights
 from ltc_textgen.kernels.matmul import Linear
 from ltc_textgen.layers.diagonal import DiagonalLTC
-from ltc_textgen.model.blocks import CausalConvolution, LearnedStart, LiquidBlock, LockedDropout, evaluating
+from ltc_textgen.model.blocks import CausalConvolution, LearnedInitialState, LiquidBlock, LockedDropout, evaluating
 from ltc_textgen.model.heads import FullHead
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
 
 KNOWN: tuple[type[nn.Module], ...] = (
-    *(LiquidBlock, LearnedStart, CausalConvolution, LockedDropout, DiagonalLTC, FullHead),
+    *(LiquidBlock, LearnedInitialState, CausalConvolution, LockedDropout, DiagonalLTC, FullHead),
     *(nn.Embedding, nn.ModuleList, nn.RMSNorm, Linear, nn.Linear),
 )
 """Modules whose mathematics the decoder has, beside the network itself; a class before the one that it extends."""
@@ -44,7 +44,7 @@ def why_not(model: LiquidNetwork) -> str:
     if LIBRARY is None:
         return f"there are no CPU kernels here: {WHY_NOT}"
     if not fits_cpu(*model.parameters()):
-        weight = model.embedding.weight
+        weight = model.embed_tokens.weight
         there = f"{weight.dtype} on {weight.device}, kernels: {report()['override']}"
         return f"it needs float32 weights on the cpu and kernels switched on; here: {there}"
     for name, value, needed in (
@@ -60,17 +60,21 @@ def why_not(model: LiquidNetwork) -> str:
             return f"the model has a part that it does not have: {name}, a {type(module).__name__}"
         if changed(model, LiquidNetwork, *READ) if module is model else observed(module, kind):
             return f"{name or 'the network'} has a hook, or methods that were changed"
-    if model.embedding.max_norm is not None:
+    if model.embed_tokens.max_norm is not None:
         return "the embedding has a max_norm"
     return _unlike(model)
 
 
 def _unlike(model: LiquidNetwork) -> str:
     """What the blocks do not have in common, or the decoder does not have; empty if nothing."""
-    cells = [layer.cell for layer in model.layers]
+    cells = _cells(model)
     if len({(cell.method, cell.step_size) for cell in cells}) > 1:
         return "its layers differ in their solver or time"
     return "" if is_standard(cells[0].solver) else f"its solver is not that of the package: {cells[0].solver}"
+
+
+def _cells(model: LiquidNetwork) -> list[DiagonalLTC]:
+    return [layer.cell for layer in model.stack() if isinstance(layer.cell, DiagonalLTC)]
 
 
 class NativeDecoder:
@@ -89,7 +93,7 @@ class NativeDecoder:
     def __init__(self, model: LiquidNetwork, *, int8: bool = False) -> None:
         if reason := why_not(model):
             raise UsageError(f"the native decoder cannot decode this model: {reason}")
-        self.settings, cell = model.settings, model.layers[0].cell
+        self.settings, cell = model.settings, _cells(model)[0]
         self._method, self._step_size = cell.method, cell.step_size
         weights = weights_of(model)
         self._start = model.initial_state(1).detach()
@@ -105,7 +109,7 @@ class NativeDecoder:
     def _prove(self, model: LiquidNetwork) -> None:
         ids = torch.linspace(0, self.settings.input_size - 1, PROBE_TOKENS).long()[None]
         with evaluating(model):
-            expected = model.head.logits(model.advance(ids)[0])
+            expected = model.lm_head.logits(model.advance(ids)[0])
         got, _ = self.logits(ids)
         scale = max(1.0, float(expected.nan_to_num(posinf=0.0, neginf=0.0).abs().amax()))
         if not torch.allclose(got, expected, rtol=0.0, atol=AGREEMENT * scale, equal_nan=True):
@@ -174,7 +178,7 @@ class NativeDecoder:
 
 def stacked(state: LiquidState) -> tuple[Tensor, Tensor]:
     """Neurons (L, B, N) and columns (L, B, K - 1, D), as the decoder takes them."""
-    return torch.stack(state.neurons).detach(), torch.stack(state.columns).detach()
+    return torch.stack(state.neurons).detach(), torch.stack(state.conv_state).detach()
 
 
 @torch.no_grad()
@@ -186,8 +190,8 @@ def weights_of(model: LiquidNetwork) -> Weights:
         blocks.append(BlockWeights(*(weight.detach() for weight in layer.weights())))
         epsilons.append(layer.epsilon())
     assert isinstance(model.norm, nn.RMSNorm)
-    assert isinstance(model.head, FullHead)
-    head, embedding, norm = model.head.projection, model.embedding.weight.detach(), model.norm.weight.detach()
+    assert isinstance(model.lm_head, FullHead)
+    head, embedding, norm = model.lm_head.projection, model.embed_tokens.weight.detach(), model.norm.weight.detach()
     epsilons.append(_epsilon(model.norm))
     return Weights(blocks, embedding, norm, head.weight.detach(), head.bias.detach(), epsilons)
 

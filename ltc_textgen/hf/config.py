@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ltc_textgen.config import ModelConfig, did_you_mean
+from ltc_textgen.config import ModelConfig, did_you_mean, with_current_names
 from ltc_textgen.errors import UsageError
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
@@ -30,7 +30,7 @@ class LTCConfig(PreTrainedConfig):
     """
 
     model_type = "ltc"
-    keys_to_ignore_at_inference = ["state", "past_key_values"]
+    keys_to_ignore_at_inference = ["state", "past_key_values", "last_hidden_state"]
     attribute_map = {
         "vocab_size": "input_size",
         "num_hidden_layers": "num_layers",
@@ -38,7 +38,8 @@ class LTCConfig(PreTrainedConfig):
     }
 
     def __init__(self, **kwargs: Any) -> None:
-        self.refuse_unknown(kwargs, "model")
+        kwargs = with_current_names(kwargs, ModelConfig)
+        self.reject_unknown(kwargs, "model")
         for theirs, ours in self.attribute_map.items():
             if theirs in kwargs:
                 kwargs[ours] = kwargs.pop(theirs)
@@ -50,8 +51,8 @@ class LTCConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def refuse_unknown(cls, keys: Iterable[str], where: str) -> None:
-        """Refuse keys that no one reads.
+    def reject_unknown(cls, keys: Iterable[str], where: str) -> None:
+        """Check that every key of a configuration is known.
 
         Args:
             keys: As in a config.json.
@@ -176,10 +177,13 @@ class LiquidOutput(ModelOutput):
 
     Args:
         loss: Mean loss in nats per target, if targets were given.
-        logits: Unnormalised log-probabilities of the next token, (B, T, V); None in training with `shift_labels`.
+        logits: Unnormalised log-probabilities of the next token, (B, T, V), which an adaptive head normalises; None if
+            `skip_logits` was given beside targets.
         state: State after the last token.
         past_key_values: The same state as a cache, for `generate`.
-        hidden_states: Embedding and the output of every layer, if asked for.
+        hidden_states: If asked for, the embedding and the output of every layer, (B, T, D); the last is after the final
+            norm, which is what the output layer reads.
+        last_hidden_state: The last of them, whether asked for or not.
     """
 
     loss: Tensor | None = None
@@ -187,3 +191,4 @@ class LiquidOutput(ModelOutput):
     state: LiquidState | None = None
     past_key_values: LiquidCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None

@@ -1,15 +1,12 @@
-"""`generate` of transformers with a state of constant size, from texts that were read, and with errors that say why.
-
-What `generate` of transformers asks after every token: can a token be drawn, and has a text reached its end?
-"""
+"""What `generate` of transformers needs for a liquid network: inputs, cache, checks of logits, stop strings."""
 
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
 from ltc_textgen.errors import LogitsError, UsageError
-from ltc_textgen.hf.config import LiquidCache, LiquidOutput, check_past
+from ltc_textgen.hf.config import LiquidCache, check_past
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.model.text_state import TextState
 from ltc_textgen.shapes import Bool, Int, Tensor
@@ -19,7 +16,7 @@ MARGIN = 8
 
 
 class FiniteLogits(LogitsProcessor):
-    """Refuses logits that no token can be drawn from; transformers would write token 0 for ever."""
+    """Raises on logits that no token can be drawn from, where transformers would generate token 0 for ever."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         best = scores.amax(dim=-1)
@@ -37,7 +34,7 @@ class FiniteLogits(LogitsProcessor):
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a sequence with the token that completes one of some texts.
+    """Stops a sequence at the token that completes a stop string.
 
     That of transformers tries tokens behind the letters "abcdef", and fails where a vocabulary of characters lacks one.
 
@@ -73,141 +70,113 @@ def _occurrences(text: str, within: str) -> int:
     return sum(within.startswith(text, start) for start in range(len(within)))
 
 
-class Writer:
-    """Goes before `transformers.GenerationMixin`, which a model must name among its own bases."""
+def prepare_inputs(
+    model: Any,
+    ids: Any,
+    args: tuple[Any, ...],
+    state: Any,
+    options: dict[str, Any],
+) -> Tensor | None:
+    """Check what `generate` was given, and add the token that a text state has not read yet.
 
-    def generate(
-        self, inputs: Tensor | None = None, *args: Any, state: TextState | LiquidState | None = None, **kwargs: Any
-    ) -> Any:
-        """As in `transformers`, and from a state.
+    Args:
+        model: The network.
+        ids: Token ids (B, T), padded on the left, or None.
+        args: Positional arguments of `generate`.
+        state: Text or state to continue.
+        options: Keyword arguments of `generate`; changed in place.
 
-        Args:
-            inputs: Token ids (B, T), padded on the left. None with a `TextState`: its text goes on.
-            *args: As in `transformers`.
-            state: A text that was read, for one or each sequence. Its last token is read again and is not part of the
-                result.
-            **kwargs: As in `transformers`.
+    Returns:
+        The ids to read. After a `TextState` the first column is its last token, which the caller cuts off again.
 
-        Raises:
-            UsageError: If padding is on the right, or the state is of another model or batch.
-            LogitsError: If the model's weights are broken.
-        """
-        given = kwargs.pop("logits_processor", None) or []
-        kwargs["logits_processor"] = LogitsProcessorList([FiniteLogits(), *given])
-        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        self._require(ids, state, kwargs)
-        if not isinstance(state, TextState):
-            more = {} if state is None else {"state": state}
-            return super().generate(ids, *args, **more, **kwargs)  # type: ignore[misc]
-        state.require_model(self)  # type: ignore[arg-type]
-        start = state.last[:, None]
-        if ids is not None:
-            if ids.shape[0] % state.batch_size:
-                raise UsageError(f"state: expected {ids.shape[0]} texts or one, got {state.batch_size}")
-            start = start.repeat_interleave(ids.shape[0] // state.batch_size, dim=0)
-            start = torch.cat([start.to(ids.device), ids], dim=1)
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            kwargs["attention_mask"] = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
-        else:  # or transformers takes a last token that is also the padding for padding
-            kwargs["attention_mask"] = torch.ones_like(start)
-        self._count_one_more(args, kwargs)
-        result = super().generate(start, *args, state=state.liquid, **kwargs)  # type: ignore[misc]
-        if isinstance(result, Tensor):
-            return result[:, 1:]
-        result.sequences = result.sequences[:, 1:]
-        return result
+    Raises:
+        UsageError: If padding is on the right, or the state is of another model or batch.
+    """
+    given = options.pop("logits_processor", None) or []
+    options["logits_processor"] = LogitsProcessorList([FiniteLogits(), *given])
+    _check(model, ids, state, options)
+    if not isinstance(state, TextState):
+        if state is not None:
+            options["state"] = state
+        return ids
+    state.require_model(model)
+    start = state.last[:, None]
+    if ids is not None:
+        if ids.shape[0] % state.batch_size:
+            raise UsageError(f"state: expected {ids.shape[0]} texts or one, got {state.batch_size}")
+        start = start.repeat_interleave(ids.shape[0] // state.batch_size, dim=0)
+        start = torch.cat([start.to(ids.device), ids], dim=1)
+    mask = options.get("attention_mask")
+    if mask is not None:
+        options["attention_mask"] = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+    else:  # without a mask transformers takes a last token that is also the padding token for padding
+        options["attention_mask"] = torch.ones_like(start)
+    _count_one_more(model, args, options)
+    options["state"] = state.liquid
+    return start
 
-    def _require(self, ids: Any, state: Any, options: dict[str, Any]) -> None:
-        """Refuse what transformers would misunderstand, or trip over later with an error that names something else."""
-        mask, cache = options.get("attention_mask"), options.get("past_key_values")
-        if options.get("inputs_embeds") is not None:
-            raise UsageError("inputs_embeds: this network reads token ids only")
-        if not isinstance(state, TextState | LiquidState | None):
-            raise UsageError(f"state: expected a TextState or a LiquidState, got {type(state).__name__}")
-        check_past(state, cache)
-        if ids is None:
-            return
-        if not isinstance(ids, Tensor) or ids.ndim != 2:
-            got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-            raise UsageError(f"input_ids: expected a tensor (B, T), got {got}")
-        if ids.shape[1] == 0:
-            raise UsageError(f"input_ids: expected (B, T) with T >= 1, got {tuple(ids.shape)}")
-        if cache is not None and cache.seen >= ids.shape[1]:
-            raise UsageError(
-                f"past_key_values: the cache has read {cache.seen} tokens, input_ids hold {ids.shape[1]}: give the "
-                "whole text and at least one token more (a cache moves on with what is written)"
-            )
-        if mask is None:
-            pad = options.get("pad_token_id", self.generation_config.pad_token_id)  # type: ignore[attr-defined]
-            ends = ids[:, -1] == (-1 if pad is None else pad)
-            padded = ids.shape[1] > 1 and bool(ends.any()) and not bool(ends.all())
-        elif mask.shape != ids.shape:
-            raise UsageError(f"attention_mask: expected {tuple(ids.shape)}, got {tuple(mask.shape)}")
-        else:
-            padded = not bool(mask[:, -1].all())
-        if padded:
-            raise UsageError(
-                "attention_mask: padding is on the right, where the text goes on; tokenizer.padding_side = 'left'"
-            )
 
-    def _count_one_more(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Lengths count the token before the text, which is read again and cut off at the end."""
-        config = options.get("generation_config") or (args[0] if args else None)
-        for name in ("max_length", "min_length"):
-            places = (options.get(name), getattr(config, name, None), getattr(self.generation_config, name))  # type: ignore[attr-defined]
-            length = next((value for value in places if value), None)
-            if length:
-                options[name] = length + 1
-        if options.get("max_new_tokens") or getattr(config, "max_new_tokens", None):
-            options.pop("max_length", None)
+def _check(model: Any, ids: Any, state: Any, options: dict[str, Any]) -> None:
+    """Reject what transformers would misread, or report later under another name."""
+    mask, cache = options.get("attention_mask"), options.get("past_key_values")
+    if options.get("inputs_embeds") is not None:
+        raise UsageError("inputs_embeds: generate reads token ids only; forward takes embeddings")
+    if not isinstance(state, TextState | LiquidState | None):
+        raise UsageError(f"state: expected a TextState or a LiquidState, got {type(state).__name__}")
+    check_past(state, cache)
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise UsageError(f"input_ids: expected a tensor (B, T), got {got}")
+    if ids.shape[1] == 0:
+        raise UsageError(f"input_ids: expected (B, T) with T >= 1, got {tuple(ids.shape)}")
+    if cache is not None and cache.seen >= ids.shape[1]:
+        raise UsageError(
+            f"past_key_values: the cache has read {cache.seen} tokens, input_ids hold {ids.shape[1]}: pass the whole "
+            "text and at least one new token (generate advances the cache)"
+        )
+    if mask is None:
+        pad = options.get("pad_token_id", model.generation_config.pad_token_id)
+        ends = ids[:, -1] == (-1 if pad is None else pad)
+        padded = ids.shape[1] > 1 and bool(ends.any()) and not bool(ends.all())
+    elif mask.shape != ids.shape:
+        raise UsageError(f"attention_mask: expected {tuple(ids.shape)}, got {tuple(mask.shape)}")
+    else:
+        padded = not bool(mask[:, -1].all())
+    if padded:
+        raise UsageError("attention_mask: padding is on the right, where the text continues; padding_side = 'left'")
 
-    def _get_stopping_criteria(
-        self, generation_config: Any, stopping_criteria: StoppingCriteriaList | None, tokenizer: Any = None, **more: Any
-    ) -> StoppingCriteriaList:
-        texts, generation_config.stop_strings = generation_config.stop_strings, None
-        try:
-            found = super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **more)  # type: ignore[misc]
-        finally:
-            generation_config.stop_strings = texts
-        if texts is not None:
-            found.append(StopStrings(texts, tokenizer))
-        return found
 
-    def _prepare_cache_for_generation(
-        self,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
-        mode: Any,
-        batch_size: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        given = model_kwargs.get("past_key_values")
-        if given is not None:
-            given.require_model(self)
-            return
-        cache = LiquidCache(model_kwargs.pop("state", None))
-        if cache.state is not None:  # one state may start many sequences
-            rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-            if rows % cache.state.batch_size:
-                raise UsageError(f"state: expected {batch_size} sequences or one, got {cache.state.batch_size}")
-            cache.batch_repeat_interleave(rows // cache.state.batch_size)
-        if generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = cache
-        elif cache.state is not None:  # every token reads the whole text again, from the same state
-            model_kwargs["state"] = cache.state
+def _count_one_more(model: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Lengths count the token before the text, which is read again and cut off at the end."""
+    config = options.get("generation_config") or (args[0] if args else None)
+    for name in ("max_length", "min_length"):
+        places = (options.get(name), getattr(config, name, None), getattr(model.generation_config, name))
+        length = next((value for value in places if value), None)
+        if length:
+            options[name] = length + 1
+    if options.get("max_new_tokens") or getattr(config, "max_new_tokens", None):
+        options.pop("max_length", None)
 
-    def _reorder_cache(self, cache: LiquidCache | LiquidState, beam_idx: Tensor) -> LiquidCache | LiquidState:
-        if isinstance(cache, LiquidState):  # where every token reads the whole text again
-            return cache.select(beam_idx)
-        cache.reorder_cache(beam_idx)
-        return cache
 
-    def _update_model_kwargs_for_generation(
-        self, outputs: LiquidOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        # transformers takes an output named "state" for a cache of its own; ours travels in past_key_values.
-        outputs = LiquidOutput(logits=outputs.logits, past_key_values=outputs.past_key_values)
-        update = super()._update_model_kwargs_for_generation  # type: ignore[misc]
-        return update(outputs, model_kwargs, *args, **kwargs)
+def initial_cache(model: Any, generation_config: Any, model_kwargs: dict[str, Any], batch_size: int) -> None:
+    """Put the cache of a generation into `model_kwargs`, filled with the state that it starts from.
+
+    Raises:
+        UsageError: If the state is of another batch, or another model has filled the cache.
+    """
+    given = model_kwargs.get("past_key_values")
+    if given is not None:
+        given.require_model(model)
+        return
+    cache = LiquidCache(model_kwargs.pop("state", None))
+    if cache.state is not None:  # one state may start many sequences
+        rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        if rows % cache.state.batch_size:
+            raise UsageError(f"state: expected {batch_size} sequences or one, got {cache.state.batch_size}")
+        cache.batch_repeat_interleave(rows // cache.state.batch_size)
+    if generation_config.use_cache is not False:
+        model_kwargs["past_key_values"] = cache
+    elif cache.state is not None:  # every token reads the whole text again, from the same state
+        model_kwargs["state"] = cache.state

@@ -1,26 +1,30 @@
-"""`LiquidTimeConstantNetwork`: the network of `network.py` as a `transformers` model.
+"""`LiquidTimeConstantNetwork`: the network of `model.network` as a transformers model.
 
 The same class is the network of the first LTC text scripts (one plain layer; seven arguments) and the deep language
 model (residual liquid blocks, `block="liquid"`).
 """
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel, StoppingCriteriaList
 
-from ltc_textgen.config import ModelConfig, Solver
+from ltc_textgen.config import ModelConfig, Solver, did_you_mean
 from ltc_textgen.errors import UsageError
 from ltc_textgen.hf.config import LiquidCache, LiquidOutput, LTCConfig, check_past
-from ltc_textgen.hf.generation import Writer
-from ltc_textgen.hf.sharing import Sharer
+from ltc_textgen.hf.generation import StopStrings, initial_cache, prepare_inputs
+from ltc_textgen.hf.sharing import check_weights, complete_upload, explain_missing_weights, loading_options
+from ltc_textgen.layers.base import Elapsed
 from ltc_textgen.model.heads import IGNORED, FullHead
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
+from ltc_textgen.model.text_state import TextState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 
-class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, GenerationMixin):
+class LiquidTimeConstantNetwork(LiquidNetwork, PreTrainedModel, GenerationMixin):
     """A liquid time-constant network that models text.
 
     Args:
@@ -49,6 +53,13 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
     supports_gradient_checkpointing = True
     _is_stateful = True
     _no_split_modules = ("LiquidBlock", "PlainLayer")
+
+    run_directory: Path | None = None
+    """The directory that `load_run` read the model from."""
+
+    if TYPE_CHECKING:  # transformers is not typed; nn.Module would make every attribute of it a tensor or a module
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
         self,
@@ -85,19 +96,19 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding of the token ids."""
-        return self.embedding
+        return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Put another embedding in its place."""
-        self.embedding = value
+        self.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The matrix of the output layer; None if it is adaptive, which is no single matrix."""
-        return self.head.projection if isinstance(self.head, FullHead) else None
+        return self.lm_head.projection if isinstance(self.lm_head, FullHead) else None
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Put another matrix in its place."""
-        self.head.projection = new_embeddings
+        self.lm_head.projection = new_embeddings
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As `transformers` does it: more or fewer tokens in embedding and output layer; `settings` follow.
@@ -120,78 +131,236 @@ class LiquidTimeConstantNetwork(Writer, Sharer, LiquidNetwork, PreTrainedModel, 
 
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
+        input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Int[Tensor, "B _"] | Bool[Tensor, "B _"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
-        shift_labels: Int[Tensor, "B T"] | None = None,
         state: LiquidState | None = None,
-        elapsed: Float[Tensor, "..."] | float | None = None,
+        elapsed: Elapsed = None,
         past_key_values: LiquidCache | None = None,
+        inputs_embeds: Float[Tensor, "_ _ _"] | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Int[Tensor, " _"] = 0,
         num_items_in_batch: Int[Tensor, ""] | Float[Tensor, ""] | int | None = None,
         return_dict: bool | None = None,
-        **unused: Any,
+        **others: Any,
     ) -> LiquidOutput | tuple[Any, ...]:
         """Read tokens and predict the next of each.
 
         Args:
             input_ids: Token ids.
             attention_mask: 0 where a token is padding. May be longer than the ids, as `generate` passes it; the last
-                T columns count.
-            labels: Targets as `transformers` gives them: the ids themselves, shifted here; -100 has no loss.
-            shift_labels: Targets already shifted (the token after each). No logits are returned then.
+                T entries count.
+            labels: Targets as in transformers: the ids themselves, shifted here; -100 has no loss.
             state: State before the first token.
             elapsed: As in `advance`.
             past_key_values: The same as `state`, as a cache; it is updated.
-            use_cache: Whether to return `past_key_values`; yes if None, except in training.
-            output_hidden_states: Whether to return the output of every layer.
-            logits_to_keep: Logits of the last so many tokens only, 0 for all; or of the tokens with these numbers.
+            inputs_embeds: Embedded tokens in place of `input_ids`, for soft prompts and attribution.
+            use_cache: Whether to return `past_key_values`; if None, yes except in training.
+            output_hidden_states: Whether to return the hidden states.
+            logits_to_keep: Logits of the last so many tokens only, 0 for all; or of the tokens at these positions.
             num_items_in_batch: Divides the loss in place of the number of targets (gradient accumulation).
             return_dict: False returns a tuple.
-            **unused: What `transformers` passes to attention models.
+            **others: `shift_labels`, targets that are shifted already (the token after each); `skip_logits=True`
+                returns no logits beside a loss, which saves the memory of a large vocabulary; and arguments for
+                attention that transformers passes to every model, which have no effect.
 
         Raises:
-            UsageError: If ids, labels, state or cache do not fit the network, or attentions are asked for.
+            UsageError: If ids, labels, state or cache do not fit the network, attentions are asked for, or an argument
+                is unknown.
         """
-        if unused.get("output_attentions"):
-            raise UsageError("output_attentions: a liquid network has none")
-        if unused.get("inputs_embeds") is not None:
-            raise UsageError("inputs_embeds: this network reads token ids only")
+        shift_labels, skip_logits = others.pop("shift_labels", None), others.pop("skip_logits", False)
+        reject_unknown_arguments(others)
+        tokens = tokens_of(input_ids, inputs_embeds)
         check_past(state, past_key_values)
         if past_key_values is not None:
             past_key_values.require_model(self)
-        tokens = input_ids.shape[-1]
-        mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()
-        if state is None and past_key_values is not None:
             state = past_key_values.state
-        hidden, after, every = self._read(input_ids, state, elapsed, mask, keep=bool(output_hidden_states))
-        loss = logits = None
-        if shift_labels is not None:
-            loss = self._mean_loss(hidden, shift_labels, num_items_in_batch)
-        else:
+        mask = None if attention_mask is None else attention_mask[:, -tokens.shape[1] :].bool()
+        keep = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        hidden, after, every = self._read(tokens, state, elapsed, mask, keep, inputs_embeds)
+        loss = self._mean_loss(hidden, labels, shift_labels, num_items_in_batch)
+        logits = None
+        if loss is None or not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.head.logits(hidden[:, kept])
-            if labels is not None:
-                loss = self._mean_loss(hidden[:, :-1], labels[:, 1:], num_items_in_batch)
-        cache = past_key_values
+            logits = self.lm_head.logits(hidden[:, kept])
+        cache = self._cache(past_key_values, use_cache, after, tokens.shape[1])
+        output = LiquidOutput(loss, logits, after, cache, (*every, hidden) if keep else None, hidden)
+        return output.to_tuple() if return_dict is False else output
+
+    def _cache(
+        self, given: LiquidCache | None, use_cache: bool | None, after: LiquidState, tokens: int
+    ) -> LiquidCache | None:
+        cache = given
         if cache is None and (use_cache or (use_cache is None and not self.training)):
             cache = LiquidCache()
             cache.require_model(self)
         if cache is not None:
             cache.update_state(after, tokens)
-        output = LiquidOutput(loss, logits, after, cache, tuple(every) if output_hidden_states else None)
-        return output.to_tuple() if return_dict is False else output
+        return cache
 
-    def _mean_loss(self, hidden: Tensor, targets: Tensor, count: Any) -> Tensor:
+    def _mean_loss(self, hidden: Tensor, labels: Tensor | None, shifted: Tensor | None, count: Any) -> Tensor | None:
+        if shifted is None:
+            if labels is None:
+                return None
+            hidden, shifted = hidden[:, :-1], labels[:, 1:]
         if count is None:
-            count = (targets != IGNORED).sum().clamp_min(1)
+            count = (shifted != IGNORED).sum().clamp_min(1)
         try:
-            return self.head.total_loss(hidden, targets) / count
+            return self.lm_head.total_loss(hidden, shifted) / count
         except IndexError:
             last = self.settings.vocabulary - 1
-            raise UsageError(f"labels: expected 0 to {last}, or {IGNORED}, got {_outside(targets, last)}") from None
+            raise UsageError(f"labels: expected 0 to {last}, or {IGNORED}, got {_outside(shifted, last)}") from None
+
+    def generate(
+        self, inputs: Tensor | None = None, *args: Any, state: TextState | LiquidState | None = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers, and from a state.
+
+        Args:
+            inputs: Token ids (B, T), padded on the left. None with a `TextState`: its text continues.
+            *args: As in transformers.
+            state: A text that was read, for one or each sequence. Its last token is read again and is not part of the
+                result.
+            **kwargs: As in transformers.
+
+        Raises:
+            UsageError: If padding is on the right, or the state is of another model or batch.
+            LogitsError: If the model's weights are broken.
+        """
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        result = super().generate(prepare_inputs(self, ids, args, state, kwargs), *args, **kwargs)
+        if not isinstance(state, TextState):
+            return result
+        if isinstance(result, Tensor):
+            return result[:, 1:]
+        result.sequences = result.sequences[:, 1:]
+        return result
+
+    def _get_stopping_criteria(
+        self, generation_config: Any, stopping_criteria: StoppingCriteriaList | None, tokenizer: Any = None, **more: Any
+    ) -> StoppingCriteriaList:
+        texts, generation_config.stop_strings = generation_config.stop_strings, None
+        try:
+            found = super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **more)
+        finally:
+            generation_config.stop_strings = texts
+        if texts is not None:
+            found.append(StopStrings(texts, tokenizer))
+        return found
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        mode: Any,
+        batch_size: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        initial_cache(self, generation_config, model_kwargs, batch_size)
+
+    def _reorder_cache(self, cache: LiquidCache | LiquidState, beam_idx: Tensor) -> LiquidCache | LiquidState:
+        if isinstance(cache, LiquidState):  # where every token reads the whole text again
+            return cache.select(beam_idx)
+        cache.reorder_cache(beam_idx)
+        return cache
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: LiquidOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        # transformers takes an output named "state" for a cache of its own; ours travels in past_key_values.
+        outputs = LiquidOutput(logits=outputs.logits, past_key_values=outputs.past_key_values)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from safetensors files only: loading a pickle runs whatever its author put into it.
+
+        Raises:
+            ArtifactError: If there are pickled weights and no others, or the checksum in the file is not that of its
+                tensors.
+            UsageError: If pickles are asked for with `use_safetensors=False`.
+        """
+        options = loading_options(kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        except OSError:
+            explain_missing_weights(Path(str(pretrained_model_name_or_path)))
+            raise
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._weight_conversions = None  # or transformers would save the names of earlier versions again
+        if pretrained_model_name_or_path is not None:
+            check_weights(pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def save_for_hub(self, directory: Path | str, repository: str | None = None, **kwargs: Any) -> None:
+        """Write what `push_to_hub` would upload: `save_pretrained`, model card, tokenizer and code.
+
+        Args:
+            directory: Where to; it is made. A README.md there keeps its header and what is not ours.
+            repository: Id under which the card says the model can be loaded; the directory's name if None.
+            **kwargs: As in `save_pretrained`.
+
+        Raises:
+            LogitsError: If the weights are broken.
+            LTCError: If a file cannot be written.
+        """
+        self.save_pretrained(directory, **kwargs)
+        complete_upload(self, Path(directory), repository or Path(directory).resolve().name)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # The last step of both ways to push; transformers has put its card into the folder just before.
+        complete_upload(self, Path(working_dir), repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+IGNORED_ARGUMENTS = frozenset(
+    {
+        "cache_position",
+        "position_ids",
+        "token_type_ids",
+        "output_attentions",
+        "is_first_iteration",
+        "next_sequence_length",
+        "tokenizer",
+    }
+)
+"""Arguments that transformers passes to every model and that mean nothing to a recurrent one."""
+
+
+def reject_unknown_arguments(others: dict[str, Any]) -> None:
+    """Check the keyword arguments of `forward` beside its own.
+
+    Raises:
+        UsageError: If one is unknown, or asks for attentions.
+    """
+    if others.get("output_attentions"):
+        raise UsageError("output_attentions: a liquid network has none")
+    unknown = sorted(others.keys() - IGNORED_ARGUMENTS)
+    if unknown:
+        raise UsageError(f"forward: unknown argument '{unknown[0]}'{did_you_mean(unknown[0], list(KNOWN_ARGUMENTS))}")
+
+
+KNOWN_ARGUMENTS = (
+    *("input_ids", "attention_mask", "labels", "shift_labels", "state", "elapsed", "past_key_values", "inputs_embeds"),
+    *("use_cache", "output_hidden_states", "logits_to_keep", "num_items_in_batch", "return_dict", "skip_logits"),
+)
+
+
+def tokens_of(input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+    """The token ids, or zeros in their place where embeddings are given.
+
+    Raises:
+        UsageError: If both or neither are given.
+    """
+    if (input_ids is None) == (embeds is None):
+        given = "none" if embeds is None else "both"
+        raise UsageError(f"forward: expected input_ids or inputs_embeds, got {given}")
+    if input_ids is not None:
+        return input_ids
+    assert embeds is not None
+    return torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
 
 
 def _outside(targets: Tensor, last: int) -> int:

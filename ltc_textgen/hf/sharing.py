@@ -1,9 +1,7 @@
-"""A model goes out and comes in: what is uploaded beside the weights, and which files are never loaded.
+"""Hub integration: model card, files beside the weights, safetensors-only loading.
 
-The card of a model on a hub: what it read, how well it predicts, how long its neurons remember, how to load it.
-
-A card has a header of metadata, and a text. What this module writes stands between two marks and is renewed with every
-upload; the header, and all that stands outside of the marks, belong to the owner of the repository.
+A model card has a header of metadata and a text. What this module writes stands between two marks and is replaced at
+every upload; the header, and everything outside the marks, belongs to the owner of the repository.
 """
 
 import json
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import digest, own_tensors
+from ltc_textgen.io.tensor_names import RENAMED
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.shapes import Int, Tensor
 
@@ -120,13 +119,13 @@ def written(model: Any, tokens: int = TOKENS) -> Int[Tensor, "1 T"]:
     first = model.generation_config.bos_token_id
     ids, state = [first if isinstance(first, int) else 0], None
     for _ in range(tokens):
-        last = torch.tensor([ids[-1:]], device=model.embedding.weight.device)
+        last = torch.tensor([ids[-1:]], device=model.embed_tokens.weight.device)
         hidden, state = model.advance(last, state)
-        logits = model.head.logits(hidden[0, -1:])[0, : model.settings.input_size].float().cpu()
+        logits = model.lm_head.logits(hidden[0, -1:])[0, : model.settings.input_size].float().cpu()
         if not bool(logits.isfinite().all()):
             raise LogitsError("the model's logits are NaN or infinite: its weights are broken, and are not shared")
         ids.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
-    return torch.tensor([ids], device=model.embedding.weight.device)
+    return torch.tensor([ids], device=model.embed_tokens.weight.device)
 
 
 def _body(model: Any, repository: str, facts: dict[str, Any], *, licensed: bool) -> str:
@@ -209,85 +208,80 @@ WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-class Sharer:
-    """Goes before `transformers.PreTrainedModel`.
+def loading_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `from_pretrained`: safetensors only, tensor names of earlier versions mapped.
 
-    `push_to_hub`, and `save_pretrained(..., push_to_hub=True)`, are those of transformers; they upload our model card
-    in place of the general one, the tokenizer, and the code that `trust_remote_code=True` needs.
+    Raises:
+        UsageError: If pickled weights are asked for with `use_safetensors=False`.
     """
-
-    run_directory: Path | None = None
-    """Where `load_run` found the model."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, from safetensors files alone: loading a pickle runs whatever its author put into it.
-
-        Raises:
-            ArtifactError: If there are pickled weights and no others, or the checksum in the file is not that of its
-                tensors.
-            UsageError: If pickles are asked for with `use_safetensors=False`.
-        """
-        if kwargs.get("use_safetensors") is False:
-            raise UsageError("use_safetensors=False asks for pickled weights, which are refused: they can run any code")
-        kwargs["use_safetensors"] = True
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
-            if pretrained_model_name_or_path is not None:
-                _refuse_damaged(pretrained_model_name_or_path, kwargs)
-            return loaded
-        except OSError as error:
-            place = Path(str(pretrained_model_name_or_path))
-            pickles = sorted(path.name for path in place.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
-            if pickles and not any(place.glob("*.safetensors")):
-                advice = "convert them with safetensors.torch.save_file"
-                raise ArtifactError(
-                    f"{place} has no model.safetensors, only {pickles[0]}; pickled weights are refused: {advice}"
-                ) from error
-            raise
-
-    def save_for_hub(self, directory: Path | str, repository: str | None = None, **kwargs: Any) -> None:
-        """Write what `push_to_hub` would upload: `save_pretrained`, model card, tokenizer and code.
-
-        Args:
-            directory: Where to; it is made. A README.md there keeps its header and what is not ours.
-            repository: Id under which the card says the model can be loaded; the directory's name if None.
-            **kwargs: As in `save_pretrained`.
-
-        Raises:
-            LogitsError: If the weights are broken.
-            LTCError: If a file cannot be written.
-        """
-        self.save_pretrained(directory, **kwargs)  # type: ignore[attr-defined]
-        self._complete(Path(directory), repository or Path(directory).resolve().name)
-
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        # The last step of both ways to push; transformers has put its card into the folder just before.
-        self._complete(Path(working_dir), repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
-
-    def _complete(self, directory: Path, repository: str) -> None:
-        origin = self.run_directory or Path(self.name_or_path or "none")  # type: ignore[attr-defined]
-        readme, config = directory / "README.md", directory / "config.json"
-        old = readme.read_text(encoding="utf-8") if readme.is_file() else None
-        write_atomic(readme, model_card(self, repository, origin, old))
-        content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-        write_atomic(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
-        write_atomic(directory / f"{CODE}.py", Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"))
-        if not (directory / "tokenizer.json").exists():
-            self._save_tokenizer(directory, origin)
-
-    def _save_tokenizer(self, directory: Path, origin: Path) -> None:
-        tokenizer, size = getattr(self, "tokenizer", None), self.settings.input_size  # type: ignore[attr-defined]
-        if tokenizer is not None and tokenizer.vocab_size == size:
-            tokenizer.save(directory)
-        elif tokenizer is None and all((origin / name).is_file() for name in TOKENIZER_FILES):
-            for name in TOKENIZER_FILES:
-                shutil.copyfile(origin / name, directory / name)
+    if options.get("use_safetensors") is False:
+        raise UsageError("use_safetensors=False asks for pickled weights, which are rejected: they can run any code")
+    names = {**RENAMED, **(options.get("key_mapping") or {})}
+    return {**options, "use_safetensors": True, "key_mapping": names}
 
 
-def _refuse_damaged(place: Any, options: dict[str, Any]) -> None:
-    """Compare the weights with the checksum that `ltc train` wrote beside them; transformers reads over it."""
+def explain_missing_weights(place: Path) -> None:
+    """Say why a folder without safetensors weights is not loaded.
+
+    Raises:
+        ArtifactError: If the folder holds pickled weights and no others.
+    """
+    pickles = sorted(path.name for path in place.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
+    if pickles and not any(place.glob("*.safetensors")):
+        advice = "convert them with safetensors.torch.save_file"
+        raise ArtifactError(
+            f"{place} has no model.safetensors, only {pickles[0]}; pickled weights are rejected: {advice}"
+        )
+
+
+def complete_upload(model: Any, directory: Path, repository: str) -> None:
+    """Add to a saved model what a hub repository needs: model card, code for `trust_remote_code`, tokenizer.
+
+    Args:
+        model: A `LiquidTimeConstantNetwork`.
+        directory: What `save_pretrained` wrote. A README.md there keeps its header and what is not ours.
+        repository: Id under which the card says the model can be loaded.
+
+    Raises:
+        LogitsError: If the weights are broken.
+        LTCError: If a file cannot be written.
+    """
+    origin = model.run_directory or Path(model.name_or_path or "none")
+    readme = directory / "README.md"
+    old = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    write_atomic(readme, model_card(model, repository, origin, old))
+    add_remote_code(directory)
+    if not (directory / "tokenizer.json").exists():
+        _save_tokenizer(model, directory, origin)
+
+
+def add_remote_code(directory: Path) -> None:
+    """Write the module that `trust_remote_code=True` loads, and name it in config.json.
+
+    Raises:
+        LTCError: If a file cannot be written.
+    """
+    config = directory / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+    write_atomic(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_atomic(directory / f"{CODE}.py", Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"))
+
+
+def _save_tokenizer(model: Any, directory: Path, origin: Path) -> None:
+    tokenizer, size = model.tokenizer, model.settings.input_size
+    if tokenizer is not None and tokenizer.vocab_size == size:
+        tokenizer.save(directory)
+    elif tokenizer is None and all((origin / name).is_file() for name in TOKENIZER_FILES):
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(origin / name, directory / name)
+
+
+def check_weights(place: Any, options: dict[str, Any]) -> None:
+    """Compare weights with the checksum in their file, which transformers ignores.
+
+    Raises:
+        ArtifactError: If they differ.
+    """
     from safetensors import safe_open
     from transformers.utils import cached_file
 

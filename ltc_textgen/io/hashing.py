@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from ltc_textgen.shapes import Tensor
 
+ORIGINAL: Mapping[str, str] = {"learned_initial_state": "learned_start"}
+"""Settings that were renamed -> their names in the first version."""
+
 
 def sha256_file(path: Path) -> str:
     """Digest of a file's bytes.
@@ -52,6 +55,10 @@ def digest(tensors: "Mapping[str, Tensor]") -> str:
 
 
 def fingerprint(settings: ModelConfig) -> str:
-    """SHA-256 of the settings that are not at their defaults, so that a setting added later changes no fingerprint."""
+    """SHA-256 of the settings that are not at their defaults, under their first names.
+
+    So neither a setting added later nor one renamed changes a fingerprint.
+    """
     content = settings.model_dump(mode="json", exclude_defaults=True)
+    content = {ORIGINAL.get(name, name): value for name, value in content.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

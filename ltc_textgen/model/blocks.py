@@ -41,7 +41,7 @@ class PlainLayer(nn.Module):
     def __init__(self, settings: ModelConfig) -> None:
         super().__init__()
         self.cell = layers.build_layer(settings, settings.hidden_size, settings.hidden_size)
-        self.start = LearnedStart(self.cell.hidden_size) if settings.learned_start else None
+        self.start = LearnedInitialState(self.cell.hidden_size) if settings.learned_initial_state else None
         self.dropout = LockedDropout(settings.dropout)
         # A wiring may let fewer motor neurons out than the next layer expects.
         narrow = self.cell.output_size != settings.hidden_size
@@ -84,8 +84,8 @@ class LiquidBlock(nn.Module):
         self.gate = Linear(width, self.cell.output_size)
         self.out = Linear(self.cell.output_size, width, bias=False)
         self.start = None
-        if settings.learned_start:
-            self.start = LearnedStart(self.cell.hidden_size, (settings.conv_width - 1, width))
+        if settings.learned_initial_state:
+            self.start = LearnedInitialState(self.cell.hidden_size, (settings.conv_width - 1, width))
         self.dropout = LockedDropout(settings.dropout)
 
     def initial_state(self, batch_size: int) -> LayerState:
@@ -107,9 +107,9 @@ class LiquidBlock(nn.Module):
         weights = self._kernel_weights(u) if mask is None and lengths is None else None
         if weights is not None:
             return self._fused(u, state[0], state[1], elapsed, weights)
-        mixed, columns = self.conv(self.norm(u), state[1], lengths)
+        mixed, conv_state = self.conv(self.norm(u), state[1], lengths)
         y, neurons = self.cell(mixed, state[0], elapsed, mask, checked=True)
-        return u + self.dropout(self._gated_output(y, mixed)), (neurons, columns)
+        return u + self.dropout(self._gated_output(y, mixed)), (neurons, conv_state)
 
     def observe(
         self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Float[Tensor, "B T"]
@@ -157,7 +157,7 @@ class LiquidBlock(nn.Module):
         self,
         u: Float[Tensor, "B T D"],
         neurons: Tensor,
-        columns: Tensor,
+        conv_state: Tensor,
         elapsed: Float[Tensor, "B T"],
         w: BlockWeights,
     ) -> tuple[Float[Tensor, "B T D"], LayerState]:
@@ -166,7 +166,7 @@ class LiquidBlock(nn.Module):
         method = BlockMethod(self.epsilon(), cell.method, product_dtype() == torch.bfloat16)
         keep = self.dropout.mask(u) if self.dropout.training and self.dropout.p else None
         dt = elapsed.to(u.dtype) * cell.step_size
-        out, after, last = fused_block(u, columns.to(u.dtype), neurons.to(u.dtype), dt, keep, w, method)
+        out, after, last = fused_block(u, conv_state.to(u.dtype), neurons.to(u.dtype), dt, keep, w, method)
         return out, (last, after)
 
     def _gated_output(self, y: Float[Tensor, "B T O"], mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -198,18 +198,18 @@ class LockedDropout(nn.Module):
 
 
 @record
-class LearnedStart(nn.Module):
+class LearnedInitialState(nn.Module):
     """The state before the first token, as parameters, which start at zero.
 
     Args:
         neurons: N.
-        columns: Shape of the convolution's state of one sequence; None without one.
+        conv_state: Shape of the convolution's state of one sequence; None without one.
     """
 
-    def __init__(self, neurons: int, columns: tuple[int, int] | None = None) -> None:
+    def __init__(self, neurons: int, conv_state: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.neurons = nn.Parameter(torch.empty(neurons))
-        self.columns = nn.Parameter(torch.empty(columns)) if columns else None
+        self.conv_state = nn.Parameter(torch.empty(conv_state)) if conv_state else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -220,8 +220,8 @@ class LearnedStart(nn.Module):
 
     def forward(self, batch_size: int) -> LayerState:
         """The same state for every sequence."""
-        columns = None if self.columns is None else self.columns.expand(batch_size, -1, -1)
-        return precise(self.neurons).expand(batch_size, -1), columns
+        conv_state = None if self.conv_state is None else self.conv_state.expand(batch_size, -1, -1)
+        return precise(self.neurons).expand(batch_size, -1), conv_state
 
 
 @record
@@ -242,15 +242,15 @@ class CausalConvolution(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
 
-    def initial_state(self, batch_size: int) -> Float[Tensor, "B columns D"]:
+    def initial_state(self, batch_size: int) -> Float[Tensor, "B conv_state D"]:
         """Zeros in place of the tokens before the first."""
         return self.weight.new_zeros(batch_size, self.kernel_width - 1, self.width)
 
     def forward(
-        self, u: Float[Tensor, "B T D"], columns: Float[Tensor, "B columns D"], lengths: Int[Tensor, " B"] | None
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B columns D"]]:
+        self, u: Float[Tensor, "B T D"], conv_state: Float[Tensor, "B conv_state D"], lengths: Int[Tensor, " B"] | None
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B conv_state D"]]:
         """Convolved inputs, and the inputs that the next token needs."""
-        extended = torch.cat([columns.to(u.dtype), u], dim=1)
+        extended = torch.cat([conv_state.to(u.dtype), u], dim=1)
         tokens = u.shape[1]
         weight = self.weight.to(u.dtype)
         y = torch.addcmul(self.bias.to(u.dtype), extended[:, :tokens], weight[:, 0])

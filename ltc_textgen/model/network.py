@@ -1,14 +1,14 @@
-"""The mathematics of the network, in PyTorch alone: embedding -> liquid layers -> output layer.
+"""The network in PyTorch alone: embedding, liquid layers, output layer.
 
-    ids (B, T) --embedding--> (B, T, D) --num_layers layers--> hidden (B, T, D) --head--> logits (B, T, V)
+    ids (B, T) --embed_tokens--> (B, T, D) --num_layers layers--> hidden (B, T, D) --lm_head--> logits (B, T, V)
 
-`model.LiquidTimeConstantNetwork` is this network as a model of transformers. What only writes text has no use for that,
-and starts in half of the time without it: nothing here imports transformers.
-
-Reading text without learning from it: what generation and evaluation share.
+`hf.modeling.LiquidTimeConstantNetwork` is this network as a model of transformers. Generation and evaluation do not
+need transformers; nothing here imports it, which halves their start-up time.
 """
 
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,21 +16,26 @@ from torch.utils.checkpoint import checkpoint
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.hashing import digest, fingerprint, own_tensors
+from ltc_textgen.io.tensor_names import original_names
 from ltc_textgen.kernels.dispatch import record
-from ltc_textgen.layers.base import broadcast_elapsed
-from ltc_textgen.model.blocks import LayerState, LockedDropout, build_layer
+from ltc_textgen.layers.base import Elapsed, broadcast_elapsed
+from ltc_textgen.model.blocks import LayerState, LiquidBlock, LockedDropout, PlainLayer, build_layer
 from ltc_textgen.model.blocks import evaluating as evaluating
-from ltc_textgen.model.heads import build_head
+from ltc_textgen.model.heads import AdaptiveHead, FullHead, build_head
 from ltc_textgen.model.state import LiquidState
-from ltc_textgen.model.text_state import Reader
-from ltc_textgen.shapes import Bool, Float, Int, Tensor
+from ltc_textgen.model.text_state import TextState
+from ltc_textgen.shapes import Bool, Float, Int, Shaped, Tensor
 
 FIRST_STD = 0.02
-"""Spread of the embedding at the start when the output layer shares it, so that the first logits are small."""
+"""Standard deviation of a tied embedding at initialisation, so that the first logits are small."""
+
+CHUNK = 512
+"""Tokens of a sequence that are read at once: the memory of reading does not grow with the text."""
 
 
 @record
-class LiquidNetwork(Reader, nn.Module):
+class LiquidNetwork(nn.Module):
     """A liquid time-constant network over token ids.
 
     Its parameters have the names, and compute the numbers, of those of `LiquidTimeConstantNetwork`, to the bit.
@@ -41,54 +46,63 @@ class LiquidNetwork(Reader, nn.Module):
     Example:
         >>> network = LiquidNetwork(ModelConfig(input_size=65, hidden_size=32))
         >>> hidden, state = network.advance(torch.zeros(1, 8, dtype=torch.long))
-        >>> network.head.logits(hidden).shape
+        >>> network.lm_head.logits(hidden).shape
         torch.Size([1, 8, 65])
     """
 
-    if TYPE_CHECKING:  # for mypy every part is one or the other, and what transformers adds it does not know
+    layers: nn.ModuleList
+    lm_head: FullHead | AdaptiveHead
+    tokenizer: Any = None
+    """The tokenizer that `read` encodes text with; `load_run` sets it."""
 
-        def __getattr__(self, name: str) -> Any: ...
-
-    _tied_weights_keys = {"head.projection.weight": "embedding.weight"}
+    _tied_weights_keys = {"lm_head.projection.weight": "embed_tokens.weight"}
 
     def __init__(self, settings: ModelConfig) -> None:
         super().__init__()
         self._build(settings)
-        self._init_weights(self.embedding)  # the other parts start as they are made
+        self._init_weights(self.embed_tokens)  # the other parts start as they are made
         if settings.tie_embeddings:
-            self.head.projection.weight = self.embedding.weight
+            assert isinstance(self.lm_head, FullHead), "see ModelConfig"
+            self.lm_head.projection.weight = self.embed_tokens.weight
 
     def _build(self, settings: ModelConfig) -> None:
-        """Make the parts, with weights as their own constructors start them."""
+        """Build the modules, initialised by their own constructors."""
         self.settings = settings
-        self.embedding = nn.Embedding(settings.input_size, settings.hidden_size)
+        self.embed_tokens = nn.Embedding(settings.input_size, settings.hidden_size)
         self.dropout = LockedDropout(settings.embedding_dropout)
-        self.layers: Any = nn.ModuleList(build_layer(settings) for _ in range(settings.num_layers))
+        self.layers = nn.ModuleList(build_layer(settings) for _ in range(settings.num_layers))
         deep = settings.block == "liquid"
         self.norm = nn.RMSNorm(settings.hidden_size) if deep else nn.Identity()
-        self.head: Any = build_head(settings)
+        self.lm_head = build_head(settings)
         self.gradient_checkpointing = False
 
     def initial_state(self, batch_size: int) -> LiquidState:
-        """The state before the first token: rest."""
-        return _join([layer.initial_state(batch_size) for layer in self.layers])
+        """The state before the first token: zero, or learned (`learned_initial_state`)."""
+        return _join([layer.initial_state(batch_size) for layer in self.stack()])
+
+    def stack(self) -> Iterator[PlainLayer | LiquidBlock]:
+        """The layers, from the embedding to the output."""
+        for layer in self.layers:
+            assert isinstance(layer, PlainLayer | LiquidBlock)
+            yield layer
 
     def advance(
         self,
         input_ids: Int[Tensor, "B T"],
         state: LiquidState | None = None,
-        elapsed: Float[Tensor, "..."] | float | None = None,
+        elapsed: Elapsed = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], LiquidState]:
-        """Read tokens: hidden vectors for the head, and the state after the last token.
+        """Read tokens: hidden vectors for the output layer, and the state after the last token.
 
         Reading T tokens at once, in chunks or one by one gives the same numbers.
 
         Args:
             input_ids: Token ids.
-            state: State before the first token; rest if None.
-            elapsed: Time from each token to the next, in token time; (), (B,), (B, 1) or (B, T); 1 if None.
-            mask: False where a token is padding, anywhere in the sequence. Padding moves no state.
+            state: State before the first token; the initial state if None.
+            elapsed: Time from each token to the next, in token time: a number or a tensor of shape (), (B, 1) or
+                (B, T); 1 if None.
+            mask: False where a token is padding, anywhere in the sequence. Padding does not change the state.
 
         Raises:
             UsageError: If an id lies outside the vocabulary, or a shape does not fit.
@@ -100,47 +114,119 @@ class LiquidNetwork(Reader, nn.Module):
         self,
         input_ids: Int[Tensor, "B T"],
         state: LiquidState | None = None,
-        elapsed: Float[Tensor, "..."] | float | None = None,
+        elapsed: Elapsed = None,
+        mask: Bool[Tensor, "B T"] | None = None,
     ) -> list[Float[Tensor, "B T _"]]:
-        """Time constant of every neuron at every token, in token time, one tensor per layer.
+        """Time constant of every neuron at every token, in token time, one tensor per layer; NaN at padding.
 
-        tau_sys = C / G, and in a closed form (cfc) the time in which its gate's argument moves by one. Arguments as in
-        `advance`; there is no dropout.
+        tau_sys = C / G; in a closed form (cfc) the time in which the argument of its gate changes by one. Arguments as
+        in `advance`; there is no dropout.
         """
-        batch, tokens = self._check(input_ids, state, None)
-        time = broadcast_elapsed(elapsed, batch, tokens, self.embedding.weight)
-        hidden, constants = self._embed(input_ids), []
+        batch, tokens = self._check(input_ids, state, mask)
+        time = broadcast_elapsed(elapsed, batch, tokens, self.embed_tokens.weight)
+        padding = Padding.of(mask)
+        ids, time = padding.to_the_right(input_ids), padding.to_the_right(time)
+        hidden, constants = self._embed(ids), []
         before = _split(self.initial_state(batch) if state is None else state)
-        for layer, layer_state in zip(self.layers, before, strict=True):
+        for layer, layer_state in zip(self.stack(), before, strict=True):
             hidden, tau = layer.observe(hidden, layer_state, time)
-            constants.append(tau)
+            constants.append(padding.to_its_place(tau, float("nan")))
         return constants
 
+    def fingerprint(self) -> str:
+        """Checksum of settings and weights: two networks with the same one compute the same."""
+        weights = original_names(own_tensors(self))
+        return f"{fingerprint(self.settings)[:32]}{digest(weights)[:32]}"
+
+    @torch.no_grad()
+    def read(
+        self,
+        text: str | list[str] | Tensor,
+        tokenizer: Any = None,
+        *,
+        state: TextState | None = None,
+        elapsed: Elapsed = None,
+        gap: float = 1.0,
+    ) -> TextState:
+        """Read a text of any length, with memory that does not grow.
+
+        Args:
+            text: A text, several texts, or token ids (B, T).
+            tokenizer: Of this package or of transformers; that of the run directory if None.
+            state: What was read before; the texts continue it.
+            elapsed: Time from each token to the next, in token time: one number, (1, T) or (B, T). The last value is
+                not used: a text's last token is integrated when the text continues.
+            gap: Time from the last token of `state` to the first of the text.
+
+        Raises:
+            UsageError: If a text has no tokens, there is no tokenizer, or the state is of another network or batch.
+        """
+        if isinstance(text, list):
+            befores = [None] * len(text) if state is None else [state.select([i]) for i in range(state.batch_size)]
+            if len(befores) != len(text):
+                raise UsageError(f"state: expected {len(text)} texts, got {len(befores)}")
+            pairs = zip(text, befores, strict=True)
+            read = [self.read(one, tokenizer, state=before, elapsed=elapsed, gap=gap) for one, before in pairs]
+            return TextState.stack(read)
+        ids = self._ids(text, tokenizer)
+        batch, tokens = ids.shape
+        time = _per_token(elapsed, ids)
+        liquid, count = None, (tokens,) * batch
+        if state is not None:
+            state.require_model(self)
+            if state.batch_size != batch:
+                raise UsageError(f"state: expected {batch} texts, got {state.batch_size}")
+            ids = torch.cat([state.last.to(ids.device)[:, None], ids], dim=1)
+            time = torch.cat([time.new_full((batch, 1), gap), time], dim=1)
+            liquid, count = state.liquid, tuple(tokens + before for before in state.tokens)
+        after = self.initial_state(batch) if liquid is None else liquid
+        with evaluating(self):
+            *_, (_, after) = [(None, after), *read_chunks(self, ids[:, :-1], liquid, time[:, :-1])]
+        return TextState(after.detach(), ids[:, -1], count, self.fingerprint())
+
+    def _ids(self, text: str | Tensor, tokenizer: Any) -> Tensor:
+        weight = self.embed_tokens.weight
+        if isinstance(text, str):
+            tokenizer = self.tokenizer if tokenizer is None else tokenizer
+            if tokenizer is None:
+                raise UsageError("read: give a tokenizer, or load the model with load_run")
+            plain = {"add_special_tokens": False} if _of_transformers(tokenizer) else {}
+            text = torch.tensor([tokenizer.encode(text, **plain)], dtype=torch.int64)
+        if not isinstance(text, Tensor):
+            raise UsageError(f"read: expected a text, several texts, or token ids, got {type(text).__name__}")
+        if text.ndim != 2 or 0 in text.shape:
+            raise UsageError(f"read: expected (B, T) token ids with B, T >= 1, got {tuple(text.shape)}")
+        low, high, size = int(text.min()), int(text.max()), weight.shape[0]
+        if low < 0 or high >= size:
+            raise UsageError(f"read: token ids must be in 0..{size - 1}, got {low if low < 0 else high}")
+        return text.to(weight.device)
+
     def _read(
-        self, input_ids: Tensor, state: LiquidState | None, elapsed: Any, mask: Tensor | None, keep: bool
+        self,
+        input_ids: Tensor,
+        state: LiquidState | None,
+        elapsed: Any,
+        mask: Tensor | None,
+        keep: bool,
+        embeds: Tensor | None = None,
     ) -> tuple[Tensor, LiquidState, list[Tensor]]:
+        """Read tokens, or embedded ones.
+
+        Returns:
+            Hidden vectors after the final norm, the state, and with `keep` the inputs of every layer.
+        """
         batch, tokens = self._check(input_ids, state, mask)
-        time = broadcast_elapsed(elapsed, batch, tokens, self.embedding.weight)
-        lengths = order = None
-        if mask is not None and not bool(mask.all()):
-            # Padding goes to the right, in every sequence, so that a layer needs to know only the lengths.
-            order = torch.argsort((~mask).int(), dim=1, stable=True)
-            input_ids, time, lengths = input_ids.gather(1, order), time.gather(1, order), mask.sum(1)
-            mask = torch.arange(tokens, device=mask.device) < lengths[:, None]
-        else:
-            mask = None
-        hidden = self.dropout(self._embed(input_ids))
+        time = broadcast_elapsed(elapsed, batch, tokens, self.embed_tokens.weight)
+        padding = Padding.of(mask)
+        hidden = self._embed(padding.to_the_right(input_ids)) if embeds is None else padding.to_the_right(embeds)
+        hidden, time = self.dropout(hidden), padding.to_the_right(time)
         before = _split(self.initial_state(batch) if state is None else state)
-        after, every = [], [hidden]
-        for layer, layer_state in zip(self.layers, before, strict=True):
-            hidden, layer_after = self._call(layer, hidden, layer_state, time, mask, lengths)
-            after.append(layer_after)
+        after, every = [], []
+        for layer, layer_state in zip(self.stack(), before, strict=True):
             every += [hidden] if keep else []
-        hidden = self.norm(hidden)
-        if order is not None:
-            hidden, *every = (
-                torch.empty_like(h).scatter(1, order[:, :, None].expand_as(h), h) for h in [hidden, *every]
-            )
+            hidden, layer_after = self._call(layer, hidden, layer_state, time, padding.mask, padding.lengths)
+            after.append(layer_after)
+        hidden, *every = (padding.to_its_place(h) for h in (self.norm(hidden), *every))
         return hidden, _join(after), every
 
     def _call(self, layer: nn.Module, *args: Any) -> tuple[Tensor, LayerState]:
@@ -150,14 +236,14 @@ class LiquidNetwork(Reader, nn.Module):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         if not input_ids.is_cpu:  # where a lookup outside the table is no exception
-            self._refuse_unknown_ids(input_ids)
+            self._reject_unknown_ids(input_ids)
         try:
-            return self.embedding(input_ids)
+            return self.embed_tokens(input_ids)
         except IndexError:
-            self._refuse_unknown_ids(input_ids)
+            self._reject_unknown_ids(input_ids)
             raise
 
-    def _refuse_unknown_ids(self, input_ids: Tensor) -> None:
+    def _reject_unknown_ids(self, input_ids: Tensor) -> None:
         low, high = (int(bound) for bound in torch.aminmax(input_ids))
         if low < 0 or high >= self.settings.input_size:
             raise UsageError(f"input_ids: expected 0 to {self.settings.input_size - 1}, got {low if low < 0 else high}")
@@ -172,8 +258,10 @@ class LiquidNetwork(Reader, nn.Module):
             expected = f"expected torch.bool of {(batch, tokens)}"
             raise UsageError(f"mask: {expected}, got {mask.dtype} of {tuple(mask.shape)}")
         if state is not None:
-            columns = self.settings.block == "liquid" and (self.settings.conv_width - 1, self.settings.hidden_size)
-            state.require(len(self.layers), (batch, self.settings.neurons), (batch, *columns) if columns else None)
+            conv_state = self.settings.block == "liquid" and (self.settings.conv_width - 1, self.settings.hidden_size)
+            state.require(
+                len(self.layers), (batch, self.settings.neurons), (batch, *conv_state) if conv_state else None
+            )
         return batch, tokens
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -185,37 +273,112 @@ class LiquidNetwork(Reader, nn.Module):
 
 
 def _split(state: LiquidState) -> list[LayerState]:
-    columns = state.columns or (None,) * len(state.neurons)
-    return list(zip(state.neurons, columns, strict=True))
+    conv_state = state.conv_state or (None,) * len(state.neurons)
+    return list(zip(state.neurons, conv_state, strict=True))
 
 
 def _join(states: list[LayerState]) -> LiquidState:
-    neurons, columns = zip(*states, strict=True)
-    return LiquidState(tuple(neurons), tuple(c for c in columns if c is not None))
+    neurons, conv_state = zip(*states, strict=True)
+    return LiquidState(tuple(neurons), tuple(c for c in conv_state if c is not None))
 
 
-CHUNK = 512
-"""Tokens of a sequence that go through the network at once: the memory of reading does not grow with the text."""
+class Padding(NamedTuple):
+    """Where the padding of a batch lies, and the way to sort it to the right of every sequence and back.
+
+    Layers then need to know only the lengths. Without padding all three are None and nothing is moved.
+
+    Args:
+        order: Position of the token that comes first, second, ..., real tokens before padding, (B, T).
+        mask: False at padding, after sorting, (B, T).
+        lengths: Real tokens of each sequence, (B,).
+    """
+
+    order: Tensor | None = None
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "B T"] | None) -> "Padding":
+        """The padding that a mask describes: False where a token is padding."""
+        if mask is None or bool(mask.all()):
+            return cls()
+        order, lengths = torch.argsort((~mask).int(), dim=1, stable=True), mask.sum(1)
+        return cls(order, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None], lengths)
+
+    def to_the_right(self, values: Shaped[Tensor, "B T *rest"]) -> Shaped[Tensor, "B T *rest"]:
+        """Values of each token, those of padding last."""
+        return values if self.order is None else values.gather(1, self._index(values))
+
+    def to_its_place(
+        self, values: Shaped[Tensor, "B T *rest"], filler: float | None = None
+    ) -> Shaped[Tensor, "B T *rest"]:
+        """The inverse of `to_the_right`; values at padding become `filler`, or stay if it is None."""
+        if self.order is None or self.mask is None:
+            return values
+        if filler is not None:
+            values = values.masked_fill(~self.mask.view(*self.mask.shape, *(1,) * (values.ndim - 2)), filler)
+        return torch.empty_like(values).scatter(1, self._index(values), values)
+
+    def _index(self, values: Tensor) -> Tensor:
+        assert self.order is not None
+        return self.order.view(*self.order.shape, *(1,) * (values.ndim - 2)).expand_as(values)
+
+
+def read_chunks(
+    network: LiquidNetwork,
+    input_ids: Int[Tensor, "B _"],
+    state: LiquidState | None = None,
+    elapsed: Float[Tensor, "B _"] | None = None,
+    chunk: int = CHUNK,
+) -> Iterator[tuple[Float[Tensor, "B _ D"], LiquidState]]:
+    """Read tokens of any number, chunk by chunk; the result does not depend on the chunks.
+
+    Args:
+        network: In the mode that the caller wants (see `evaluating`).
+        input_ids: Token ids, on any device; no token gives no chunk.
+        state: State before the first token.
+        elapsed: Time from each token to the next; 1 if None.
+        chunk: Tokens read at once.
+
+    Yields:
+        Hidden vectors of the chunk's tokens, and the state after them.
+    """
+    device = network.embed_tokens.weight.device
+    for start in range(0, input_ids.shape[1], chunk):
+        part = slice(start, start + chunk)
+        time = None if elapsed is None else elapsed[:, part]
+        hidden, state = network.advance(input_ids[:, part].to(device), state, time)
+        yield hidden, state
 
 
 @torch.inference_mode()
 def read(
     model: LiquidNetwork, ids: Int[Tensor, "B T"], state: LiquidState | None = None, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "B D"], LiquidState]:
-    """Read tokens of any number in chunks.
+    """Read tokens, and return what predicts the next one.
 
     Args:
         model: Network, in evaluation mode (see `evaluating`).
         ids: Token ids, T >= 1, on any device.
-        state: State before the first token; rest if None.
-        chunk: Tokens read at once; the result does not depend on it.
+        state: State before the first token; the initial state if None.
+        chunk: Tokens read at once.
 
     Returns:
         Hidden vector at the last token, which predicts the next one, and the state after it.
     """
-    device = model.embedding.weight.device
-    first, *others = ids.split(chunk, dim=1)
-    hidden, after = model.advance(first.to(device), state)
-    for piece in others:
-        hidden, after = model.advance(piece.to(device), after)
+    *_, (hidden, after) = read_chunks(model, ids, state, chunk=chunk)
     return hidden[:, -1], after
+
+
+def _per_token(elapsed: Elapsed, ids: Tensor) -> Float[Tensor, "B T"]:
+    """Elapsed times of the tokens of texts; as in `broadcast_elapsed`, and (T,) for a single text."""
+    if isinstance(elapsed, Tensor) and elapsed.ndim == 1 and ids.shape[0] == 1:
+        elapsed = elapsed[None]
+    batch, tokens = ids.shape
+    return broadcast_elapsed(elapsed, batch, tokens, torch.empty(0, device=ids.device))
+
+
+def _of_transformers(tokenizer: Any) -> bool:
+    # Whoever has such a tokenizer has imported transformers, which takes seconds that others need not spend.
+    module = sys.modules.get("transformers.tokenization_utils_base")
+    return module is not None and isinstance(tokenizer, module.PreTrainedTokenizerBase)

@@ -8,7 +8,6 @@ A `LiquidState` is the numbers alone. To go on writing takes one thing more, the
 read yet, since reading it is what predicts the next one. `TextState` has both, and knows whose it is.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,15 +18,12 @@ from safetensors.torch import save
 
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.atomic import write_atomic
-from ltc_textgen.io.hashing import digest, fingerprint, own_tensors
-from ltc_textgen.layers.base import Elapsed
-from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.io.hashing import digest
+from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
 
 FORMAT = "1"
-CHUNK = 512
-"""Tokens that go through the network at once: the memory of reading does not grow with the text."""
 
 
 @runtime_checkable
@@ -92,7 +88,7 @@ class TextState:
         every = [state.liquid for state in states]
         liquid = LiquidState(
             tuple(torch.cat(parts) for parts in zip(*(state.neurons for state in every), strict=True)),
-            tuple(torch.cat(parts) for parts in zip(*(state.columns for state in every), strict=True)),
+            tuple(torch.cat(parts) for parts in zip(*(state.conv_state for state in every), strict=True)),
         )
         tokens = tuple(count for state in states for count in state.tokens)
         return cls(liquid, torch.cat([state.last for state in states]), tokens, states[0].model)
@@ -138,7 +134,7 @@ class TextState:
             raise ArtifactError(f"{path} is damaged: its checksum does not match its tensors")
         if header.get("model") != model.fingerprint():
             raise ArtifactError(f"{path} is the state of another model: read the text again with this one")
-        return cls._checked(path, tensors, header, model)
+        return cls._checked(path, current_names(tensors), header, model)
 
     @classmethod
     def _checked(cls, path: Path, tensors: dict[str, Tensor], header: dict[str, str], model: Network) -> "TextState":
@@ -172,102 +168,14 @@ def mix(a: TextState, b: TextState, weight: float = 0.5) -> TextState:
     _require_same_model(a, b)
     if a.batch_size != b.batch_size:
         raise UsageError(f"mix: the states hold {a.batch_size} and {b.batch_size} texts")
-    other = iter([*b.liquid.neurons, *b.liquid.columns])
+    other = iter([*b.liquid.neurons, *b.liquid.conv_state])
     near = a if weight <= 0.5 else b
     return TextState(a.liquid.map(lambda tensor: tensor.lerp(next(other), weight)), near.last, near.tokens, a.model)
-
-
-class Reader:
-    """The part of a network that reads texts and remembers them."""
-
-    tokenizer: Any = None
-    """What `read` turns text into ids with; `load_run` sets it."""
-
-    def fingerprint(self) -> str:
-        """Checksum of settings and weights: two models with the same one compute the same."""
-        return f"{fingerprint(self.settings)[:32]}{digest(own_tensors(self))[:32]}"  # type: ignore
-
-    @torch.no_grad()
-    def read(
-        self,
-        text: str | list[str] | Tensor,
-        tokenizer: Any = None,
-        *,
-        state: TextState | None = None,
-        elapsed: Elapsed = None,
-    ) -> TextState:
-        """Read a text of any length, with memory that does not grow.
-
-        Args:
-            text: A text, several texts, or token ids (B, T).
-            tokenizer: Of this package or of transformers; the one of the run directory if None.
-            state: What was read before; the texts go on from there.
-            elapsed: Time before each token, in token time: one for all, (T,) or (B, T); that before a text's first
-                token is not used.
-
-        Raises:
-            UsageError: If a text has no tokens, there is no tokenizer, or the state is of another model or batch.
-        """
-        if isinstance(text, list):
-            befores = [None] * len(text) if state is None else [state.select([i]) for i in range(state.batch_size)]
-            if len(befores) != len(text):
-                raise UsageError(f"state: expected {len(text)} texts, got {len(befores)}")
-            pairs = zip(text, befores, strict=True)
-            return TextState.stack([self.read(one, tokenizer, state=s, elapsed=elapsed) for one, s in pairs])
-        ids = self._ids(text, tokenizer)
-        batch, tokens = ids.shape
-        time = torch.as_tensor(1.0 if elapsed is None else elapsed, device=ids.device)
-        if time.ndim == 1 and time.shape[0] not in (1, tokens):
-            raise UsageError(f"read: expected {tokens} elapsed times, got {time.shape[0]}")
-        time = time.to(torch.float32).expand(batch, tokens)
-        liquid, count = None, (tokens,) * batch
-        if state is None:
-            time = time[:, 1:]
-        else:
-            state.require_model(self)  # type: ignore[arg-type]
-            if state.batch_size != batch:
-                raise UsageError(f"state: expected {batch} texts, got {state.batch_size}")
-            ids = torch.cat([state.last.to(ids.device)[:, None], ids], dim=1)
-            liquid, count = state.liquid, tuple(tokens + before for before in state.tokens)
-        with evaluating(self):  # type: ignore[arg-type]
-            after = self._advance(ids[:, :-1], liquid, time)
-        return TextState(after.detach(), ids[:, -1], count, self.fingerprint())
-
-    def _advance(self, ids: Tensor, liquid: LiquidState | None, time: Tensor) -> LiquidState:
-        if not ids.shape[1]:
-            return self.initial_state(ids.shape[0])  # type: ignore[attr-defined]
-        for piece, times in zip(ids.split(CHUNK, dim=1), time.split(CHUNK, dim=1), strict=True):
-            _, liquid = self.advance(piece, liquid, times)  # type: ignore[attr-defined]
-        assert liquid is not None
-        return liquid
-
-    def _ids(self, text: str | Tensor, tokenizer: Any) -> Tensor:
-        weight = self.embedding.weight  # type: ignore[attr-defined]
-        if isinstance(text, str):
-            tokenizer = self.tokenizer if tokenizer is None else tokenizer
-            if tokenizer is None:
-                raise UsageError("read: give a tokenizer, or load the model with load_run")
-            plain = {"add_special_tokens": False} if _of_transformers(tokenizer) else {}
-            text = torch.tensor([tokenizer.encode(text, **plain)], dtype=torch.int64)
-        if not isinstance(text, Tensor):
-            raise UsageError(f"read: expected a text, several texts, or token ids, got {type(text).__name__}")
-        if text.ndim != 2 or 0 in text.shape:
-            raise UsageError(f"read: expected (B, T) token ids with B, T >= 1, got {tuple(text.shape)}")
-        low, high, size = int(text.min()), int(text.max()), weight.shape[0]
-        if low < 0 or high >= size:
-            raise UsageError(f"read: token ids must be in 0..{size - 1}, got {low if low < 0 else high}")
-        return text.to(weight.device)
 
 
 def _require_same_model(*states: TextState) -> None:
     if len({state.model for state in states}) > 1:
         raise UsageError("state: the states are of different models")
-
-
-def _of_transformers(tokenizer: Any) -> bool:
-    # Whoever has such a tokenizer has imported transformers, which takes seconds that others need not spend.
-    module = sys.modules.get("transformers.tokenization_utils_base")
-    return module is not None and isinstance(tokenizer, module.PreTrainedTokenizerBase)
 
 
 def _kind(tensor: Tensor | None) -> str:

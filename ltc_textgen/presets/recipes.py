@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, did_you_mean
+from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, current_run_settings, did_you_mean
 from ltc_textgen.errors import UsageError
 from ltc_textgen.training.budget import LENGTHS, lengths
 
@@ -54,7 +54,9 @@ def load_file(path: Path) -> Recipe:
         raise UsageError(f"cannot read the config file {path}: {error}") from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} is not {path.suffix.removeprefix('.') or 'toml'}: {error}") from None
-    recipe = content.get("run", content) if isinstance(content, dict) else content
+    recipe = content
+    if isinstance(content, dict) and isinstance(content.get("run"), dict):
+        recipe = current_run_settings(content["run"])
     if not isinstance(recipe, dict):
         raise UsageError(f"{path}: expected the sections {', '.join(SECTIONS)}, got {type(recipe).__name__}")
     for section, values in recipe.items():

@@ -34,6 +34,7 @@ from torch import nn
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.io.atomic import sync_directory
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
+from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.runs import verify_manifest
 from ltc_textgen.shapes import Tensor
 
@@ -156,7 +157,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if missing:
         raise ArtifactError(f"{path / 'manifest.json'} is damaged: it does not list {min(missing)}")
     verify_manifest(path)
-    tensors = {part: read_tensors(path / f"{part}.safetensors")[0] for part in PARTS}
+    tensors = {part: current_names(read_tensors(path / f"{part}.safetensors")[0]) for part in PARTS}
     return Checkpoint(path, tensors, read_json(path / PROGRESS))
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import ModelConfig, TrainConfig
+from ltc_textgen.config import ModelConfig, TrainConfig, with_current_names
 from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 from ltc_textgen.io.checked import sha256_file
@@ -123,8 +123,8 @@ def _change(name: str, before: Any, now: Any) -> str:
 def _all_settings(given: Any) -> dict[str, Any]:
     """Model settings, of which those at their defaults may be left out, with the defaults."""
     try:
-        return ModelConfig.parse(given).model_dump(mode="json")
-    except (UsageError, TypeError):  # of another version
+        return ModelConfig.parse(with_current_names(given, ModelConfig)).model_dump(mode="json")
+    except (UsageError, TypeError, AttributeError):  # of another version
         return dict(given) if isinstance(given, dict) else {}
 
 

@@ -101,7 +101,7 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
     config = run.train
     checkpoint.seed_everything(config.seed)
     model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(data.tokenizer.vocab_size))
-    if rank_by := getattr(model.head, "rank_by", None):
+    if rank_by := getattr(model.lm_head, "rank_by", None):
         rank_by(count_tokens(data.train, model.settings.vocabulary))
     if runtime.rank:
         checkpoint.seed_everything(config.seed + runtime.rank)  # each process drops out other units

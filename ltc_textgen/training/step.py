@@ -75,7 +75,7 @@ def start_state(session: Session, reset: Bool[Tensor, " B"], rows: Int[Tensor, "
     carried = session.state
     if rows is not None:
         reset, carried = reset[rows], None if carried is None else carried.select(rows)
-    if carried is not None and not session.model.settings.learned_start and not bool(reset.any()):
+    if carried is not None and not session.model.settings.learned_initial_state and not bool(reset.any()):
         return carried
     fresh = session.model.initial_state(len(reset))
     if carried is None:
@@ -115,7 +115,9 @@ def _forward_backward(
             if parts > 1:  # each with a graph of its own: the way back from the first would consume a common one
                 part = (inputs[rows], targets[rows], start_state(session, reset, rows))
             # A tuple, because accelerate's conversion to float32 and DDP both look into tuples.
-            loss, after = session.module(input_ids=part[0], shift_labels=part[1], state=part[2], return_dict=False)
+            loss, after, _ = session.module(
+                input_ids=part[0], shift_labels=part[1], state=part[2], skip_logits=True, return_dict=False
+            )
             session.runtime.backward(loss * (len(rows) / session.rows))
         losses.append(loss.detach() * (len(rows) / session.rows))
         states.append(after.detach().tensors())

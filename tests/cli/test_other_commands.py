@@ -168,12 +168,12 @@ def test_evaluation_tells_how_far_it_is(
 def test_a_separator_that_is_likeliest_is_passed_over_if_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_run(run)
     separator = loaded.tokenizer.separator_id
-    logits = loaded.model.head.logits
+    logits = loaded.model.lm_head.logits
 
     def likely(hidden: torch.Tensor) -> torch.Tensor:
         return logits(hidden).index_fill(-1, torch.tensor([separator]), 1e4)
 
-    monkeypatch.setattr(loaded.model.head, "logits", likely)
+    monkeypatch.setattr(loaded.model.lm_head, "logits", likely)
     for ignored, reason, tokens in ((False, "stop", 1), (True, "length", 30)):
         sampling = SamplingConfig(max_tokens=30, ignore_separator=ignored, seed=0)
         (sample,) = generate(loaded.model, loaded.tokenizer, "On", sampling)

@@ -36,7 +36,7 @@ def chances(model, tokens):
     model.eval()
     with torch.no_grad():
         hidden, _ = model.advance(torch.tensor(tokens[None, :-1]))
-        return hidden[0].double(), model.head.logits(hidden[0]).double().log_softmax(1)
+        return hidden[0].double(), model.lm_head.logits(hidden[0]).double().log_softmax(1)
 
 
 def cache_by_hand(model, tokens, size, theta, share):
@@ -76,7 +76,7 @@ def dynamic_by_hand(model, tokens, config):
         part = torch.tensor(tokens[start : start + config.segment + 1])
         hidden, state = twin.advance(part[None, :-1], state)
         state = state.detach()
-        loss = -twin.head.logits(hidden[0]).log_softmax(1).gather(1, part[1:, None])[:, 0]
+        loss = -twin.lm_head.logits(hidden[0]).log_softmax(1).gather(1, part[1:, None])[:, 0]
         total += float(loss.detach().double().sum())
         twin.zero_grad()
         loss.mean().backward()

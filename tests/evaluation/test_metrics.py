@@ -23,8 +23,8 @@ class Bigram(LiquidTimeConstantNetwork):
     def __init__(self, table):
         super().__init__(len(table), len(table))
         with torch.no_grad():
-            self.head.projection.weight.copy_(table.log().T)
-            self.head.projection.bias.zero_()
+            self.lm_head.projection.weight.copy_(table.log().T)
+            self.lm_head.projection.bias.zero_()
 
     def advance(self, input_ids, state=None, elapsed=None, mask=None):
         state = self.initial_state(input_ids.shape[0]) if state is None else state
@@ -38,9 +38,9 @@ class Forgetful(LiquidTimeConstantNetwork):
         super().__init__(CHARS.vocab_size, len(chances))
         others = (1 - chances) / (CHARS.vocab_size - 1)
         with torch.no_grad():
-            self.head.projection.weight.copy_(others.log().expand(CHARS.vocab_size, -1))
-            self.head.projection.weight[A] = chances.log()
-            self.head.projection.bias.zero_()
+            self.lm_head.projection.weight.copy_(others.log().expand(CHARS.vocab_size, -1))
+            self.lm_head.projection.weight[A] = chances.log()
+            self.lm_head.projection.bias.zero_()
 
     def advance(self, input_ids, state=None, elapsed=None, mask=None):
         size = self.settings.hidden_size
@@ -64,7 +64,7 @@ def make_model(seed=0, **more):
     settings = {"hidden_size": 16, "coupling": "diagonal", "block": "liquid", "num_layers": 2, "dropout": 0.5} | more
     model = LiquidTimeConstantNetwork.from_settings(ModelConfig(input_size=257, **settings))
     with torch.no_grad():
-        for name, weight in model.head.named_parameters():
+        for name, weight in model.lm_head.named_parameters():
             if name.endswith("weight"):
                 weight.mul_(3)
     return model
@@ -79,7 +79,7 @@ def by_hand(model, tokens, window=None):
             state = None
         with torch.no_grad():
             hidden, state = model.advance(torch.tensor([[tokens[i]]]), state)
-            chances = model.head.logits(hidden[0, -1:]).double().softmax(1)[0]
+            chances = model.lm_head.logits(hidden[0, -1:]).double().softmax(1)[0]
         total -= math.log(float(chances[tokens[i + 1]]))
     return total
 
@@ -179,8 +179,10 @@ def test_chunks_and_batches_change_nothing(monkeypatch):
 def test_a_large_vocabulary_is_scored_in_slices(monkeypatch):
     model, rows = make_model(), []
     monkeypatch.setattr("ltc_textgen.evaluation.scoring.HEAD_LOGITS", 257 * 10)
-    loss = model.head.loss
-    monkeypatch.setattr(model.head, "loss", lambda hidden, targets: rows.append(len(hidden)) or loss(hidden, targets))
+    loss = model.lm_head.loss
+    monkeypatch.setattr(
+        model.lm_head, "loss", lambda hidden, targets: rows.append(len(hidden)) or loss(hidden, targets)
+    )
     score_tokens(model, np.arange(36))
     assert rows == [10, 10, 10, 5]
 

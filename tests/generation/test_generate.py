@@ -57,8 +57,8 @@ class Scripted(LiquidTimeConstantNetwork):
         self.reads = []
         self.skip = skip
         with torch.no_grad():
-            self.head.projection.weight.zero_()[script, torch.arange(len(script))] = 50.0
-            self.head.projection.bias.zero_()
+            self.lm_head.projection.weight.zero_()[script, torch.arange(len(script))] = 50.0
+            self.lm_head.projection.bias.zero_()
 
     def advance(self, input_ids, state=None, elapsed=None, mask=None):
         self.reads.append(input_ids.clone())
@@ -66,7 +66,7 @@ class Scripted(LiquidTimeConstantNetwork):
         count = before.neurons[0][:, :1] + torch.arange(1, input_ids.shape[1] + 1)
         place = (count.long() - self.skip).clamp(0, self.settings.hidden_size - 1)
         after = count[:, -1:].expand(-1, self.settings.hidden_size)
-        return F.one_hot(place, self.settings.hidden_size).float(), LiquidState((after,), before.columns)
+        return F.one_hot(place, self.settings.hidden_size).float(), LiquidState((after,), before.conv_state)
 
 
 def make_model(tokenizer, seed=0, ends=True, **more):
@@ -74,9 +74,9 @@ def make_model(tokenizer, seed=0, ends=True, **more):
     settings = {"hidden_size": 16, "coupling": "diagonal", "block": "liquid", "num_layers": 2, "dropout": 0.5} | more
     model = LiquidTimeConstantNetwork.from_settings(ModelConfig(input_size=tokenizer.vocab_size, **settings))
     with torch.no_grad():
-        model.head.projection.weight.mul_(4)
+        model.lm_head.projection.weight.mul_(4)
         if not ends:
-            model.head.projection.bias[tokenizer.separator_id] = -1e4
+            model.lm_head.projection.bias[tokenizer.separator_id] = -1e4
     return model
 
 
@@ -89,7 +89,7 @@ def chars():
 def model(chars):
     model = make_model(chars)
     with torch.no_grad():
-        model.head.projection.bias[chars.separator_id] += 4  # texts of different lengths
+        model.lm_head.projection.bias[chars.separator_id] += 4  # texts of different lengths
     return model
 
 
@@ -329,7 +329,7 @@ from ltc_textgen.generation import generate_stream
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 chars = character_tokenizer("abcdefgh ")
 model = LiquidTimeConstantNetwork(chars.vocab_size, 8, steps=1, step_size=1.0)
-model.head.projection.bias.data[chars.separator_id] = -1e4
+model.lm_head.projection.bias.data[chars.separator_id] = -1e4
 sampling = SamplingConfig(max_tokens=10_000, seed=0, repetition_penalty=1.1, stop=("never this",))
 found = []
 tracemalloc.start()

@@ -39,7 +39,7 @@ def make_model(seed: int = 0, vocabulary: int = VOCABULARY, **more: object) -> L
             if "self_weight" in name:
                 parameter.add_(0.5 * torch.randn_like(parameter))
         if model.settings.head == "full":
-            model.head.projection.weight.mul_(3)
+            model.lm_head.projection.weight.mul_(3)
     return model
 
 
@@ -78,7 +78,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         {"tie_embeddings": True, "expansion": 1.0},
         {"hidden_size": 37, "expansion": 1.6},
         {"hidden_size": 5, "expansion": 0.2, "num_layers": 1},
-        {"learned_start": True},
+        {"learned_initial_state": True},
     ],
     ids=str,
 )
@@ -213,9 +213,9 @@ def test_draws_are_those_of_the_reference(top_k: int, top_p: float, min_p: float
     vocabulary, batch = 301, 64
     model = make_model(hidden_size=8, num_layers=1, vocabulary=vocabulary)
     with torch.no_grad():
-        model.head.projection.weight[50:] = 0.0  # many equal logits
-        model.head.projection.bias[50:60] = 1.5
-        model.head.projection.bias[60:] = -1.0
+        model.lm_head.projection.weight[50:] = 0.0  # many equal logits
+        model.lm_head.projection.bias[50:60] = 1.5
+        model.lm_head.projection.bias[60:] = -1.0
     native = NativeDecoder(model)
     ids = ids_of(batch, 1, vocabulary=vocabulary)
     seen = torch.rand(batch, vocabulary, generator=torch.Generator().manual_seed(1)) < 0.3
@@ -266,15 +266,15 @@ def test_weights_of_eight_bits_are_rounded_weights() -> None:
     exact, _ = expected(model, ids)
     native = NativeDecoder(model, int8=True)
     logits, _ = native.logits(ids)
-    embedding = model.embedding.weight.clone()
+    embedding = model.embed_tokens.weight.clone()
     with torch.no_grad():
-        matrices = [model.head.projection.weight]
+        matrices = [model.lm_head.projection.weight]
         for layer in model.layers:
             matrices += [layer.cell.input.weight, layer.gate.weight, layer.out.weight]
         for matrix in matrices:
             scale = matrix.abs().amax(1, keepdim=True) / 127
             matrix.copy_((matrix / scale).round() * scale)
-        assert torch.equal(model.embedding.weight, embedding)
+        assert torch.equal(model.embed_tokens.weight, embedding)
     rounded, _ = expected(model, ids)
     assert float((rounded - exact).abs().max()) > 5e-3
     torch.testing.assert_close(logits, rounded, atol=2e-3, rtol=0)
@@ -287,7 +287,9 @@ def test_no_time_leaves_the_neurons_as_they_are() -> None:
     before = state.map(torch.clone)
     after = native.read(ids_of(2, 5, seed=1), state, elapsed=0.0)
     assert all(torch.equal(a, b) for a, b in zip(after.neurons, before.neurons, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(state.columns, before.columns, strict=True)), "the input is left alone"
+    assert all(torch.equal(a, b) for a, b in zip(state.conv_state, before.columns, strict=True)), (
+        "the input is left alone"
+    )
     assert not torch.equal(after.columns[0], before.columns[0])
 
 
@@ -331,7 +333,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         Decoder(native_weights(model, blocks=()), Method(1, Solver.explicit, True), step_size=1.0)
     with pytest.raises(UsageError, match="head: expected"):
         Decoder(
-            native_weights(model, head=model.head.projection.weight.double()),
+            native_weights(model, head=model.lm_head.projection.weight.double()),
             Method(1, Solver.explicit, True),
             step_size=1.0,
         )
@@ -345,8 +347,8 @@ def test_broken_weights_are_named_after_what_could_still_be_written() -> None:
     chars = character_tokenizer("abcdefgh")
     model = make_model(vocabulary=chars.vocab_size)
     with torch.no_grad():
-        model.embedding.weight[chars.encode("c")] = math.nan
-        model.head.projection.bias[chars.separator_id] = -1e4
+        model.embed_tokens.weight[chars.encode("c")] = math.nan
+        model.lm_head.projection.bias[chars.separator_id] = -1e4
     written: list[str] = []
     stream = generate_stream(model, chars, "ab", SamplingConfig(max_tokens=10_000, seed=0), engine="native")
     with pytest.raises(LogitsError, match="sample 0 are NaN or infinite"):
@@ -400,7 +402,7 @@ def test_changed_models_are_refused() -> None:
 def test_a_model_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     monkeypatch.setattr(
-        native, "weights_of", lambda of: native_weights(of, head=2 * of.head.projection.weight.detach())
+        native, "weights_of", lambda of: native_weights(of, head=2 * of.lm_head.projection.weight.detach())
     )
     with pytest.raises(UsageError, match="computes something else"):
         NativeDecoder(model)

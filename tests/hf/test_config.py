@@ -33,9 +33,9 @@ def test_the_vocabulary_can_be_resized(size: int, tied: bool, output_size: int |
     ids = text().clamp_max(VOCABULARY - 4)
     before = model(ids).logits
     resized = model.resize_token_embeddings(size)
-    assert resized is model.get_input_embeddings() is model.embedding
+    assert resized is model.get_input_embeddings() is model.embed_tokens
     assert (model.settings.input_size, model.settings.vocabulary, model.config.vocab_size) == (size,) * 3
-    assert (model.get_output_embeddings().weight is model.embedding.weight) == tied
+    assert (model.get_output_embeddings().weight is model.embed_tokens.weight) == tied
     kept = min(size, VOCABULARY)
     after = model(ids).logits
     assert after.shape[-1] == size
@@ -63,9 +63,9 @@ def test_a_vocabulary_that_cannot_be_resized_is_refused(settings: dict, message:
 
 def test_gradient_checkpointing_finds_the_embedding() -> None:
     model = network(**LIQUID).train()
-    model.embedding.requires_grad_(False)
+    model.embed_tokens.requires_grad_(False)
     model.activation_checkpointing_enable()
-    assert model.embedding(text()).requires_grad
+    assert model.embed_tokens(text()).requires_grad
 
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])

@@ -33,7 +33,7 @@ def directory(path: Path, own: TextTokenizer) -> Path:
     config = RunConfig.parse({"model": SETTINGS})
     model = LiquidTimeConstantNetwork.from_settings(config.model_config_for(own.vocab_size))
     with torch.no_grad():  # untrained, it would write what makes no text
-        model.head.projection.bias[[own.separator_id, own.unknown_id, *own.encode("\n")]] = -20.0
+        model.lm_head.projection.bias[[own.separator_id, own.unknown_id, *own.encode("\n")]] = -20.0
     save_run(path, model, own, config, {})
     save_weights(path / "model.safetensors", model, {"tokenizer": own.fingerprint})
     return path

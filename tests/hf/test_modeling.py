@@ -65,7 +65,7 @@ def test_the_seven_arguments_work_by_position_and_by_name(solver: str, adaptive:
     assert [type(child) for child in by_position.children() if not isinstance(child, LockedDropout | nn.Identity)] == [
         nn.Embedding,
         nn.ModuleList,
-        type(by_position.head),
+        type(by_position.lm_head),
     ]
 
 
@@ -164,7 +164,8 @@ def test_the_loss_is_that_of_the_next_token(more: dict) -> None:
     torch.testing.assert_close(model(ids, labels=ids).loss, expected)
     shifted = model(ids[:, :-1], shift_labels=ids[:, 1:])
     torch.testing.assert_close(shifted.loss, expected)
-    assert shifted.logits is None
+    torch.testing.assert_close(shifted.logits, logits[:, :-1])
+    assert model(ids[:, :-1], shift_labels=ids[:, 1:], skip_logits=True).logits is None
     targets = ids[:, 1:].clone()
     targets[0] = -100
     kept = nn.functional.cross_entropy(logits[1:, :-1].flatten(0, 1), ids[1:, 1:].flatten())
@@ -276,7 +277,7 @@ def test_save_and_load_give_the_same_network(more: dict, tmp_path: Path) -> None
 
 def test_tied_embeddings_are_one_matrix() -> None:
     model = network(SHAPES[3])
-    assert model.head.projection.weight is model.embedding.weight
+    assert model.lm_head.projection.weight is model.embed_tokens.weight
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:

@@ -314,7 +314,7 @@ def test_smoothed_labels_are_the_next_tokens(model: LiquidTimeConstantNetwork, t
     torch.testing.assert_close(loss, (1 - smoothing) * likely + smoothing * even)
 
 
-TARGETS = {"gate": "gate", "out": "out", "input": "cell.input", "head": "head.projection"}
+TARGETS = {"gate": "gate", "out": "out", "input": "cell.input", "head": "lm_head.projection"}
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)

@@ -23,7 +23,7 @@ KINDS = {
     "plain": {},
     "frozen": {"adaptive": False, "solver": "explicit"},
     "liquid": {"block": "liquid", "coupling": "diagonal", "num_layers": 2},
-    "tied": {"block": "liquid", "coupling": "diagonal", "tie_embeddings": True, "learned_start": True},
+    "tied": {"block": "liquid", "coupling": "diagonal", "tie_embeddings": True, "learned_initial_state": True},
     "adaptive head": {"block": "liquid", "head": "adaptive", "hidden_size": 16, "adaptive_cutoffs": [4, 7]},
     "wired": {"coupling": "synaptic", "wiring": {"kind": "auto_ncp", "output_size": 4}},
     "closed form": {"coupling": "cfc", "block": "liquid", "expansion": 1.0},
@@ -57,7 +57,7 @@ def test_both_compute_the_same_bits(more: dict) -> None:
         with torch.no_grad():
             hidden, state = plain.advance(IDS, **given)
             theirs, their_state = model.advance(IDS, **given)
-            assert torch.equal(plain.head.logits(hidden), model.head.logits(theirs))
+            assert torch.equal(plain.lm_head.logits(hidden), model.lm_head.logits(theirs))
             hidden, state = plain.advance(IDS, state, **given)
             theirs, their_state = model.advance(IDS, their_state, **given)
         assert torch.equal(hidden, theirs)
@@ -66,7 +66,7 @@ def test_both_compute_the_same_bits(more: dict) -> None:
         )
     with torch.no_grad():
         logits = model(IDS).logits
-        assert torch.equal(plain.head.logits(plain.advance(IDS)[0]), logits)
+        assert torch.equal(plain.lm_head.logits(plain.advance(IDS)[0]), logits)
         ours, theirs = plain.time_constants(IDS), model.time_constants(IDS)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     if more.get("coupling") == "diagonal" and LIBRARY is not None:
@@ -86,15 +86,15 @@ def test_a_fresh_network_starts_as_the_model_does(more: dict) -> None:
         elif not their_spread:
             assert torch.equal(ours, theirs), name
     tied = settings.tie_embeddings
-    torch.testing.assert_close(plain.embedding.weight.std().item(), FIRST_STD if tied else 1.0, rtol=0.05, atol=0)
+    torch.testing.assert_close(plain.embed_tokens.weight.std().item(), FIRST_STD if tied else 1.0, rtol=0.05, atol=0)
     if tied:
-        assert plain.head.projection.weight is plain.embedding.weight
+        assert plain.lm_head.projection.weight is plain.embed_tokens.weight
 
 
 def test_copies_of_a_plain_network_stay_tied() -> None:
     _, plain = twins(KINDS["tied"])
     for copied in (copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
-        assert copied.head.projection.weight is copied.embedding.weight
+        assert copied.lm_head.projection.weight is copied.embed_tokens.weight
         assert copied.fingerprint() == plain.fingerprint()
 
 

@@ -34,13 +34,13 @@ def test_a_state_with_wrong_tensors_is_refused(more: dict) -> None:
     wide = dataclasses.replace(good, neurons=tuple(torch.zeros(3, 5) for _ in good.neurons))
     with pytest.raises(UsageError, match=r"state: expected neurons \d of \(3, \d+\), got \d of \(3, 5\)"):
         model.advance(ids, wide)
-    columns = () if good.columns else (torch.zeros(3, 3, 12),)
-    expected = "2 of \\(3, 3, 12\\), got none" if good.columns else "none, got 1 of \\(3, 3, 12\\)"
-    with pytest.raises(UsageError, match=f"state: expected columns {expected}"):
-        model.advance(ids, dataclasses.replace(good, columns=columns))
-    if good.columns:
-        with pytest.raises(UsageError, match=r"columns 2 of \(3, 3, 12\), got 2 of \(3, 2, 12\)"):
-            model.advance(ids, dataclasses.replace(good, columns=tuple(c[:, 1:] for c in good.columns)))
+    conv_state = () if good.conv_state else (torch.zeros(3, 3, 12),)
+    expected = "2 of \\(3, 3, 12\\), got none" if good.conv_state else "none, got 1 of \\(3, 3, 12\\)"
+    with pytest.raises(UsageError, match=f"state: expected conv_state {expected}"):
+        model.advance(ids, dataclasses.replace(good, conv_state=conv_state))
+    if good.conv_state:
+        with pytest.raises(UsageError, match=r"conv_state 2 of \(3, 3, 12\), got 2 of \(3, 2, 12\)"):
+            model.advance(ids, dataclasses.replace(good, conv_state=tuple(c[:, 1:] for c in good.conv_state)))
 
 
 def test_a_state_is_an_object_that_forks_and_travels() -> None:
@@ -53,4 +53,4 @@ def test_a_state_is_an_object_that_forks_and_travels() -> None:
     for name, tensor in state.tensors().items():
         torch.testing.assert_close(again.tensors()[name], tensor, msg=name)
     assert not any(tensor.requires_grad for tensor in state.detach().tensors().values())
-    assert {field.name for field in dataclasses.fields(state)} == {"neurons", "columns"}
+    assert {field.name for field in dataclasses.fields(state)} == {"neurons", "conv_state"}

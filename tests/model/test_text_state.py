@@ -63,11 +63,11 @@ def test_times_between_tokens_count() -> None:
     model, text = network(), "On day 1 the sea"
     times = torch.linspace(0.2, 3.0, len(text))
     state = model.read(text, TOKENIZER, elapsed=times)
-    _, expected = model.advance(encode(text)[:, :-1], elapsed=times[None, 1:])
+    _, expected = model.advance(encode(text)[:, :-1], elapsed=times[None, :-1])
     for ours, theirs in zip(state.liquid.neurons, expected.neurons, strict=True):
         torch.testing.assert_close(ours, theirs.detach())
     halves = model.read(text[:5], TOKENIZER, elapsed=times[:5])
-    halves = model.read(text[5:], TOKENIZER, state=halves, elapsed=times[5:])
+    halves = model.read(text[5:], TOKENIZER, state=halves, elapsed=times[5:], gap=float(times[4]))
     torch.testing.assert_close(halves.liquid.neurons[0], state.liquid.neurons[0])
     assert not torch.allclose(model.read(text, TOKENIZER).liquid.neurons[0], state.liquid.neurons[0])
 
@@ -91,7 +91,7 @@ def test_states_fork_and_mix() -> None:
         torch.testing.assert_close(mixed.liquid.neurons, near.liquid.neurons)
         assert mixed.last.equal(near.last)
     half = mix(a, b)
-    torch.testing.assert_close(half.liquid.columns[0], (a.liquid.columns[0] + b.liquid.columns[0]) / 2)
+    torch.testing.assert_close(half.liquid.conv_state[0], (a.liquid.conv_state[0] + b.liquid.conv_state[0]) / 2)
     with pytest.raises(UsageError, match=r"weight must be in 0\.\.1, got 2"):
         mix(a, b, 2.0)
     with pytest.raises(UsageError, match="different models"):

@@ -51,7 +51,10 @@ def main(corpus: Path, out: Path) -> None:
 
     attempt("plain", plain, "plain")
     attempt("adaptive", settings(corpus, adaptive, max_steps=30, learning_rate=0.02), "adaptive")
-    starting = {"learned_start": True, "dropout": 0.0}  # in most steps no lane begins, and nothing pulls at the start
+    starting = {
+        "learned_initial_state": True,
+        "dropout": 0.0,
+    }  # in most steps no lane begins, and nothing pulls at the start
     attempt("starting", settings(corpus, starting, max_steps=30, learning_rate=0.02), "starting")
     attempt("whole", dropping, "whole")
 

@@ -38,7 +38,7 @@ def two(corpus, tmp_path_factory):
 @pytest.mark.parametrize("name", ["plain", "adaptive", "starting"])
 def test_two_processes_reach_the_loss_of_one_with_the_same_batch(two, corpus, tmp_path, name):
     results, out = two
-    kinds = {"adaptive": {"head": "adaptive", "adaptive_cutoffs": [4, 16]}, "starting": {"learned_start": True}}
+    kinds = {"adaptive": {"head": "adaptive", "adaptive_cutoffs": [4, 16]}, "starting": {"learned_initial_state": True}}
     model = {"dropout": 0.0} | kinds.get(name, {})
     more = {"eval_every": 10} if name == "plain" else {}
     one = train(

@@ -63,7 +63,7 @@ def test_last_and_best_are_different_things(corpus, tmp_path):
     assert result.val_loss > result.best_val_loss + 0.1
     best = load_run(tmp_path / "run").model.state_dict()
     last = last_weights(tmp_path / "run")
-    assert not torch.equal(best["head.projection.weight"], last["head.projection.weight"])
+    assert not torch.equal(best["lm_head.projection.weight"], last["lm_head.projection.weight"])
 
 
 def test_metrics_hold_the_curve_and_the_samples(finished):
@@ -143,7 +143,7 @@ def test_an_adaptive_head_is_ranked_by_the_counts_of_the_training_text(corpus, t
     run = settings(corpus, {"head": "adaptive", "adaptive_cutoffs": [5]}, max_steps=2)
     train(run, tmp_path / "run", reporter=Listener())
     loaded = load_run(tmp_path / "run")
-    assert loaded.model.head.rank[loaded.tokenizer.encode(" ")[0]] == 0
+    assert loaded.model.lm_head.rank[loaded.tokenizer.encode(" ")[0]] == 0
 
 
 def test_bfloat16_trains_and_states_stay_float32(corpus, tmp_path):

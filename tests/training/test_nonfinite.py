@@ -58,7 +58,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(corpus, tmp_pa
     result = train(run, tmp_path / "run", reporter=heard)
     assert (result.step, result.skipped) == (6, 2)
     weights = {
-        int(path.name.removeprefix("step-")): load_file(path / "model.safetensors")["head.projection.weight"]
+        int(path.name.removeprefix("step-")): load_file(path / "model.safetensors")["lm_head.projection.weight"]
         for path in list_checkpoints(tmp_path / "run")
     }
     assert torch.equal(weights[2], weights[3])
@@ -93,7 +93,7 @@ def test_too_many_in_a_row_end_the_run_and_leave_what_reproduces_the_step(corpus
     dump = tmp_path / "run" / "nonfinite" / "process-0"
     record = json.loads((dump / "step.json").read_text())
     assert record["step"] == 12 + LIMIT
-    assert "head.projection.weight" in record["gradients_not_finite"]
+    assert "lm_head.projection.weight" in record["gradients_not_finite"]
     assert reproduced(run, dump).isfinite(), "here the damage came from the test"
 
 
@@ -141,7 +141,7 @@ def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(
 
 def test_stopped_after_a_skipped_step_and_resumed_it_is_the_same_run(corpus, tmp_path, monkeypatch):
     """The lanes start afresh then, and a first state that is learned goes on learning from it."""
-    run = settings(corpus, {"learned_start": True}, max_steps=12, eval_every=100)
+    run = settings(corpus, {"learned_initial_state": True}, max_steps=12, eval_every=100)
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step == 5 else loss)
     train(run, tmp_path / "whole", reporter=Listener())
     stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 5 else None)

@@ -21,10 +21,10 @@ def names(model, weight_decay=0.1):
 def test_in_the_plain_network_only_feature_mixing_matrices_decay():
     decaying, kept = names(network())
     assert decaying == {
-        "embedding.weight",
+        "embed_tokens.weight",
         "layers.0.cell.input.weight",
         "layers.0.cell.recurrent_weight",
-        "head.projection.weight",
+        "lm_head.projection.weight",
     }
     assert {"layers.0.cell.log_tau", "layers.0.cell.reversal", "layers.0.cell.input.bias"} <= kept
 
@@ -32,7 +32,7 @@ def test_in_the_plain_network_only_feature_mixing_matrices_decay():
 def test_in_liquid_blocks_physics_norms_convolutions_and_biases_keep_their_values():
     model = network(block="liquid", coupling="diagonal", num_layers=2, tie_embeddings=True)
     decaying, kept = names(model)
-    assert decaying == {"embedding.weight"} | {
+    assert decaying == {"embed_tokens.weight"} | {
         f"layers.{i}.{part}.weight" for i in (0, 1) for part in ("cell.input", "gate", "out")
     }
     physics = ("log_capacitance", "log_leak", "reversal", "self_weight")

@@ -86,10 +86,10 @@ def network(**settings):
 def test_tied_weights_are_kept_once_and_stay_tied():
     model, other = network(tie_embeddings=True), network(tie_embeddings=True)
     tensors = checkpoint.model_tensors(model)
-    assert "embedding.weight" in tensors
-    assert "head.projection.weight" not in tensors
+    assert "embed_tokens.weight" in tensors
+    assert "lm_head.projection.weight" not in tensors
     checkpoint.load_model_tensors(other, tensors)
-    assert other.head.projection.weight is other.embedding.weight
+    assert other.lm_head.projection.weight is other.embed_tokens.weight
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 

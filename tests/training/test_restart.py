@@ -18,7 +18,7 @@ BEGINNERS = {"optimizer": "muon", "muon_learning_rate": 0.02, "restart": 0.3}
 
 def test_stopped_and_resumed_with_muon_and_restarts_it_is_the_same_run(tmp_path) -> None:
     corpus = write_corpus(tmp_path)
-    run = settings(corpus, {"learned_start": True}, max_steps=20, eval_every=9, save_every=6, **BEGINNERS)
+    run = settings(corpus, {"learned_initial_state": True}, max_steps=20, eval_every=9, save_every=6, **BEGINNERS)
     train(run, tmp_path / "whole", reporter=Listener())
 
     def stop(pace) -> None:
@@ -64,7 +64,7 @@ def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:
 
 
 def test_lanes_read_in_parts_learn_the_same_start(tmp_path) -> None:
-    corpus, model = write_corpus(tmp_path), {"learned_start": True, "dropout": 0.0}
+    corpus, model = write_corpus(tmp_path), {"learned_initial_state": True, "dropout": 0.0}
     for parts in (1, 2):
         run = settings(corpus, model, max_steps=12, restart=0.3, accumulate=parts, learning_rate=0.02)
         train(run, tmp_path / str(parts), reporter=Listener())
@@ -75,11 +75,11 @@ def test_lanes_read_in_parts_learn_the_same_start(tmp_path) -> None:
 
 
 def test_the_start_is_learned_and_used(tmp_path) -> None:
-    run = settings(write_corpus(tmp_path), {"learned_start": True}, max_steps=30, **BEGINNERS)
+    run = settings(write_corpus(tmp_path), {"learned_initial_state": True}, max_steps=30, **BEGINNERS)
     train(run, tmp_path / "run", reporter=Listener())
     model = load_run(tmp_path / "run").model
     state = model.initial_state(3)
-    assert all(bool(tensor.any()) for tensor in (*state.neurons, *state.columns))
+    assert all(bool(tensor.any()) for tensor in (*state.neurons, *state.conv_state))
     ids = torch.zeros(3, 4, dtype=torch.long)
     torch.testing.assert_close(model.advance(ids)[0], model.advance(ids, state)[0])
     rest = state.map(torch.zeros_like)

@@ -114,7 +114,7 @@ def test_the_best_weights_survive_pruning(overfitted):
     for path in (out / "model.safetensors", last / "best.safetensors"):
         for name, tensor in load_file(path).items():
             assert torch.equal(tensor, at_best[name])
-    assert not torch.equal(*(load_file(p / "model.safetensors")["embedding.weight"] for p in (last, best)))
+    assert not torch.equal(*(load_file(p / "model.safetensors")["embed_tokens.weight"] for p in (last, best)))
 
 
 def test_the_manifest_holds_the_hashes_of_configuration_tokenizer_and_corpus(overfitted, corpus):

@@ -82,7 +82,7 @@ def test_a_lane_that_starts_afresh_does_not_disturb_the_others(corpus, tmp_path)
         patch.setattr(step_module, "start_state", spy)
         train(settings(corpus, max_steps=2), tmp_path / "run", reporter=Listener())
     state, carried = mixed[0]
-    for now, before in zip((*state.neurons, *state.columns), (*carried.neurons, *carried.columns), strict=True):
+    for now, before in zip((*state.neurons, *state.conv_state), (*carried.neurons, *carried.conv_state), strict=True):
         assert torch.equal(now[[1, 3]], before[[1, 3]])
         assert bool((now[[0, 2]] == 0).all())
         assert bool((before[[0, 2]] != 0).any())

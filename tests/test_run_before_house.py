@@ -1,0 +1,94 @@
+"""A run directory, state and export made before the settings and tensors got their names of today still work.
+
+Made by version 10a42d7 from tests/fixtures/run_before_house/story.txt:
+
+    ltc train --data story.txt --tokenizer char --max-steps 6 --seed 3 --threads 1 --out run (a tiny liquid network)
+    ltc generate run --prompt "the sea" --max-tokens 24 --temperature 0 --json > generated.json
+    ltc generate run --prompt "the sea" --max-tokens 4 --temperature 0 --save-state run.state
+    ltc eval run --json > eval.json
+    ltc export run --out export
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltc_textgen import (
+    LiquidTimeConstantNetwork,
+    ModelConfig,
+    SamplingConfig,
+    TextState,
+    generate,
+    load_run,
+)
+from ltc_textgen.errors import UsageError
+
+HERE = Path(__file__).parent / "fixtures" / "run_before_house"
+
+
+def expected(name: str) -> dict:
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    shutil.copytree(HERE, tmp_path / "old")
+    return tmp_path / "old"
+
+
+def test_it_writes_the_same_text(old: Path) -> None:
+    run = load_run(old / "run")
+    (sample,) = generate(run.model, run.tokenizer, "the sea", SamplingConfig(max_tokens=24, temperature=0))
+    assert sample.text == expected("generated")["samples"][0]["text"]
+    assert run.model.settings.learned_initial_state
+
+
+def test_transformers_loads_it_and_saves_the_names_of_today(old: Path, tmp_path: Path) -> None:
+    model = LiquidTimeConstantNetwork.from_pretrained(old / "run")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(ids).logits, load_run(old / "run").model(ids).logits)
+    model.save_pretrained(tmp_path / "new")
+    again = LiquidTimeConstantNetwork.from_pretrained(tmp_path / "new")
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "new" / "model.safetensors", "pt") as file:
+        assert "embed_tokens.weight" in file.keys()  # noqa: SIM118
+
+
+def test_its_state_goes_on(old: Path) -> None:
+    run = load_run(old / "run")
+    state = TextState.load(old / "run.state", run.model)
+    torch.testing.assert_close(state.liquid.neurons[0], run.model.read("the sea").liquid.neurons[0])
+
+
+def test_its_score_is_the_same(old: Path, ltc: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(old)
+    outcome = ltc("eval", old / "run", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["nll_per_token"] == pytest.approx(expected("eval")["nll_per_token"], rel=1e-6)
+
+
+def test_its_training_goes_on(old: Path, ltc: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(old)
+    outcome = ltc("train", "--resume", "--out", "run", "--max-steps", "9", "--threads", "1", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["step"] == 9
+
+
+def test_its_exported_program_runs(old: Path) -> None:
+    command = [sys.executable, "generate.py", "the sea", "-n", "24", "--temperature", "0"]
+    done = subprocess.run(command, cwd=old / "export", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert expected("generated")["samples"][0]["text"].strip() in done.stdout
+
+
+def test_a_person_is_given_the_new_name() -> None:
+    with pytest.raises(UsageError, match="learned_initial_state"):
+        ModelConfig.parse({"input_size": 5, "learned_start": True})
