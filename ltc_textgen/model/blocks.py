@@ -150,7 +150,7 @@ class LiquidBlock(nn.Module):
         return BlockWeights(*mixing, *drive, *cell.physics(), gate.weight, gate.bias, self.out.weight)
 
     def epsilon(self) -> float:
-        """Of the norm."""
+        """The epsilon of the norm."""
         return torch.finfo(self.norm.weight.dtype).eps if self.norm.eps is None else self.norm.eps
 
     def _fused(
