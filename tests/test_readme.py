@@ -123,7 +123,8 @@ def examples_of_help() -> list[str]:
     from ltc_textgen.cli.main import app
 
     tree = typer.main.get_command(app)
-    return [line for one in tree.commands.values() for line in re.findall(r"`(ltc [^`]+)`", one.epilog or "")]
+    every = [tree.get_command(None, name) for name in tree.list_commands(None)]
+    return [line for one in every for line in re.findall(r"`(ltc [^`]+)`", one.epilog or "")]
 
 
 def test_commands_in_the_pages_exist_with_their_options() -> None:
@@ -136,7 +137,7 @@ def test_commands_in_the_pages_exist_with_their_options() -> None:
             name = command.split()[1] if len(command.split()) > 1 else ""
             if not command.startswith("ltc ") or not name[0].islower():
                 continue
-            known = tree.commands.get(name)
+            known = tree.get_command(None, name)
             if known is None:
                 wrong.append(f"{page}: {command}")
                 continue

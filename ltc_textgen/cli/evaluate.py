@@ -1,9 +1,7 @@
-"""`ltc eval`: measure a trained network on a text.
-
-Which documents `ltc eval` measures.
-"""
+"""`ltc eval`: measure a trained network on a text."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +19,14 @@ from ltc_textgen.cli.common import (
     progress_bar,
 )
 from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConfig, SamplingConfig
-from ltc_textgen.data.corpora import Corpus, documents_of, load_corpus
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import print_json, print_line, print_message
 from ltc_textgen.io.paths import user_path
 
 if TYPE_CHECKING:
+    from ltc_textgen.data.corpora import Corpus
     from ltc_textgen.evaluation import EvaluationText, Scores
-    from ltc_textgen.runs import Run
+    from ltc_textgen.runs import PlainRun
 
 EXAMPLES = """Examples:
 
@@ -44,47 +42,83 @@ EXAMPLES = """Examples:
 """
 
 
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Text to measure: as in `ltc train`; the run's own corpus if not given."),
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="all, or the part that training held out (valid), learned from (train) or the corpus keeps (test).",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option("--window", min=1, max=2**31 - 1, help="Reset the state every so many tokens; never if not given."),
+]
 Crops = Annotated[
     int | None,
-    typer.Option("--random-crops", min=1, help="Also estimate the loss from so many windows at random places."),
+    typer.Option("--random-crops", min=1, max=10**6, help="Also estimate the loss from windows at random places."),
 ]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="Also score a copy that learns from the text as it reads it.")]
+Cache = Annotated[int | None, typer.Option("--cache", help="Also score with a cache of so many last tokens.", min=1)]
 Sample = Annotated[
     int | None,
-    typer.Option("--sample", min=1, help="Also write so many tokens and measure them beside the text's own."),
+    typer.Option("--sample", min=1, max=10**7, help="Also generate so many tokens and measure them beside the corpus."),
 ]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the random crops and the sample.")]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured, beside the plain loss where not None.
+
+    Args:
+        data: Corpus, and how training split it.
+        part: all, train, valid or test.
+        window: Tokens between resets of the state; None carries it throughout.
+        crops: Random crops of `window` tokens.
+        seed: Of the crops.
+        dynamic: Dynamic evaluation.
+        cache: Continuous cache.
+        sampling: How a text of the network's own is generated.
+    """
+
+    data: DataConfig
+    part: str
+    window: int | None = None
+    crops: int | None = None
+    seed: int = 0
+    dynamic: DynamicConfig | None = None
+    cache: CacheConfig | None = None
+    sampling: SamplingConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in ("all", "train", "valid", "test"):
+            raise UsageError(f"--split {self.part}: expected all, train, valid or test")
+        if self.window and (self.dynamic or self.cache):
+            raise UsageError("--dynamic and --cache read the text with carried state: leave out --window")
+        if self.crops and not self.window:
+            raise UsageError("--random-crops needs --window, the tokens of a crop (nanoGPT's CPU configuration: 64)")
 
 
 def evaluate(
     run_dir: RunDirectory = DEFAULT_RUN,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Text to measure: as in `ltc train`; the run's own corpus if not given."),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            "--split",
-            help="all, or the part that training held out (valid), learned from (train) or the corpus keeps (test).",
-        ),
-    ] = "",
-    window: Annotated[
-        int | None, typer.Option("--window", min=1, help="Forget everything every so many tokens; never if not given.")
-    ] = None,
+    data: Data = None,
+    split: Split = "",
+    window: Window = None,
     random_crops: Crops = None,
-    dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Also score a copy that learns from the text as it reads it.")
-    ] = False,
+    dynamic: Dynamic = False,
     dynamic_lr: Annotated[float | None, describe(DynamicConfig, "learning_rate", "--dynamic-lr")] = None,
     dynamic_decay: Annotated[float | None, describe(DynamicConfig, "decay", "--dynamic-decay")] = None,
     dynamic_segment: Annotated[int | None, describe(DynamicConfig, "segment", "--dynamic-segment")] = None,
-    cache: Annotated[
-        int | None, typer.Option("--cache", help="Also score with a cache of so many last tokens.", min=1)
-    ] = None,
+    cache: Cache = None,
     cache_theta: Annotated[float | None, describe(CacheConfig, "theta", "--cache-theta")] = None,
     cache_lambda: Annotated[float | None, describe(CacheConfig, "weight", "--cache-lambda")] = None,
     sample: Sample = None,
     temperature: Annotated[float | None, describe(SamplingConfig, "temperature")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random crops and the sample.")] = 0,
+    seed: Seed = 0,
     encoding_errors: Annotated[str | None, describe(DataConfig, "encoding_errors")] = None,
     text_column: Annotated[str | None, describe(DataConfig, "text_column")] = None,
     template: Annotated[str | None, describe(DataConfig, "template")] = None,
@@ -98,29 +132,39 @@ def evaluate(
     A file is read whole unless --split says otherwise; the corpus of the run is measured on its validation part.
     What the options with "also" measure is reported beside the plain loss, which does not depend on them.
     """
-    part = split or ("all" if data else "valid")
-    if part not in ("all", "train", "valid", "test"):
-        raise UsageError(f"--split {split}: expected all, train, valid or test")
     learns = _settings(DynamicConfig, "--dynamic", dynamic, lr=dynamic_lr, decay=dynamic_decay, segment=dynamic_segment)
-    remembers = _settings(CacheConfig, "--cache", cache, theta=cache_theta, **{"lambda": cache_lambda})
+    recalls = _settings(CacheConfig, "--cache", cache, theta=cache_theta, **{"lambda": cache_lambda})
     sampling = _sampling(sample, temperature, seed)
-    _refuse_combinations(window, bool(learns or remembers), random_crops)
-    from ltc_textgen.runs import load_run
-
-    run = load_run(run_dir, prepare_torch(device, threads))
     changes = given(include=include, encoding_errors=encoding_errors, text_column=text_column, template=template)
-    config = _text(run, data, changes)
-    text, plain = _plain(run, config, part, window)
-    more = _adapted(run, text, learns, remembers) | _estimated(run, text, random_crops, window, seed)
-    if sampling:
-        more["sample"] = _written(run, sampling, config, part)
+    config = DataConfig.parse(given(data=data) | changes)
+    part = split or ("all" if data else "valid")
+    asked = Measures(config, part, window, random_crops, seed, learns, recalls, sampling)
+    from ltc_textgen.runs import load_plain_run
+
+    run = load_plain_run(run_dir, prepare_torch(device, threads))
+    scores, more = measure(run, replace(asked, data=_text(run, data, changes)))
     if as_json:
-        print_json(plain.to_dict() | more)
+        print_json(scores.to_dict() | more)
     else:
-        _show(plain, more)
+        _show(scores, more)
 
 
-def _text(run: "Run", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:
+def measure(run: "PlainRun", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
+    """The plain loss of a run on a text, and what was asked for beside it."""
+    from ltc_textgen.evaluation import read_text, score_tokens
+
+    text = read_text(run.model, run.tokenizer, documents(asked.data, asked.part, print_message))
+    with progress_bar("reading") as advance:
+        nll, _ = score_tokens(run.model, text.tokens, window=asked.window, progress=advance)
+    scores = text.scores(nll, asked.window)
+    more = {"gzip_bits_per_byte": text.gzip_bits_per_byte} | _adapted(run, text, asked.dynamic, asked.cache)
+    more |= _estimated(run, text, asked.crops, asked.window, asked.seed)
+    if asked.sampling:
+        more["sample"] = _generated(run, asked.sampling, asked.data, asked.part)
+    return scores, more
+
+
+def _text(run: "PlainRun", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:
     """Which text is measured: the run's own settings, but for what was given."""
     settings = (run.config.data if run.config else DataConfig()).model_dump()
     if data:
@@ -152,23 +196,9 @@ def _sampling(sample: int | None, temperature: float | None, seed: int) -> Sampl
     return SamplingConfig.parse(values) if sample else None
 
 
-def _refuse_combinations(window: int | None, adapts: bool, random_crops: int | None) -> None:
-    if window and adapts:
-        raise UsageError("--dynamic and --cache read the text with carried state: leave out --window")
-    if random_crops and not window:
-        raise UsageError("--random-crops needs --window, the tokens of a crop (nanoGPT's CPU configuration: 64)")
-
-
-def _plain(run: "Run", config: DataConfig, part: str, window: int | None) -> tuple["EvaluationText", "Scores"]:
-    from ltc_textgen.cli.evaluate import documents
-    from ltc_textgen.evaluation import read_text, score_tokens
-
-    text = read_text(run.model, run.tokenizer, documents(config, part, print_message))
-    with progress_bar("reading") as advance:
-        return text, text.scores(score_tokens(run.model, text.tokens, window=window, progress=advance)[0], window)
-
-
-def _estimated(run: "Run", text: "EvaluationText", crops: int | None, window: int | None, seed: int) -> dict[str, Any]:
+def _estimated(
+    run: "PlainRun", text: "EvaluationText", crops: int | None, window: int | None, seed: int
+) -> dict[str, Any]:
     if crops is None or window is None:
         return {}
     from ltc_textgen.evaluation.scoring import score_crops
@@ -177,9 +207,9 @@ def _estimated(run: "Run", text: "EvaluationText", crops: int | None, window: in
 
 
 def _adapted(
-    run: "Run", text: "EvaluationText", dynamic: DynamicConfig | None, cache: CacheConfig | None
+    run: "PlainRun", text: "EvaluationText", dynamic: DynamicConfig | None, cache: CacheConfig | None
 ) -> dict[str, Any]:
-    """The scores of reading that adapts: with each means alone, and with both."""
+    """The scores with a cache, with dynamic evaluation, and with both."""
     from ltc_textgen.evaluation.adaptive import score_adaptively
 
     found: dict[str, Any] = {}
@@ -196,9 +226,8 @@ def _adapted(
     return found
 
 
-def _written(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
-    """A text by the model, its measures, and those of the corpus in pieces of its length."""
-    from ltc_textgen.cli.evaluate import documents
+def _generated(run: "PlainRun", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
+    """A text by the model, its measures, and those of parts of the corpus of its length."""
     from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
     from ltc_textgen.generation import generate
 
@@ -218,7 +247,8 @@ def _show(scores: "Scores", more: dict[str, Any]) -> None:
     print_line(f"nats per token    {scores.nll_per_token:.4f}   ({scores.tokens:,} tokens)")
     print_line(f"perplexity        {scores.perplexity:.2f}")
     print_line(f"word perplexity   {scores.word_perplexity:.2f}   ({scores.words:,} words and line ends)")
-    print_line(f"bits per byte     {scores.bits_per_byte:.4f}   ({scores.bytes:,} bytes)")
+    zipped = more["gzip_bits_per_byte"]
+    print_line(f"bits per byte     {scores.bits_per_byte:.4f}   ({scores.bytes:,} bytes; gzip -9: {zipped:.4f})")
     lossy = "" if scores.lossless else "   (lossy tokenizer: compare with its like only)"
     print_line(f"unknown tokens    {scores.unknown_rate:.2%}{lossy}")
     print_line(f"state             {'carried throughout' if scores.window is None else _resets(scores.window)}")
@@ -234,13 +264,13 @@ def _show(scores: "Scores", more: dict[str, Any]) -> None:
         )
     if sample := more.get("sample"):
         print_line(f"sample            {sample['characters']:,} characters at temperature {sample['temperature']:g}")
-        print_line(f"{'':<18}{'written':>9} {'corpus':>9}   (pieces of the same length)")
+        print_line(f"{'':<18}{'written':>9} {'corpus':>9}   (parts of the same length)")
         for measure, value in sample["measures"].items():
             print_line(f"{measure:<18}{_number(value):>9} {_number((sample['corpus'] or {}).get(measure)):>9}")
 
 
 def _resets(window: int) -> str:
-    return f"put to rest every {window} tokens"
+    return f"reset every {window} tokens"
 
 
 def _number(value: float | None) -> str:
@@ -253,8 +283,10 @@ def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> I
     Args:
         config: Corpus, and how training cut it.
         part: train, valid, test, or all; all of a file is the file as it is, uncut.
-        notify: Is told what the user should know.
+        notify: Called with notes for the user.
     """
+    from ltc_textgen.data.corpora import documents_of, load_corpus
+
     paths = [user_path(name) for name in config.sources]
     if part == "all" and all(path.exists() for path in paths):
         return documents_of(paths, config, notify)
@@ -264,7 +296,7 @@ def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> I
     return corpus.documents(part)
 
 
-def _parts(corpus: Corpus) -> list[str]:
+def _parts(corpus: "Corpus") -> list[str]:
     """The splits that together are everything, none of it twice."""
     if "whole" not in corpus.sources:  # the corpus as it was before training cut a part off
         return list(corpus.sources)

@@ -1,7 +1,8 @@
-"""`ltc inspect`: what a run directory holds, what its neurons learned, and how its loss fell."""
+"""`ltc inspect`: contents, time constants and curves of a run, or several runs compared."""
 
 import json
 import math
+import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltc_textgen.cli import plots
-from ltc_textgen.cli.common import DEFAULT_RUN, Json, RunDirectory
+from ltc_textgen.cli import plots, runs
+from ltc_textgen.cli.common import DEFAULT_RUN, Json
+from ltc_textgen.cli.curves import CURVES, is_number, named_curves, points, read_metrics, resampled, spark
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
 from ltc_textgen.io.output import print_json, print_line
 
 if TYPE_CHECKING:
     from ltc_textgen.config import ModelConfig, RunConfig
     from ltc_textgen.data.tokenizers import TextTokenizer
-    from ltc_textgen.runs import Run
+    from ltc_textgen.runs import PlainRun
     from ltc_textgen.shapes import Tensor
 
 EXAMPLES = """Examples:
@@ -26,45 +28,71 @@ EXAMPLES = """Examples:
 
 `ltc inspect runs/book --text "To be, or not to be" --json`
 
+`ltc inspect runs/a runs/b --plot both.png` (compared)
+
 `ltc inspect runs/book --plot curve.png` (needs the extra: pip install 'ltc-textgen[plot]')
 
 `ltc inspect runs/book --text "To be, or not to be" --plot-tau tau.svg`
 """
 
-SPARKS = "▁▂▃▄▅▆▇█"
-QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-COLUMNS = 40
+COLUMNS = 30
 """Characters of a curve on the terminal."""
-
-CURVES: dict[str, tuple[str, ...]] = {
-    "training loss": ("loss", "{:.3f}"),
-    "validation loss": ("val_loss", "{:.3f}"),
-    "learning rate": ("learning_rate", "loss", "{:.2g}"),
-    "tokens/s": ("tokens_per_second", "loss", "{:,.0f}"),
-}
-"""What is drawn: the key of its values in metrics.jsonl, a key that marks its lines, and how a value is written."""
 
 LATER = "weights, and with them time constants, come with the first validation"
 
 DEFAULT_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
+RunDirectories = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[RUN_DIR]...", help="Run directory that `ltc train` wrote; several are compared."),
+]
+Text = Annotated[str, typer.Option("--text", help="Text on which the time constants are measured.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the curves into this image file.")]
+PlotTau = Annotated[
+    Path | None,
+    typer.Option("--plot-tau", help="Draw time constants of some neurons, while --text is read, into this file."),
+]
+
+
 def inspect(
-    run_dir: RunDirectory = DEFAULT_RUN,
-    text: Annotated[str, typer.Option("--text", help="Text on which the time constants are measured.")] = DEFAULT_TEXT,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curves into this image file.")] = None,
-    plot_tau: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot-tau", help="Draw the time constants of some neurons, while --text is read, into this file."
-        ),
-    ] = None,
+    run_dirs: RunDirectories = None,
+    text: Text = DEFAULT_TEXT,
+    plot: Plot = None,
+    plot_tau: PlotTau = None,
     as_json: Json = False,
 ) -> None:
     """Show a run: settings, size, result, time constants of every layer, and its curves.
 
     The curves are the loss in training and validation, the learning rate and the speed, over the steps. A run that was
-    not validated yet has no weights, hence no time constants.
+    not validated yet has no weights, hence no time constants. Several runs are compared: size and result, the settings
+    in which they differ, and their losses on common axes.
+    """
+    paths = [path.expanduser() for path in run_dirs or [DEFAULT_RUN]]
+    if plot_tau is not None and len(paths) > 1:
+        raise UsageError("--plot-tau draws one run: give one RUN_DIR")
+    documents = {str(path): examine(path, text, plot_tau) for path in paths}
+    if plot is not None:
+        curves = {name: named_curves(one["steps"] + one["curve"]) for name, one in documents.items()}
+        plots.draw_curves(curves, plot.expanduser())
+    if len(paths) > 1:
+        print_json(documents) if as_json else _compare(documents)
+        return
+    (document,) = documents.values()
+    print_json(document) if as_json else _show(document, paths[0])
+
+
+def examine(run_dir: Path, text: str, plot_tau: Path | None = None) -> dict[str, Any]:
+    """What a run directory says of a run, as the command's JSON document.
+
+    Args:
+        run_dir: Run directory.
+        text: Text on which the time constants are measured.
+        plot_tau: Image file for the time constants.
+
+    Raises:
+        ArtifactError: If it is no run, damaged, or has no weights for `plot_tau`.
+        UsageError: If the text has no tokens.
     """
     records = read_metrics(run_dir / "metrics.jsonl")
     curve = [record for record in records if is_number(record.get("val_loss"))]
@@ -75,24 +103,19 @@ def inspect(
     if not ids:
         raise UsageError(f"--text {text!r} has no tokens")
     layers = None if contents.run is None else time_constants(contents.run, ids)
-    report = {
+    if plot_tau is not None and layers is not None:
+        tokens = [contents.tokenizer.token(index) for index in ids]
+        plots.draw_time_constants(layers, tokens, plot_tau.expanduser())
+    return {
         "model": contents.settings.model_dump(mode="json"),
         "parameters": contents.parameters,
         "tokenizer": {"kind": contents.tokenizer.kind, "size": contents.tokenizer.vocab_size},
         "settings": contents.chosen,
         "facts": contents.facts,
-        "time_constants": None if layers is None else [quantiles(tau) for tau in layers],
+        "time_constants": None if layers is None else [_quantiles(tau) for tau in layers],
         "curve": curve,
         "steps": [record for record in records if is_number(record.get("loss"))],
     }
-    if plot is not None:
-        plots.draw_curves({name: points(records, *keys) for name, (*keys, _) in CURVES.items()}, plot)
-    if plot_tau is not None and layers is not None:
-        plots.draw_time_constants(layers, [contents.tokenizer.token(index) for index in ids], plot_tau)
-    if as_json:
-        print_json(report)
-        return
-    _show(report, run_dir)
 
 
 @dataclass(frozen=True)
@@ -113,7 +136,7 @@ class Contents:
     parameters: int
     chosen: dict[str, Any]
     facts: dict[str, Any]
-    run: "Run | None"
+    run: "PlainRun | None"
 
 
 def read_contents(run_dir: Path, validated: bool) -> Contents:
@@ -128,11 +151,11 @@ def read_contents(run_dir: Path, validated: bool) -> Contents:
     """
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.io.checked import PICKLES
-    from ltc_textgen.runs import WEIGHTS, load_facts, load_run, load_settings
+    from ltc_textgen.runs import WEIGHTS, load_facts, load_plain_run, load_settings
 
     weights = any((run_dir / name).exists() for name in (WEIGHTS, *PICKLES))
     if validated or weights or not (run_dir / "training.json").is_file():
-        run = load_run(run_dir)
+        run = load_plain_run(run_dir)
         count = sum(p.numel() for p in run.model.parameters())
         return Contents(run.model.settings, run.tokenizer, count, _chosen(run.config), run.facts, run)
     settings, (config, facts) = load_settings(run_dir), load_facts(run_dir / "training.json")
@@ -152,35 +175,10 @@ def _chosen(config: "RunConfig | None") -> dict[str, Any]:
     return {f"{section}.{key}": value for section, settings in values.items() for key, value in settings.items()}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl that belong to a step; a line that a crash cut off, or that is none, is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and is_number(record.get("step")):
-            lines.append(record)
-    return lines
-
-
-def is_number(value: object) -> bool:
-    """Whether a value of a line is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def points(records: list[dict[str, Any]], key: str, *marks: str) -> list[tuple[int, float]]:
-    """The steps and values of a curve: of `key`, in lines that have a number under the keys in `marks` too."""
-    return [(line["step"], line[key]) for line in records if all(is_number(line.get(k)) for k in (key, *marks))]
-
-
-def time_constants(run: "Run", ids: list[int]) -> "list[Tensor]":
+def time_constants(run: "PlainRun", ids: list[int]) -> "list[Tensor]":
     """Time constants, in tokens, of every neuron at every token that the network reads: (T, N) a layer.
 
-    They are tau_sys, and what comes nearest to it in the closed form (see `cells.cfc`).
+    They are tau_sys, or its analogue in the closed form (see `layers.cfc`).
     """
     import torch
 
@@ -188,37 +186,12 @@ def time_constants(run: "Run", ids: list[int]) -> "list[Tensor]":
         return [tau[0].float() for tau in run.model.time_constants(torch.tensor([ids]))]
 
 
-def quantiles(tau: "Tensor") -> dict[str, float | None]:
+def _quantiles(tau: "Tensor") -> dict[str, float | None]:
     """Of the time constants of a layer, over tokens and neurons; None where one is infinite, which JSON has not."""
-    import torch
+    from ltc_textgen.model.quantiles import QUANTILES, quantiles
 
-    ordered = tau.flatten().sort().values  # torch.quantile refuses many
-    values = ordered[(torch.tensor(QUANTILES) * (len(ordered) - 1)).round().long()].tolist()
-    return {
-        f"q{round(100 * q)}": value if math.isfinite(value) else None
-        for q, value in zip(QUANTILES, values, strict=True)
-    }
-
-
-def resampled(curve: list[tuple[int, float]], columns: int = COLUMNS) -> list[float]:
-    """Means of a curve over at most `columns` equal spans of steps; a span without a point repeats the one before."""
-    if len(curve) <= columns:
-        return [value for _, value in curve]
-    first, last = curve[0][0], curve[-1][0]
-    spans: list[list[float]] = [[] for _ in range(columns)]
-    for step, value in curve:
-        spans[min((step - first) * columns // max(last - first, 1), columns - 1)].append(value)
-    means: list[float] = []
-    for span in spans:
-        means.append(sum(span) / len(span) if span else means[-1])
-    return means
-
-
-def spark(values: list[float]) -> str:
-    """A curve as one line of block characters."""
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in values)
+    values = zip(QUANTILES, quantiles(tau), strict=True)
+    return {f"q{round(100 * q)}": value if math.isfinite(value) else None for q, value in values}
 
 
 def _show(report: dict[str, Any], run_dir: Path) -> None:
@@ -230,7 +203,7 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     print_line(f"tokenizer       {tokenizer['kind']}, {tokenizer['size']:,} tokens")
     chosen = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in report["settings"].items())
     if chosen:
-        print_line(textwrap.fill(f"settings        {chosen}", 120, subsequent_indent=" " * 16, break_long_words=False))
+        _print_filled(f"settings        {chosen}", 16)
     for name, value in report["facts"].items():
         if not isinstance(value, dict | list) and name not in ("parameters", "tokenizer", "corpus_fingerprint"):
             print_line(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
@@ -251,8 +224,48 @@ def _show_curves(records: list[dict[str, Any]]) -> None:
         curve = sorted(points(records, *keys))
         if not curve:
             continue
-        values = [value for _, value in curve]
-        text = (
-            f"{name:<15} {form.format(values[0]):>9} {spark(resampled(curve)):<{COLUMNS}} {form.format(values[-1]):>9}"
+        first, last, low, high = (
+            form.format(value) for value in (curve[0][1], curve[-1][1], *_limits([value for _, value in curve]))
         )
-        print_line(f"{text}  (lowest {form.format(min(values))}, highest {form.format(max(values))})")
+        drawn = spark(resampled(curve, COLUMNS))
+        print_line(f"{name:<15}{first:>8} {drawn:<{COLUMNS}} {last:<8} {low:>7} to {high}")
+
+
+def _compare(runs_by_name: dict[str, dict[str, Any]]) -> None:
+    """Print several runs: a table, the settings in which they differ, and their losses on common axes."""
+    documents = list(runs_by_name.values())
+    for line in runs.table([runs.summary(Path(name)) for name in runs_by_name]):
+        print_line(line)
+    settings = [{f"model.{key}": value for key, value in one["model"].items()} | one["settings"] for one in documents]
+    different = {
+        key: [json.dumps(one.get(key), ensure_ascii=False) for one in settings]
+        for key in dict.fromkeys(key for one in settings for key in one)
+        if any(one.get(key) != settings[0].get(key) for one in settings)
+    }
+    if different:
+        print_line("settings that differ, in this order:")
+    for key, values in different.items():
+        text = f"  {key:<26} {'  |  '.join(values)}"
+        _print_filled(text, 29)
+    for name in ("training loss", "validation loss"):
+        *keys, form = CURVES[name]
+        curves = [sorted(points(one["steps"] + one["curve"], *keys)) for one in documents]
+        every = [point for curve in curves for point in curve]
+        if not every:
+            continue
+        steps, limits = _limits([step for step, _ in every]), _limits([value for _, value in every])
+        low, high = (form.format(value) for value in limits)
+        print_line(f"{name}, {low} to {high}, steps {steps[0]:,} to {steps[1]:,}:")
+        for path, curve in zip(runs_by_name, curves, strict=True):
+            label = path if len(path) <= 24 else "~" + path[-23:]
+            end = form.format(curve[-1][1]) if curve else "-"
+            print_line(f"  {label:<24} {spark(resampled(curve, COLUMNS, steps), limits)} {end:>8}")
+
+
+def _limits(values: list[Any]) -> tuple[Any, Any]:
+    return min(values), max(values)
+
+
+def _print_filled(text: str, indent: int) -> None:
+    width = shutil.get_terminal_size((80, 24)).columns
+    print_line(textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False))

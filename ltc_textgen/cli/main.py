@@ -7,15 +7,18 @@ signal after saving. stdout carries the result, stderr everything else.
 """
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command_from_info
+from typer.models import CommandInfo
 
-from ltc_textgen.cli import bench, doctor, evaluate, export, generate, inspect, process_env, train
+from ltc_textgen.cli import process_env
 from ltc_textgen.errors import LTCError
 from ltc_textgen.io import output
 
@@ -30,8 +33,44 @@ class _ClosedPipeError(Exception):
     """The reader of stdout closed it, as in `ltc generate ... | head`."""
 
 
+COMMANDS = {
+    "train": ("train", "Train a network on text and leave a run directory from which `ltc generate` writes."),
+    "generate": ("generate", "Continue a prompt with a trained network; text is printed as it is generated."),
+    "eval": ("evaluate", "Measure a trained network on a text: nats per token, perplexity, bits per byte."),
+    "inspect": ("inspect", "Show a run: settings, size, result, time constants of every layer, and its curves."),
+    "runs": ("runs", "List the runs below a folder: loss, steps, tokens, size, corpus, when."),
+    "export": ("export", "Write a network as ONNX, with a program and a page that run it."),
+    "bench": ("bench", "Time the layers of this package and their peers: LSTM, GRU, minGRU and ncps."),
+    "doctor": ("doctor", "Show versions, devices, kernels, the hub and the cache, and what is missing."),
+}
+"""Name of each command, the module of its function, and one line on it: the list needs no module of a command."""
+
+
+def _command(name: str) -> Any:
+    """The command of a name, made from the function in its module, which is imported now."""
+    stem, summary = COMMANDS[name]
+    module = importlib.import_module(f"ltc_textgen.cli.{stem}")
+    info = CommandInfo(
+        name, cls=TyperCommand, callback=getattr(module, stem), epilog=module.EXAMPLES, short_help=summary
+    )
+    return get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
+
+
 class _Commands(TyperGroup):
-    """Group that passes Ctrl-C and a closed pipe on, for which typer would choose exit codes of its own."""
+    """Commands that are imported when they are used, so that `ltc --help` is fast.
+
+    Ctrl-C and a closed pipe become errors of this module: typer would choose exit codes of its own for them.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with _as_errors():  # --help and --version are printed here
@@ -59,18 +98,10 @@ app = typer.Typer(
     epilog="Start with: ltc train --data my-book.txt --time-budget 80s --out runs/book && "
     "ltc generate runs/book --prompt 'It was'",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
-app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("export", epilog=export.EXAMPLES)(export.export)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def _version(asked: bool) -> None:

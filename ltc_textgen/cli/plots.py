@@ -1,9 +1,11 @@
-"""What `ltc inspect` draws. Needs matplotlib (the extra "plot")."""
+"""The figures of `ltc inspect`. They need matplotlib (the extra "plot")."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltc_textgen.cli.curves import Curve
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.output import printable
 
 if TYPE_CHECKING:
     from ltc_textgen.shapes import Tensor
@@ -18,31 +20,37 @@ TOKENS = 160
 """Tokens up to which each is written below the axis."""
 
 
-def draw_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draw curves over steps into an image file: the losses together, below them the learning rate and the speed.
+def draw_curves(runs: dict[str, dict[str, Curve]], path: Path) -> None:
+    """Draw curves over steps into an image file: the losses on one panel, learning rate and speed below it.
 
     Args:
-        curves: Steps and values of training loss, validation loss, learning rate and tokens/s; any may be empty.
+        runs: For each run by name its curves: training loss, validation loss, learning rate, tokens/s; any may be
+            empty. Several runs are drawn in one colour each, and named.
         path: Image file; its suffix is the format (svg, png, pdf).
 
     Raises:
         UsageError: If there is no curve, matplotlib is missing, or the file's type is unknown.
     """
-    losses = {name: curve for name, curve in curves.items() if name.endswith(" loss")}
-    others = {name: curve for name, curve in curves.items() if name not in losses and curve}
-    if not any(losses.values()):
+    names = list(dict.fromkeys(name for curves in runs.values() for name, curve in curves.items() if curve))
+    losses, others = ([name for name in names if name.endswith(" loss") is wanted] for wanted in (True, False))
+    if not losses:
         raise UsageError("--plot: the run has no loss in metrics.jsonl to draw")
     figure, (top, *below) = _figure(1 + len(others), (7, 3.5 + 1.4 * len(others)), [3.0] + [1.0] * len(others))
-    for name, curve in losses.items():
-        if curve:
-            marker = "." if len(curve) < MARKED else ""
-            validates = name.startswith("validation")
-            top.plot(*zip(*curve, strict=True), label=name, marker=marker, linewidth=1.8 if validates else 1.0)
+    for number, (run, curves) in enumerate(runs.items()):
+        for name in losses:
+            if curve := curves[name]:
+                style: dict[str, Any] = {"label": name, "marker": "." if len(curve) < MARKED else ""}
+                if len(runs) > 1:
+                    style |= {"label": f"{_plain(run)}: {name}", "color": f"C{number}"}
+                    style |= {} if name.startswith("validation") else {"linestyle": ":"}
+                top.plot(*zip(*curve, strict=True), linewidth=1.8 if name.startswith("validation") else 1.0, **style)
+        for axes, name in zip(below, others, strict=True):
+            if curve := curves[name]:
+                colour = "tab:gray" if len(runs) == 1 else f"C{number}"
+                axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1.2)
+                axes.set(ylabel=name, ylim=(0, None))
     top.set(ylabel="nats per token")
     top.legend()
-    for axes, (name, curve) in zip(below, others.items(), strict=True):
-        axes.plot(*zip(*curve, strict=True), color="tab:gray", linewidth=1.2)
-        axes.set(ylabel=name, ylim=(0, None))
     for axes in (top, *below):
         axes.grid(alpha=0.3)
     (below or [top])[-1].set_xlabel("step")
@@ -51,9 +59,9 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 
 def draw_time_constants(layers: "list[Tensor]", tokens: list[str], path: Path) -> None:
-    """Draw how the time constants of some neurons move while a text is read: a panel a layer.
+    """Draw the time constants of some neurons while a text is read, one panel a layer.
 
-    The neurons drawn are spread evenly over the layer's, ordered by their median time constant.
+    The neurons are evenly spaced in the order of their median time constant.
 
     Args:
         layers: Time constants of every layer, in tokens, (T, N).
@@ -73,13 +81,17 @@ def draw_time_constants(layers: "list[Tensor]", tokens: list[str], path: Path) -
         axes.set(yscale="log", ylabel="tokens", title=f"layer {number}: time constants of {count} neurons")
         axes.margins(x=0.01)
     if len(tokens) <= TOKENS:
-        # A dollar sign would begin a formula.
-        labels = [_visible(token).replace("$", r"\$") for token in tokens]
+        labels = [_plain(_visible(token)) for token in tokens]
         size, turn = (8, 0) if max(map(len, tokens)) == 1 else (7, 90)
         panels[-1].set_xticks(range(len(tokens)), labels, fontsize=size, rotation=turn)
     else:
         panels[-1].set_xlabel("token")
     _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """A label without control characters, nor a dollar sign that would begin a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _visible(token: str) -> str:

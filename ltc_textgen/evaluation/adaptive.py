@@ -34,9 +34,8 @@ from torch.nn import functional as F
 from ltc_textgen.config import CacheConfig, DynamicConfig
 from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, LTCError
-from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating
-from ltc_textgen.model.network import CHUNK
+from ltc_textgen.model.network import CHUNK, LiquidNetwork
 from ltc_textgen.shapes import Float, Int, Tensor
 
 EPSILON = 1e-12
@@ -62,7 +61,7 @@ class Adapted:
 
 
 def score_adaptively(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     tokens: np.ndarray,
     dynamic: DynamicConfig | None = None,
     cache: CacheConfig | None = None,
@@ -92,7 +91,7 @@ def score_adaptively(
 
 
 def _read(
-    reader: LiquidTimeConstantNetwork,
+    reader: LiquidNetwork,
     tokens: np.ndarray,
     learner: "Learner | None",
     memory: "ContinuousCache | None",
@@ -110,7 +109,7 @@ def _read(
         if learner:
             if not math.isfinite(own):
                 raise LTCError(
-                    f"dynamic evaluation lost its way after {start:,} tokens: choose a smaller learning rate than "
+                    f"dynamic evaluation diverged after {start:,} tokens: lower the learning rate "
                     f"{learner.config.learning_rate:g} (--dynamic-lr)"
                 )
             learner.learn(losses.mean())
@@ -129,7 +128,7 @@ class Learner:
         config: How fast.
     """
 
-    def __init__(self, model: LiquidTimeConstantNetwork, config: DynamicConfig) -> None:
+    def __init__(self, model: LiquidNetwork, config: DynamicConfig) -> None:
         self.config = config
         self.model = copy.deepcopy(model).requires_grad_(True)
         self._origin = [weight.detach() for weight in model.parameters()]

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: the measures, what is scored, and what is divided by what.
+"""Measures of how well a model predicts a text: what is scored, and what it is divided by.
 
 **What is scored.** The documents form one stream of tokens, with a separator before each:
 
@@ -9,13 +9,13 @@ The first separator is the context of the first token and is not scored; every o
 documents is scored like any token, since the model has to say where a document ends; its nats count in every measure,
 while words and bytes are those of the documents alone.
 
-**With carried state** (`window=None`) the network reads the stream from the first to the last token and forgets
-nothing. It is read in chunks to bound memory; the result does not depend on the chunks.
+**With carried state** (`window=None`) the network reads the stream from the first to the last token without a reset, in
+chunks that bound memory and do not change the result.
 
-**In windows of L tokens** the state is put to rest every L tokens, and nothing before is known: window k reads tokens
-kL to kL + L - 1 of the stream and predicts tokens kL + 1 to kL + L, so that the first token scored in a window is
-predicted from one token, the last from L. The last window may be shorter. This is the loss of non-overlapping windows
-that models with a context of L tokens report.
+**In windows of L tokens** the state is reset every L tokens: window k reads tokens kL to kL + L - 1 of the stream and
+predicts tokens kL + 1 to kL + L, so that the first token scored in a window is predicted from one token, the last from
+L. The last window may be shorter. This is the loss of non-overlapping windows that models with a context of L tokens
+report.
 
 **Measures**, of the sum S of -ln p(token | context) over all scored tokens, added up in float64:
 
@@ -29,11 +29,12 @@ that models with a context of L tokens report.
 Line ends count as words because the published word perplexities of WikiText count its <eos>: its validation split has
 213,886 words and 3,760 lines, hence the 217,646 that everybody divides by.
 
-A tokenizer that is not lossless (lower-cased, unknown words replaced) makes a text easier than it is. `lossless` and
-`unknown_rate` say so; compare such numbers only with those of the same tokenizer.
+A tokenizer that is not lossless (lower-cased, unknown words replaced) makes a text easier to predict. `lossless` and
+`unknown_rate` report it; compare such numbers only with those of the same tokenizer.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -45,7 +46,7 @@ from ltc_textgen.data.tokenize import text_parts
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.evaluation.scoring import score_tokens
-from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.model.network import LiquidNetwork
 
 PARTS_AT_ONCE = 32
 """Texts of at most `data.tokens.PART` characters that are tokenised at once."""
@@ -81,7 +82,7 @@ class Scores:
 
     @property
     def unknown_rate(self) -> float:
-        """Share of the scored tokens that are the unknown token, 0 to 1."""
+        """Fraction of the scored tokens that are the unknown token, 0 to 1."""
         return self.unknown_tokens / self.tokens
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class Scores:
 
 
 def evaluate(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     tokenizer: TextTokenizer,
     documents: Iterable[str],
     *,
@@ -126,6 +127,7 @@ class EvaluationText:
         bytes: Bytes of the documents in UTF-8.
         unknown: Scored tokens that are the tokenizer's unknown token.
         lossless: Whether the tokenizer keeps every character.
+        gzip_bits_per_byte: Size of the documents, joined and compressed with gzip -9, in bits per byte.
     """
 
     tokens: np.ndarray
@@ -133,9 +135,10 @@ class EvaluationText:
     bytes: int
     unknown: int
     lossless: bool
+    gzip_bits_per_byte: float
 
     def scores(self, nll: float, window: int | None = None) -> Scores:
-        """The measures that a sum of -ln p over the scored tokens comes to.
+        """The measures that follow from a sum of -ln p over the scored tokens.
 
         Raises:
             LTCError: If it is not finite.
@@ -160,18 +163,29 @@ class EvaluationText:
         )
 
 
-def read_text(model: LiquidTimeConstantNetwork, tokenizer: TextTokenizer, documents: Iterable[str]) -> EvaluationText:
+def read_text(model: LiquidNetwork, tokenizer: TextTokenizer, documents: Iterable[str]) -> EvaluationText:
     """Documents as a model of this tokenizer is scored on them. Arguments and errors as in `evaluate`."""
     if tokenizer.vocab_size != model.settings.input_size:
         raise UsageError(
-            f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.settings.input_size}: "
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.settings.input_size}: "
             "use the tokenizer that the model was trained with"
         )
-    stream, words, size = tokenize(tokenizer, documents)
+    zipper = zlib.compressobj(9, wbits=31)  # as gzip -9, in bounded memory
+    zipped = 0
+
+    def compressed() -> Iterator[str]:
+        nonlocal zipped
+        for text in documents:
+            for at in range(0, len(text), 2**20):
+                zipped += len(zipper.compress(text[at : at + 2**20].encode()))
+            yield text
+
+    stream, words, size = tokenize(tokenizer, compressed())
+    zipped += len(zipper.flush())
     if words == 0 or len(stream) < 2:
         raise DataError("the text to evaluate on is blank: give a file with words in it")
     unknown = 0 if tokenizer.unknown_id is None else int((stream[1:] == tokenizer.unknown_id).sum())
-    return EvaluationText(stream, words, size, unknown, tokenizer.lossless)
+    return EvaluationText(stream, words, size, unknown, tokenizer.lossless, 8 * zipped / size)
 
 
 def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.ndarray, int, int]:

@@ -1,12 +1,8 @@
-"""The sum of -ln p over a stream of tokens, with carried state, in windows or in lanes.
+"""The loss on a stream of tokens: exactly, with carried state or in windows, or estimated from random crops.
 
-The loss on windows at random places, as nanoGPT estimates it: cheap, and a little different each time.
-
-Every crop starts at rest and is L tokens long; its first token is context alone for the second, and so on up to L
-scored tokens, as in `score_tokens` with a window. Places are drawn uniformly and may overlap. The deterministic loss in
-windows is what the estimate tends to, but for the ends of the text.
-
-Source: `estimate_loss` of nanoGPT (eval_iters batches of random blocks).
+A crop starts from the initial state and has L scored tokens, as a window of `score_tokens` has. Places are drawn
+uniformly and may overlap; the expected value is the loss in windows, except at the ends of the text. Source:
+`estimate_loss` of nanoGPT (eval_iters batches of random blocks).
 """
 
 import math
@@ -19,21 +15,20 @@ import torch
 
 from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, UsageError
-from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import evaluating
-from ltc_textgen.model.network import CHUNK
+from ltc_textgen.model.network import CHUNK, LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
 
 BATCH_TOKENS = 16_384
-"""Tokens that go through the network at once when windows are scored side by side."""
+"""Tokens of a batch of windows."""
 
 HEAD_LOGITS = 2**23
-"""Logits that exist at once: a large vocabulary is scored some tokens at a time."""
+"""Most logits in memory at once: with a large vocabulary, fewer tokens are scored at a time."""
 
 
 def score_tokens(
-    model: LiquidTimeConstantNetwork,
+    model: LiquidNetwork,
     tokens: np.ndarray,
     *,
     window: int | None = None,
@@ -47,8 +42,8 @@ def score_tokens(
         model: Network, in any mode; it is scored in evaluation mode, without gradients.
         tokens: Token ids, (T,), any integers, T >= 2; may be memory-mapped.
         window: As in `evaluate`.
-        lanes: With carried state: cut the stream into so many parts and read them side by side, each from rest. Faster,
-            and exact but for the first tokens of all parts but the first. 1 is exact. Windows need no lanes.
+        lanes: With carried state: split the stream into so many parts and read them as one batch, each from the
+            initial state. Faster; inexact at the first tokens of all parts but the first. 1 is exact.
         chunk: Tokens of a row that are read at once; the result does not depend on it.
         progress: As in `evaluate`.
 
@@ -70,7 +65,7 @@ def score_tokens(
         if window is None:
             lanes = min(lanes, pairs)
             state = scorer.score(lanes, pairs // lanes, None)
-            if pairs % lanes:  # the last lane goes on
+            if pairs % lanes:  # continue the last part
                 scorer.score(1, pairs % lanes, state.select(torch.tensor([lanes - 1])))
         else:
             while full := (pairs - scorer.done) // window:
@@ -81,11 +76,11 @@ def score_tokens(
 
 
 class _Scorer:
-    """Goes through a stream in blocks of rows, adding up."""
+    """Adds up the loss over blocks of rows of a stream."""
 
     def __init__(
         self,
-        model: LiquidTimeConstantNetwork,
+        model: LiquidNetwork,
         tokens: np.ndarray,
         chunk: int,
         progress: Callable[[int, int], None] | None,
@@ -94,7 +89,7 @@ class _Scorer:
         self.nll, self.done = 0.0, 0
 
     def score(self, rows: int, length: int, state: LiquidState | None) -> LiquidState:
-        """Score the next rows * length tokens, laid out in rows that are read side by side."""
+        """Score the next rows * length tokens, as rows of one batch."""
         start, self.done = self.done, self.done + rows * length
         device = self._model.embed_tokens.weight.device
         for at in range(0, length, self._chunk):
@@ -113,9 +108,9 @@ class _Scorer:
 
     def _sum(self, hidden: Float[Tensor, "B D"], targets: Int[Tensor, " B"]) -> float:
         size = max(1, HEAD_LOGITS // self._model.settings.vocabulary)
-        pieces = zip(hidden.split(size), targets.split(size), strict=True)
+        parts = zip(hidden.split(size), targets.split(size), strict=True)
         # float64 is summed on the CPU: not every device has it.
-        return sum(float(self._model.lm_head.loss(h, t).cpu().double().sum()) for h, t in pieces)
+        return sum(float(self._model.lm_head.loss(h, t).cpu().double().sum()) for h, t in parts)
 
 
 @dataclass(frozen=True)
@@ -141,9 +136,7 @@ class CropEstimate:
         return asdict(self)
 
 
-def score_crops(
-    model: LiquidTimeConstantNetwork, tokens: np.ndarray, crops: int, window: int, seed: int = 0
-) -> CropEstimate:
+def score_crops(model: LiquidNetwork, tokens: np.ndarray, crops: int, window: int, seed: int = 0) -> CropEstimate:
     """Estimate the loss from random crops.
 
     Args:

@@ -18,6 +18,7 @@ from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import digest, own_tensors
 from ltc_textgen.io.tensor_names import RENAMED
 from ltc_textgen.model.blocks import evaluating
+from ltc_textgen.model.quantiles import quantiles
 from ltc_textgen.shapes import Int, Tensor
 
 BEGIN = "<!-- written by ltc-textgen, and renewed with every upload: what you write outside of the marks stays -->"
@@ -29,7 +30,6 @@ TAGS = ("liquid-time-constant-network", "recurrent", "ltc-textgen")
 TOKENS = 128
 """Tokens that the model writes to have its time constants measured."""
 
-QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 LOADING = """## How to use it
 
@@ -190,8 +190,7 @@ def _time_constants(model: Any) -> str:
             layers = model.time_constants(ids)
     rows = []
     for number, tau in enumerate(layers):
-        values = torch.quantile(tau.float().cpu().flatten(), torch.tensor(QUANTILES), interpolation="nearest")
-        rows.append((str(number), *(f"{value:.2f}" for value in values.tolist())))
+        rows.append((str(number), *(f"{value:.2f}" for value in quantiles(tau))))
     head = ("layer", "shortest", "10 %", "median", "90 %", "longest")
     text = f"In tokens, over all neurons, while the model writes {ids.shape[1] - 1} tokens:"
     return f"## Time constants\n\n{text}\n\n{_table(head, rows)}"

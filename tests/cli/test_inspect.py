@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from outcomes import TINY, Outcome
 
-from ltc_textgen.cli import inspect, main
+from ltc_textgen.cli import curves, inspect, main
 from ltc_textgen.training import loop
 
 SHOWN = 30
@@ -83,7 +83,7 @@ def test_settings_and_curves_of_a_run_that_goes_on(seen: dict[str, Outcome]) -> 
     (said,) = (line for line in lines if "time constants" in line)
     assert said == f"time constants  none yet: {inspect.LATER}"
     (loss,) = (line for line in lines if line.startswith("training loss"))
-    assert sum(character in inspect.SPARKS for character in loss) == 3
+    assert sum(character in curves.SPARKS for character in loss) == 3
     assert not any(line.startswith("validation loss") for line in lines)
 
 

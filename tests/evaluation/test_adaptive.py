@@ -207,5 +207,5 @@ def test_weights_that_are_no_numbers_any_more_are_named(monkeypatch):
             self._weights[0].data.fill_(math.nan)
 
     monkeypatch.setattr(Learner, "learn", learn)
-    with pytest.raises(LTCError, match="lost its way after 24 tokens: choose a smaller learning rate than 0.5"):
+    with pytest.raises(LTCError, match=r"24.*0\.5"):
         score_adaptively(make_model(), text(60), DynamicConfig(learning_rate=0.5, segment=8))
