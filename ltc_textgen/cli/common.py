@@ -90,8 +90,7 @@ def prepare_torch(device: str, threads: int | None) -> "torch.device":
     """
     import torch
 
-    from ltc_textgen.devices import choose_device
+    from ltc_textgen.devices import choose_device, usable_threads
 
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_threads()))
     return choose_device(device)

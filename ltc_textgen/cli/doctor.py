@@ -1,6 +1,5 @@
 """`ltc doctor`: what is here, what works, and what to do where it does not."""
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -52,11 +51,13 @@ def _machine() -> dict[str, Any]:
     import psutil
     import torch
 
+    from ltc_textgen.devices import cpu_limits, usable_threads
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **{name: f"{value:g}" for name, value in cpu_limits().items()},
+        "threads": min(torch.get_num_threads(), usable_threads()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "cuda": ", ".join(gpus) or "none",
         "mps": "yes" if torch.backends.mps.is_available() else "no",

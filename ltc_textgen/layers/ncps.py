@@ -1,21 +1,23 @@
-"""Weights of `ncps` 1.0.1 (LTC, LTCCell, CfC, CfCCell, WiredCfCCell) in our cells, with the same outputs.
+"""Weights of `ncps` 1.0.1 (LTC, LTCCell, CfC, CfCCell, WiredCfCCell) in our layers, with the same outputs.
 
-    cell = layer_from_ncps(torch.load("theirs.pt", weights_only=True))
+    layer = layer_from_ncps(torch.load("theirs.pt", weights_only=True))
 
-A state dict holds tensors only. What it does not tell has an argument here: how weights were kept positive, the number
-of sub-steps, the mode and activation of a CfC.
+A state dict holds tensors only. What is not in it has an argument here: how weights were kept positive, the number of
+sub-steps, the mode and activation of a CfC.
 
 Two things differ on purpose. Elapsed times of a batch work here (their `timespans` mix up samples and neurons). And
-neurons are numbered from the motor neurons in every cell, as in their wirings and LTC, while the state of their wired
+neurons are numbered from the motor neurons in every layer, as in their wirings and LTC, while the state of their wired
 CfC runs in the order of the layers, from inter to motor neurons.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from ltc_textgen.errors import ArtifactError
 from ltc_textgen.layers.base import LiquidLayer
@@ -29,7 +31,7 @@ SMALLEST = 1e-12
 
 
 class _Weights(dict[str, Tensor]):
-    """Tensors by name; asking for one that is not there is the user's error, not ours."""
+    """Tensors by name; a missing one is an error in the file."""
 
     def __missing__(self, name: str) -> Tensor:
         raise ArtifactError(f"ncps weights: {name} is missing")
@@ -47,14 +49,14 @@ class _Weights(dict[str, Tensor]):
         return tuple(self[name].shape)
 
     def require(self, names: Iterable[str], *shape: int) -> None:
-        """Refuse tensors of another shape."""
+        """Reject tensors of another shape."""
         for name in names:
             if tuple(self[name].shape) != shape:
                 raise ArtifactError(f"ncps weights: {name}: expected {shape}, got {tuple(self[name].shape)}")
 
 
 def layer_from_ncps(
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | nn.Module,
     *,
     constraints: Literal["implicit", "clipped"] | None = None,
     steps: int = 6,
@@ -62,14 +64,15 @@ def layer_from_ncps(
     mode: Mode | None = None,
     activation: Activation = "lecun_tanh",
 ) -> LiquidLayer:
-    """A cell of ours that holds the weights of a module of ncps.
+    """A layer of this package with the weights of a module of ncps.
 
     Args:
-        weights: `state_dict()` of an ncps.torch LTC, LTCCell, CfC, CfCCell or WiredCfCCell.
+        weights: An ncps.torch LTC, LTCCell, CfC, CfCCell or WiredCfCCell, or its `state_dict()`. Of a state dict whose
+            names all begin with one prefix ("module.", "rnn."), the prefix is stripped.
         constraints: LTC: "implicit" if it was made with implicit_param_constraints=True (softplus), "clipped" if with
             False. If None, the default of the class that the weights come from: implicit for LTC, clipped for LTCCell.
         steps: LTC: its ode_unfolds.
-        output_size: LTC: its motor neurons. Needed only with output_mapping=None, where the weights do not tell.
+        output_size: LTC: its motor neurons. Needed only with output_mapping=None, where the weights do not say.
         mode: CfC: "default" or "no_gate" (their weights look the same), "default" if None; "pure" is recognised.
         activation: CfC: of its backbone.
 
@@ -80,6 +83,7 @@ def layer_from_ncps(
         ArtifactError: If the weights are of no such module, use mixed_memory or proj_size, or cannot be its weights:
             a mode or a shape that does not fit, a negative weight where none may be.
     """
+    weights = _without_prefix(weights.state_dict() if isinstance(weights, nn.Module) else weights)
     if any(name.startswith("lstm.") for name in weights):
         raise ArtifactError("ncps weights: mixed_memory=True is not supported, it puts an LSTM before the liquid layer")
     if any(name.startswith("fc.") for name in weights):
@@ -94,6 +98,32 @@ def layer_from_ncps(
         return _closed_form(bare, mode, activation)
     some = ", ".join(sorted(weights)[:3]) or "nothing"
     raise ArtifactError(f"ncps weights: expected an LTC (gleak) or a CfC (ff1.weight), found {some}")
+
+
+def _without_prefix(weights: Any) -> Mapping[str, Tensor]:
+    """The weights by the names that ncps gives them.
+
+    Raises:
+        ArtifactError: If they are no tensors by name, or a prefix is not that of all names.
+    """
+    if not isinstance(weights, Mapping):
+        raise ArtifactError(f"ncps weights: expected a module or its state_dict(), got {type(weights).__name__}")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ArtifactError(f"ncps weights: {name}: expected a tensor, got {type(value).__name__}")
+    known = [re.fullmatch(r"(.*?)((rnn_cell\.)?(layer_\d+\.)?(gleak|ff1\.weight))", name) for name in sorted(weights)]
+    prefixes = {match[1] for match in known if match}
+    if not prefixes or prefixes == {""}:
+        return weights
+    prefix = min(prefixes)
+    others = [name for name in weights if not name.startswith(prefix) or prefix == ""]
+    if others or len(prefixes) > 1:
+        some = ", ".join(sorted(others)[:3])
+        raise ArtifactError(
+            f"ncps weights: the layer is under {' and '.join(map(repr, sorted(prefixes)))}, beside {some}; keep the "
+            "names of one layer, without the prefix"
+        )
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int | None) -> SynapticLTC:
@@ -174,7 +204,7 @@ def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -
 
 
 def _require_form(part: _Weights, size: int, inputs: int, units: int, linears: list[str], mode: Mode) -> None:
-    """Refuse a closed form whose tensors do not fit each other."""
+    """Reject a closed form whose tensors do not fit each other."""
     if inputs < 1:
         raise ArtifactError(
             f"ncps weights: {linears[0] if linears else 'ff1.weight'} leaves no inputs beside the state"

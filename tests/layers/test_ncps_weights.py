@@ -4,6 +4,8 @@ ncps mixes up samples and neurons in batched timespans (its issues 81 to 83), so
 step with elapsed times of shape (B, 1), where they are right.
 """
 
+import inspect
+
 import ncps.torch as theirs
 import ncps.wirings
 import pytest
@@ -253,3 +255,24 @@ def test_more_outputs_than_neurons_are_refused():
     weights = theirs.LTC(D, 6, output_mapping=None).state_dict()
     with pytest.raises(ArtifactError, match="expected 1 to 6 outputs, got 7"):
         layer_from_ncps(weights, output_size=7)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "rnn.", "model.0.rnn."])
+@pytest.mark.parametrize("make", [lambda: theirs.LTC(D, 5), lambda: theirs.CfC(D, 7)])
+def test_modules_and_prefixed_names(prefix, make):
+    module = make()
+    expected = layer_from_ncps(module.state_dict()).state_dict()
+    found = layer_from_ncps({prefix + name: value for name, value in module.state_dict().items()}).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(
+        torch.equal(a, b) for a, b in zip(layer_from_ncps(module).state_dict().values(), expected.values(), strict=True)
+    )
+
+
+def test_names_beside_the_prefix_are_an_error_that_names_both():
+    rnn = {f"rnn.{name}": value for name, value in theirs.LTC(D, 5).state_dict().items()}
+    with pytest.raises(ArtifactError, match=r"'rnn\.'.*fc\.bias"):
+        layer_from_ncps(rnn | {"fc.weight": torch.zeros(4, 5), "fc.bias": torch.zeros(4)})
+    for wrong in ([1, 2], {"gleak": 3}, {1: torch.zeros(2)}):
+        with pytest.raises(ArtifactError):
+            inspect.unwrap(layer_from_ncps)(wrong)
