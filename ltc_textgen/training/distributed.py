@@ -40,7 +40,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from ltc_textgen.config import TrainConfig
-from ltc_textgen.devices import choose_device
+from ltc_textgen.devices import choose_device, usable_threads
 from ltc_textgen.errors import LTCError, UsageError
 from ltc_textgen.shapes import Tensor
 from ltc_textgen.training import distributed
@@ -287,9 +287,8 @@ def _accelerator(
 def _set_threads(threads: int | None, world: int) -> int:
     """A launcher sets one thread per process; without a wish of the user's, the cores are shared out instead."""
     if threads is None and world > 1:
-        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    if threads is not None:
-        torch.set_num_threads(threads)
+        threads = max(1, usable_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_threads()))
     return torch.get_num_threads()
 
 
