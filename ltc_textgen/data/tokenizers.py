@@ -76,6 +76,11 @@ class TextTokenizer:
         self._codes: np.ndarray | None = None
         self._check_kind()
 
+    @staticmethod
+    def check(content: str) -> None:
+        """Raises DataError if the ids of a tokenizer.json are too large, not unique or mostly unused."""
+        _validated(content)
+
     @property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer.json, in hexadecimal."""

@@ -6,15 +6,31 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ltc_textgen.data.tokenizers import SEPARATOR, UNKNOWN, TextTokenizer, byte_of_character, json_text
+from ltc_textgen.data.normalize import normalize_lines
+from ltc_textgen.data.tokenizers import (
+    SEPARATOR,
+    UNKNOWN,
+    TextTokenizer,
+    byte_of_character,
+    json_text,
+    parse_tokenizer,
+)
 from ltc_textgen.errors import DataError
+from ltc_textgen.io.paths import os_reason
 
 CONTINUES = "\u2581"
-# Words with their leading space, numbers of up to three digits, runs of symbols, line ends, and the other blanks. Every
-# run is cut to a length, since WordPiece takes quadratic time in it; the byte form stays below the model's limit.
+# Words with their leading space, numbers of up to three digits, runs of symbols, line ends, and the other blanks. A
+# word is letters with their marks (vowel signs, accents) and the joiners U+200C and U+200D. Every run is cut to a
+# length, since WordPiece takes quadratic time in it; the byte form stays below the model's limit.
+_LETTERS = r"\p{L}[\p{L}\p{M}\x{200C}\x{200D}]{0,23}"
 _WORDS = (
-    r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{L}{1,24}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,8}"
+    rf"'(?:s|t|re|ve|m|ll|d)(?!\p{{L}})| ?{_LETTERS}| ?\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]{{1,8}}"
     r"|\n{1,4}|[^\S\n]{1,24}(?!\S)|[^\S\n]{1,24}"
+)
+VOCABULARY_ADVICE = (
+    "a vocabulary alone is no tokenizer: a tokenizer.json is needed. Of vocab.json and merges.txt, as GPT-2 has them: "
+    'python -c "from tokenizers import ByteLevelBPETokenizer as T; '
+    "T.from_file('{folder}/vocab.json', '{folder}/merges.txt').save('{folder}/tokenizer.json')\""
 )
 _TRAINING_CHARACTERS = 50_000_000
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]", "<|im_end|>")
@@ -85,16 +101,24 @@ def read_tokenizer(path: Path, kind: str = "custom") -> TextTokenizer:
             own = json.loads(json_text(path / "tokenizer_config.json")).get("ltc_textgen")
             if isinstance(own, dict):
                 return TextTokenizer.load(path)
-        found = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), None)
+        names = {file.name.lower(): file for file in sorted(path.iterdir(), reverse=True)}
+        found = next((names[name] for name in ("tokenizer.json", "vocab.txt") if name in names), None)
+        if found is None and "vocab.json" in names:
+            raise DataError(f"{path}: {VOCABULARY_ADVICE.format(folder=path)}")
         if found is None:
             raise DataError(f"{path}: no tokenizer.json or vocab.txt in this folder")
         return read_tokenizer(found, kind)
-    try:
-        tokenizer = _from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.from_str(json_text(path))
-    except DataError:
-        raise
-    except Exception as error:  # the Rust side raises bare Exception
-        raise DataError(f"{path}: not a tokenizer ({str(error).strip().splitlines()[0]})") from error
+    if path.suffix.lower() == ".txt":
+        tokenizer = _from_vocabulary(path)
+    else:
+        content = json_text(path)
+        if "model" not in json.loads(content):
+            raise DataError(f"{path}: {VOCABULARY_ADVICE.format(folder=path.parent)}")
+        try:
+            TextTokenizer.check(content)
+            tokenizer = parse_tokenizer(content)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -124,10 +148,15 @@ def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
 def _from_vocabulary(path: Path) -> Tokenizer:
     """BERT's tokenizer from its vocab.txt: one piece a line, the line number is the id."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        lines = normalize_lines(path.read_text(encoding="utf-8")).split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({os_reason(error, path)})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
     pieces = lines[:-1] if lines[-1] == "" else lines
+    if len(set(pieces)) < len(pieces):
+        twice = next(piece for n, piece in enumerate(pieces) if piece in pieces[:n])
+        raise DataError(f"{path}: {twice!r} stands there twice, so that its id is not known")
     if "[UNK]" not in pieces:
         raise DataError(f"{path}: not a BERT vocabulary (no [UNK] in it)")
     settings = path.with_name("tokenizer_config.json")

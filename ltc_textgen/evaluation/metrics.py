@@ -42,6 +42,7 @@ from typing import Any
 
 import numpy as np
 
+from ltc_textgen.data.normalize import normalize
 from ltc_textgen.data.tokenize import text_parts
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import DataError, LTCError, UsageError
@@ -65,7 +66,7 @@ class Scores:
         words: Runs of non-blank characters, plus line ends.
         bytes: Bytes of the documents in UTF-8.
         unknown_tokens: Tokens scored that are the tokenizer's unknown token.
-        lossless: Whether the tokenizer keeps every character.
+        lossless: Whether the tokens keep every character of the text: the tokenizer does, and none is unknown.
         window: Tokens between resets of the state; None if it was carried throughout.
     """
 
@@ -126,7 +127,7 @@ class EvaluationText:
         words: Runs of non-blank characters, plus line ends.
         bytes: Bytes of the documents in UTF-8.
         unknown: Scored tokens that are the tokenizer's unknown token.
-        lossless: Whether the tokenizer keeps every character.
+        lossless: Whether the tokens keep every character: the tokenizer does, and none is unknown.
         gzip_bits_per_byte: Size of the documents, joined and compressed with gzip -9, in bits per byte.
     """
 
@@ -185,7 +186,7 @@ def read_text(model: LiquidNetwork, tokenizer: TextTokenizer, documents: Iterabl
     if words == 0 or len(stream) < 2:
         raise DataError("the text to evaluate on is blank: give a file with words in it")
     unknown = 0 if tokenizer.unknown_id is None else int((stream[1:] == tokenizer.unknown_id).sum())
-    return EvaluationText(stream, words, size, unknown, tokenizer.lossless, 8 * zipped / size)
+    return EvaluationText(stream, words, size, unknown, tokenizer.lossless and not unknown, 8 * zipped / size)
 
 
 def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.ndarray, int, int]:
@@ -194,7 +195,7 @@ def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.nda
 
     def counted() -> Iterator[tuple[str, bool]]:
         nonlocal words, size
-        for text in filter(None, documents):
+        for text in filter(None, map(normalize, documents)):
             words += count_words(text)
             size += len(text.encode())
             yield text, True

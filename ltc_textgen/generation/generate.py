@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ltc_textgen.config import SamplingConfig
+from ltc_textgen.data.normalize import normalize
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.engines import EngineName, Request, open_engine
@@ -159,6 +160,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     Raises:
         UsageError: If a text that is not empty has no tokens.
     """
+    prompt = normalize(prompt, "prompt")
     if not prompt:
         return [tokenizer.separator_id]
     ids = tokenizer.encode(prompt)
@@ -169,9 +171,11 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
         )
     unknown = 0 if tokenizer.unknown_id is None else ids.count(tokenizer.unknown_id)
     if unknown:
-        strange = [c for c in dict.fromkeys(prompt) if tokenizer.unknown_id in tokenizer.encode(c)]
+        strange = tokenizer.unknown_characters(prompt)
         names = f" ({', '.join(map(repr, strange[:10]))}{', ...' if len(strange) > 10 else ''})" if strange else ""
         notify(f"prompt: {unknown} of {len(ids)} tokens are unknown to the {tokenizer.kind} tokenizer{names}")
+    if spelled := tokenizer.spelled_specials(prompt):
+        notify(f"prompt: {', '.join(spelled)} are read as ordinary characters, not as special tokens")
     return ids
 
 

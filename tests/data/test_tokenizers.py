@@ -231,7 +231,7 @@ def test_a_path_names_a_file_or_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", "not a tokenizer"), ("[1]", "expected a JSON object"), ("{", "JSON"), (None, "no such file")],
+    [("{}", "tokenizer"), ("[1]", "expected a JSON object"), ("{", "JSON"), (None, "no such file")],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "tokenizer.json"
@@ -294,3 +294,70 @@ def test_saving_replaces_whole_files_and_leaves_what_is_the_same(
     with pytest.raises(LTCError, match="No space left on device"):
         character_tokenizer(set("abc")).save(tmp_path)
     assert {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["हिन्दी", "विकिपीडिया", "समुद्र", "किताबें", "मिलीं"],
+        ["العَرَبِيَّة", "كِتَاب", "مَدِينَة"],
+        ["தமிழ்", "புத்தகம்", "கடல்"],
+        ["e\u0301te\u0301", "e\u0301le\u0300ve", "n\u0303andu\u0301"],
+        ["می\u200cخواهم", "کتاب\u200cها"],
+    ],
+)
+def test_marks_stay_with_their_letters(words: list[str]) -> None:
+    text = "\n".join(" ".join(words[n % len(words)] for n in range(start, start + 7)) for start in range(200))
+    tokenizer = train_wordpiece([text], 2048)
+    ids = tokenizer.encode(text)
+    assert len(ids) / len(text.split()) < 1.5
+    assert tokenizer.decode(ids) == text
+
+
+def test_vocabularies_in_any_case_and_of_other_tools(tmp_path: Path) -> None:
+    vocabulary = "\ufeff" + "\r\n".join(bert_vocabulary()) + "\r\n"
+    (tmp_path / "VOCAB.TXT").write_bytes(vocabulary.encode())
+    for path in (tmp_path, tmp_path / "VOCAB.TXT"):
+        assert find_tokenizer(str(path)).encode("the lobster") == made("bert").encode("the lobster")
+    gpt2 = tmp_path / "gpt2"
+    gpt2.mkdir()
+    (gpt2 / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2}')
+    (gpt2 / "merges.txt").write_text("#version: 0.2\na b\n")
+    for path in (gpt2, gpt2 / "vocab.json"):
+        with pytest.raises(DataError, match=r"tokenizer\.json"):
+            find_tokenizer(str(path))
+
+
+@pytest.mark.parametrize("index", [2**31, 2**24, -1, "1", 1.5, 10**400, 100_000, 4])
+def test_ids_of_a_stranger_are_checked_before_they_are_used(tmp_path: Path, index: object) -> None:
+    parts = json.loads(made("char").content)
+    parts["model"]["vocab"][" "] = index
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    with pytest.raises(DataError) as failure:
+        find_tokenizer(str(tmp_path))
+    assert str(tmp_path) in str(failure.value)
+    with pytest.raises(DataError):
+        TextTokenizer(json.dumps(parts), "char")
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"model":' * 5000, '{"model": ' + "9" * 5000 + "}", '{"model": []}']
+)
+def test_nested_and_long_json_is_no_tokenizer(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError):
+        read_tokenizer(tmp_path)
+    with pytest.raises(DataError):
+        TextTokenizer(content, "custom")
+
+
+def test_unknown_letters_and_strings_that_cannot_occur_are_named() -> None:
+    char = character_tokenizer("abc\n")
+    assert char.unknown_characters("aZbüZ") == ["Z", "ü"]
+    assert char.can_write("ab\n")
+    assert not char.can_write("\\n")
+    assert made("byte").can_write("\\n")
+    assert made("byte").unknown_characters("Zü") == []
+    assert not made("bert").can_write("日")
+    assert made("bert").can_write("lobster")
+    assert made("gpt2").spelled_specials("a <|endoftext|> b <|im_start|>") == {"<|endoftext|>": 1, "<|im_start|>": 1}

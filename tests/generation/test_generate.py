@@ -430,3 +430,15 @@ def test_a_stop_string_that_cannot_be_generated_is_named(kind, stop, named, char
     notes: list[str] = []
     generate(make_model(tokenizer), tokenizer, "", SamplingConfig(max_tokens=1, stop=(stop,)), notify=notes.append)
     assert [repr(stop) in note and (named or "") in note for note in notes] == ([True] if named else [])
+
+
+def test_a_prompt_is_normalised_and_special_tokens_in_it_are_named() -> None:
+    from ltc_textgen.generation.generate import encode_prompt
+
+    tokenizer, said = byte_tokenizer(), list[str]()
+    assert encode_prompt(tokenizer, "\ufeffThe sea\r\nwas ", said.append) == tokenizer.encode("The sea\nwas ")
+    assert said == []
+    encode_prompt(tokenizer, "<|im_start|>user", said.append)
+    assert "<|im_start|>" in said[0]
+    with pytest.raises(UsageError, match="character 1"):
+        encode_prompt(tokenizer, "a\0", said.append)
