@@ -9,6 +9,9 @@ from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import sha256_file as sha256_file
 from ltc_textgen.shapes import Tensor
 
+DEEPEST = 64
+"""Levels of nesting in JSON and TOML, far more than any file of a run has."""
+
 PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "weights.pt", "ltc_weights.pth")
 
 
@@ -24,14 +27,36 @@ def read_json(path: Path) -> dict[str, Any]:
         ArtifactError: If there is none, or it is not JSON; the message names the file and the line.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is damaged: it is not a regular file")
         content = json.loads(path.read_text(encoding="utf-8"))
+        require_shallow(content)
     except FileNotFoundError:
         raise ArtifactError(f"{path.parent} is not a run directory: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        raise ArtifactError(f"{path} is damaged: {str(error)[:200]}") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def require_shallow(content: Any) -> None:
+    """Check that lists and objects are nested at most `DEEPEST` deep: what reads them recurses.
+
+    Raises:
+        ValueError: If they are nested deeper.
+    """
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, current_run_settings, did_you_mean
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.checked import require_shallow
 from ltc_textgen.training.budget import LENGTHS, lengths
 
 SECTIONS: Mapping[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
@@ -50,10 +51,11 @@ def load_file(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        require_shallow(content)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the config file {path}: {error}") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is not {path.suffix.removeprefix('.') or 'toml'}: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        raise UsageError(f"{path} is not {path.suffix.removeprefix('.') or 'toml'}: {str(error)[:200]}") from None
     recipe = content
     if isinstance(content, dict) and isinstance(content.get("run"), dict):
         recipe = current_run_settings(content["run"])
@@ -101,9 +103,11 @@ def _locate(key: str) -> list[str]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"value = {text}")["value"]
+        require_shallow(value)
+    except (ValueError, RecursionError):
         return text
+    return value
 
 
 def merge(*recipes: Mapping[str, Mapping[str, Any]]) -> Recipe:

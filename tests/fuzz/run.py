@@ -161,7 +161,7 @@ def campaign(
         tasks += [(name, number) for number in (range(count) if at is None else [at])]
     with tempfile.TemporaryDirectory(prefix="ltc-fuzz-") as folder:
         base = Path(folder) / "base"
-        build(base)
+        build(base, names)
         with ThreadPoolExecutor(processes) as pool:
             parts = [tasks[part::processes] for part in range(processes)]
             list(pool.map(lambda part: fuzz(part, seed, base, Path(folder), kept, tallies), parts))
