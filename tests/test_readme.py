@@ -85,13 +85,13 @@ def execute(command: str, place: Path) -> None:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_commands_and_examples_run(page: str, place: Path) -> None:
     """The commands of a page in order, then its Python blocks as one script."""
