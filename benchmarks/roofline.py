@@ -62,13 +62,13 @@ def main() -> None:
     options = parser.parse_args()
     process_env.tune()
     given = {"data": {"data": options.data, "tokenizer": options.tokenizer}}
-    length = {"train": {"max_steps": options.steps, "eval_every": 10 * options.steps, "sample_tokens": 0}}
+    length = {"train": {"max_steps": options.steps, "eval_steps": 10 * options.steps, "sample_tokens": 0}}
     recipe = recipes.merge(recipes.load_preset(options.preset), given, length, recipes.assignments(options.set))
     run = RunConfig.parse(recipe)
     with tempfile.TemporaryDirectory() as folder:
         result = train(run, Path(folder) / "warm", reporter=Reporter())
         settings = run.model_config_for(json.loads((result.out / "config.json").read_text())["input_size"])
-        tokens, half = run.train.batch_size * run.train.sequence_length, run.train.precision == "bf16"
+        tokens, half = run.train.batch_size * run.train.sequence_length, run.train.mixed_precision == "bf16"
         before = seconds_of_products(settings, tokens, half, options.rounds)
         result = train(run, Path(folder) / "run", reporter=Reporter())
         after = seconds_of_products(settings, tokens, half, options.rounds)

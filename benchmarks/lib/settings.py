@@ -101,7 +101,7 @@ WORDS: dict[str, Any] = {
     "learned_initial_state": True,
     "batch_size": 16,
     "sequence_length": 32,
-    "restart": 0.05,
+    "state_reset_prob": 0.05,
     "optimizer": "muon",
     "muon_learning_rate": 0.02,
     "learning_rate": 4e-3,
