@@ -1,14 +1,7 @@
 """Every setting of a model, a training run and a generation: its type, range, default and meaning, written once.
 
-The command line, the recipe files and the documentation are made from these classes. A description here is the help
-text there.
-
-What every group of settings does: it refuses what it does not know, in words that say what was meant.
-
-Settings of what a model may do at test time: learn from the text it reads, and look things up in it.
-
-The defaults were chosen on tiny-shakespeare's validation text (characters) and on the validation part of the
-documentation inside Python (word pieces); see docs/command-line.md.
+The command line, the recipe files and the documentation are made from these classes: a description is the help text.
+The defaults of `DynamicConfig` and `CacheConfig` were chosen on validation texts; see docs/command-line.md.
 """
 
 import difflib
@@ -297,56 +290,35 @@ class ModelConfig(Settings):
         return self.hidden_size if self.block == "plain" else round(self.expansion * self.hidden_size)
 
 
-def _one_or_several(given: Any) -> Any:
-    """One name as itself, several as a tuple."""
-    if not isinstance(given, list | tuple):
-        return given
-    return given[0] if len(given) == 1 else tuple(given)
-
-
-def _as_tuple(given: Any) -> Any:
-    return (given,) if isinstance(given, str) else given
-
-
 class DataConfig(Settings):
     """Which text, and how it becomes tokens."""
 
-    data: Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)] = Field(
+    data: Annotated[
+        str | tuple[str, ...], BeforeValidator(lambda v: v[0] if isinstance(v, list | tuple) and len(v) == 1 else v)
+    ] = Field(
         "auto",
         description="Corpus: auto (WikiText-2, or the embedded corpus when no hub answers), wikitext-2, embedded, "
         "a file, a folder, or a dataset id of the Hugging Face hub; several files and folders are read in this order.",
     )
-    include: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
-        (),
-        description="Patterns of the files of a folder to read, as *.py or notes/*.txt; if not given, those whose "
-        "suffix says that they hold text.",
+    include: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = Field(
+        (), description="Patterns of the files of a folder to read, as *.py or notes/*.txt; all text if not given."
     )
     tokenizer: str = Field(
-        "auto",
-        description="auto, bert, char, byte, wordpiece (trained on the corpus), or the path or hub id of a tokenizer.",
+        "auto", description="auto, bert, char, byte, wordpiece (trained here), or the path or hub id of a tokenizer."
     )
     vocabulary_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
         8192, description="Subword tokens of a wordpiece tokenizer trained on the corpus."
     )
-    text_column: Annotated[str, Field(min_length=1)] = Field(
-        "text", description="Column that holds the text of a row, in JSON, CSV, TSV, Parquet and hub datasets."
-    )
-    template: str | None = Field(
-        None, description="Text of a row with its columns in braces, as '{user}: {message}', in place of one column."
-    )
+    text_column: Annotated[str, Field(min_length=1)] = Field("text", description="Column that holds a row's text.")
+    template: str | None = Field(None, description="Text of a row with columns in braces, as '{user}: {message}'.")
     streaming: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Whether a hub dataset's text alone is kept while it streams by; auto: from 2 GB of files.",
+        "auto", description="Keep only a hub dataset's text while it streams by; auto: from 2 GB of files."
     )
     valid: str | None = Field(None, description="File or folder to validate on, in place of a part of the corpus.")
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1,
-        description="Last part of the corpus, held out for validation, when it brings no validation split; at most "
-        "five million characters.",
+        0.1, description="End of the corpus that is held out if it has no validation split; at most 5 M characters."
     )
-    encoding_errors: Literal["strict", "replace", "ignore"] = Field(
-        "strict", description="What to do with bytes that are not UTF-8 and with NUL: reject, replace or leave out."
-    )
+    encoding_errors: Literal["strict", "replace", "ignore"] = Field("strict", description="Bytes that are not UTF-8.")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -355,10 +327,8 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _readable(self) -> "DataConfig":
-        if not self.sources or not all(self.sources):
-            raise ValueError("data names nothing to read")
-        if len(set(self.sources)) < len(self.sources):
-            raise ValueError(f"data names {max(self.sources, key=self.sources.count)!r} twice")
+        if not self.sources or not all(self.sources) or len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"data names nothing, or {max(self.sources or ('',), key=self.sources.count)!r} twice")
         if self.template is not None and self.text_column != "text":
             raise ValueError("text_column and template exclude each other")
         return self
