@@ -141,7 +141,7 @@ def evaluate(
     asked = Measures(config, part, window, random_crops, seed, learns, recalls, sampling)
     from ltc_textgen.runs import load_plain_run
 
-    run = load_plain_run(run_dir, prepare_torch(device, threads))
+    run = load_plain_run(user_path(run_dir), prepare_torch(device, threads))
     scores, more = measure(run, replace(asked, data=_text(run, data, changes)))
     if as_json:
         print_json(scores.to_dict() | more)

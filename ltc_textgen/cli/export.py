@@ -17,6 +17,7 @@ from ltc_textgen.cli.common import (
 from ltc_textgen.config import DataConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import print_json, print_line, print_message
+from ltc_textgen.io.paths import user_path
 
 EXAMPLES = """Examples:
 
@@ -63,10 +64,10 @@ def export(
     from ltc_textgen.export import export_onnx
     from ltc_textgen.runs import load_run
 
-    run = load_run(run_dir, prepare_torch("cpu", threads))
+    run = load_run(user_path(run_dir), prepare_torch("cpu", threads))
     result = export_onnx(
         run,
-        run_dir / "onnx" if out is None else out,
+        user_path(run_dir / "onnx" if out is None else out),
         text=measured_text(run.config.data if run.config else DataConfig(), data) if int8 else None,
         most_loss=int8_limit,
         overwrite=overwrite,

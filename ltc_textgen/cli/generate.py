@@ -14,6 +14,7 @@ from ltc_textgen.cli.common import DEFAULT_RUN, Device, Json, RunDirectory, Thre
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import print_json, print_message, write
+from ltc_textgen.io.paths import os_reason, user_path
 
 if TYPE_CHECKING:
     from ltc_textgen.generation import TextChunk
@@ -143,7 +144,7 @@ def generate(
     text = "" if interactive else read_prompt(prompt, prompt_file)
     from ltc_textgen.runs import load_plain_run
 
-    run = load_plain_run(run_dir, prepare_torch(device, threads))
+    run = load_plain_run(user_path(run_dir), prepare_torch(device, threads))
     texts = Texts(run, sampling, load_state(run, state), engine, as_json)
     if interactive:
         from ltc_textgen.cli.interactive import converse
@@ -152,7 +153,7 @@ def generate(
     elif save_state is None:
         texts.show(text)
     else:
-        read_and_save(texts, text, save_state)
+        read_and_save(texts, text, user_path(save_state))
 
 
 def unescaped(stop: str) -> str:
@@ -174,7 +175,7 @@ def load_state(run: "PlainRun", path: Path | None) -> "TextState | None":
     """
     from ltc_textgen.model.text_state import TextState
 
-    state = None if path is None else TextState.load(path, run.model)
+    state = None if path is None else TextState.load(user_path(path), run.model)
     if state is not None and state.batch_size != 1:
         raise UsageError(f"{path} holds {state.batch_size} texts, --state takes one")
     return state
@@ -208,9 +209,9 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         raise UsageError("--prompt and --prompt-file exclude each other")
     if prompt_file is not None:
         try:
-            return decoded(prompt_file.read_bytes(), f"prompt file {prompt_file}")
+            return decoded(user_path(prompt_file).read_bytes(), f"prompt file {prompt_file}")
         except OSError as error:
-            raise UsageError(f"cannot read the prompt file {prompt_file}: {error.strerror}") from None
+            raise UsageError(f"cannot read the prompt file {prompt_file}: {os_reason(error, prompt_file)}") from None
     if prompt == "-":
         return decoded(sys.stdin.buffer.read(), "prompt on stdin")
     # Where the locale is not UTF-8, Python passes on the bytes that it could not decode as surrogates.
@@ -218,13 +219,15 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 
 def decoded(content: bytes, where: str) -> str:
-    """A prompt from bytes, without the line end at its end, if there is one: tools that write lines end with one.
+    """A prompt from bytes, normalised, without the line end at its end, if there is one, which tools add.
 
     Raises:
-        UsageError: If the bytes are not UTF-8.
+        UsageError: If the bytes are not UTF-8, or hold a NUL.
     """
+    from ltc_textgen.data.normalize import normalize
+
     try:
-        return content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        return normalize(content.decode("utf-8"), where).removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"the {where} is not UTF-8: byte {error.start}") from None
 

@@ -15,6 +15,7 @@ from ltc_textgen.cli.common import DEFAULT_RUN, Json
 from ltc_textgen.cli.curves import CURVES, is_number, named_curves, points, read_metrics, resampled, spark
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
 from ltc_textgen.io.output import print_json, print_line
+from ltc_textgen.io.paths import user_path
 
 if TYPE_CHECKING:
     from ltc_textgen.config import ModelConfig, RunConfig
@@ -68,13 +69,13 @@ def inspect(
     not validated yet has no weights, hence no time constants. Several runs are compared: size and result, the settings
     in which they differ, and their losses on common axes.
     """
-    paths = [path.expanduser() for path in run_dirs or [DEFAULT_RUN]]
+    paths = [user_path(path) for path in run_dirs or [DEFAULT_RUN]]
     if plot_tau is not None and len(paths) > 1:
         raise UsageError("--plot-tau draws one run: give one RUN_DIR")
     documents = {str(path): examine(path, text, plot_tau) for path in paths}
     if plot is not None:
         curves = {name: named_curves(one["steps"] + one["curve"]) for name, one in documents.items()}
-        plots.draw_curves(curves, plot.expanduser())
+        plots.draw_curves(curves, user_path(plot))
     if len(paths) > 1:
         print_json(documents) if as_json else _compare(documents)
         return
@@ -105,7 +106,7 @@ def examine(run_dir: Path, text: str, plot_tau: Path | None = None) -> dict[str,
     layers = None if contents.run is None else time_constants(contents.run, ids)
     if plot_tau is not None and layers is not None:
         tokens = [contents.tokenizer.token(index) for index in ids]
-        plots.draw_time_constants(layers, tokens, plot_tau.expanduser())
+        plots.draw_time_constants(layers, tokens, user_path(plot_tau))
     return {
         "model": contents.settings.model_dump(mode="json"),
         "parameters": contents.parameters,

@@ -57,7 +57,7 @@ class Conversation:
         elif name == "state":
             if not value:
                 raise UsageError(":state needs a file")
-            state = load_state(self._texts.run, Path(_word(value)).expanduser())
+            state = load_state(self._texts.run, Path(_word(value)))
             self._texts = dataclasses.replace(self._texts, state=state)
         elif name not in SamplingConfig.model_fields:
             known = [*SamplingConfig.model_fields, "state", "reset", "help", "quit"]

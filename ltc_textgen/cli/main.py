@@ -140,8 +140,10 @@ def run(arguments: list[str] | None = None) -> int:
     except LTCError as error:
         return _fail(str(error), error.exit_code, error)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return _fail(f"{where}{error.strerror or error}", 1, error)
+    except MemoryError as error:
+        return _fail("out of memory: use a smaller batch, window or network", 1, error)
     except Exception as error:
         return _other(error)
 
@@ -150,6 +152,8 @@ def _other(error: Any) -> int:
     if callable(getattr(error, "format_message", None)):  # a wrong option or command, from typer
         command = getattr(getattr(error, "ctx", None), "command_path", "ltc")
         return _fail(f"{error.format_message()} (see `{command} --help`)", error.exit_code)
+    if "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":  # of torch
+        return _fail(f"out of memory: use a smaller batch, window or network ({error})", 1, error)
     return _fail(f"internal error: {type(error).__name__}: {error} (run `ltc --debug ...` for the traceback)", 1, error)
 
 

@@ -14,6 +14,7 @@ from ltc_textgen.cli.common import Json
 from ltc_textgen.cli.curves import is_number, points, read_metrics
 from ltc_textgen.errors import ArtifactError
 from ltc_textgen.io.output import print_json, print_line, printable
+from ltc_textgen.io.paths import user_path
 
 EXAMPLES = """Examples:
 
@@ -66,7 +67,7 @@ def runs(
 
     Losses of runs compare where corpus and tokenizer are the same.
     """
-    folder = folder.expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a directory")
     found = sorted((summary(path) for path in find_runs(folder)), key=lambda row: (row.loss is None, row.loss, row.run))

@@ -14,6 +14,7 @@ from ltc_textgen.cli.prepare import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.output import print_json, print_line
+from ltc_textgen.io.paths import user_path
 from ltc_textgen.presets.recipes import (
     Recipe,
     assignments,
@@ -100,6 +101,8 @@ def train(
 
     Later sources win: defaults, --preset, --config, flags and --set.
     """
+    out = user_path(out)
+    config = None if config is None else user_path(config)
     budget = seconds(time_budget) if time_budget is not None else None
     flags: Recipe = {
         "data": given(data=data, include=include, tokenizer=tokenizer, valid=valid, valid_fraction=valid_fraction)

@@ -158,7 +158,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
         notify: Called with a sentence that names the characters that became the unknown token.
 
     Raises:
-        UsageError: If a text that is not empty has no tokens.
+        UsageError: If a text that is not empty has no tokens, or holds a NUL.
     """
     prompt = normalize(prompt, "prompt")
     if not prompt:

@@ -123,3 +123,41 @@ def test_generation_imports_no_transformers(run: Path) -> None:
     )
     command = [sys.executable, "-c", code, "generate", str(run), "-n", "3"]
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_prompts_are_normalised_like_the_corpus(
+    run: Path, tmp_path: Path, ltc: Callable[..., Outcome], typed: Callable[..., None]
+) -> None:
+    options = ("--seed", 1, "-n", 5, "--json")
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffThe sea\r\nwas \r\n".encode())
+    typed(path.read_bytes())
+    expected = json.loads(ltc("generate", run, "--prompt", "The sea\nwas ", *options).out)
+    for given in (("--prompt-file", path), ("--prompt", "-")):
+        found = json.loads(ltc("generate", run, *given, *options).out)
+        assert found["prompt"] == "The sea\nwas "
+        assert found["samples"][0]["text"] == expected["samples"][0]["text"]
+        assert found["samples"][0]["prompt_tokens"] == 12
+    path.write_bytes(b"the\0sea")
+    assert ltc("generate", run, "--prompt-file", path).code == 2
+
+
+def test_a_tilde_is_the_home_directory(
+    run: Path, tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "book").symlink_to(run)
+    (tmp_path / "p.txt").write_text("the sea")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = ("--prompt-file", "~/p.txt", "--save-state", "~/s", "-n", 3)
+    assert ltc("generate", "~/book", *options).code == 0
+    assert (tmp_path / "s").is_file()
+    for command in (
+        ("generate", "~/book", "--state", "~/s"),
+        ("eval", "~/book"),
+        ("inspect", "~/book"),
+        ("runs", "~/book"),
+    ):
+        result = ltc(*command)
+        assert result.code == 0, result.err
+    assert not (tmp_path / "~").exists()
