@@ -33,6 +33,8 @@ X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
 }
+ONCE = ("api.cpp", "memory.cpp")
+"""Sources that are compiled once: the choice among the instruction sets, and what no set makes faster."""
 DECODER_SETS = {"avx512vnni": [*X86_SETS["avx512"], "-mavx512vnni"]}
 """Sets that only the decoder is compiled for; its products of bytes gain by them."""
 
@@ -48,8 +50,8 @@ def on_x86() -> bool:
 
 
 def compilations(sources: Path) -> list[tuple[Path, str, list[str]]]:
-    """Every (source, instruction set, flags of the set) but api.cpp, which belongs to none."""
-    kernels = sorted(path for path in sources.glob("*.cpp") if path.name != "api.cpp")
+    """Every (source, instruction set, flags of the set) but those of `ONCE`, which belong to none."""
+    kernels = sorted(path for path in sources.glob("*.cpp") if path.name not in ONCE)
     jobs = [(source, name, flags) for name, flags in instruction_sets().items() for source in kernels]
     return jobs + [(sources / "decoder.cpp", name, flags) for name, flags in DECODER_SETS.items() if on_x86()]
 
@@ -69,7 +71,7 @@ class BuildKernels(build_ext):
 
     def _build(self, ext: Extension) -> None:
         threads = self._thread_flags()
-        jobs = [(str(SOURCES / "api.cpp"), "api", FLAGS + threads)]
+        jobs = [(str(SOURCES / name), "once", FLAGS + threads) for name in ONCE]
         for source, name, flags in compilations(SOURCES):
             jobs.append((str(source), name, [*FLAGS, *threads, *flags, f"-DLTC_ISA={name}"]))
         with ThreadPoolExecutor() as pool:

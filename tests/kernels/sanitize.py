@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from setup import SOURCES, compilations  # noqa: E402
+from setup import ONCE, SOURCES, compilations  # noqa: E402
 
 FLAGS = [
     "-std=c++17",
@@ -41,7 +41,7 @@ def compiler() -> str:
 def kernel_jobs(folder: Path, flags: list[str]) -> list[Job]:
     """All compilations of the library."""
     sources = ROOT / SOURCES
-    jobs = [(sources / "api.cpp", folder / "api.o", flags)]
+    jobs = [(sources / name, folder / f"{name}.o", flags) for name in ONCE]
     for path, isa, own in compilations(sources):
         jobs.append((path, folder / f"{isa}-{path.stem}.o", [*flags, *own, f"-DLTC_ISA={isa}"]))
     return jobs
