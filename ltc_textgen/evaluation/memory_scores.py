@@ -90,17 +90,18 @@ def score_with_memory(
     with evaluating(model), torch.inference_mode():
         for start, end in _chunks(calibration, pairs):
             part = torch.from_numpy(np.asarray(tokens[start : end + 1]).astype(np.int64))[None]
-            hidden, state = model.advance(part[:, :-1].to(model.embedding.weight.device), state)
-            log_probs = torch.log_softmax(model.head.logits(hidden)[0].float(), -1).cpu().numpy()
+            hidden, state = model.advance(part[:, :-1].to(model.embed_tokens.weight.device), state)
+            log_probs = torch.log_softmax(model.lm_head.logits(hidden)[0].float(), -1).cpu().numpy()
             learns = adapting or start < calibration
             scores = mixture.score(part[0, 1:].numpy(), log_probs, adapt_counts=adapting, adapt_weights=learns)
             if start >= calibration:
-                own = -log_probs[np.arange(end - start), part[0, 1:].numpy()]
-                sums += [x.sum(dtype=np.float64) for x in (own, scores.memory, scores.mixed)]
+                network = -log_probs[np.arange(end - start), part[0, 1:].numpy()]
+                sums += [x.sum(dtype=np.float64) for x in (network, scores.memory, scores.mixed)]
             release_pages(tokens)
             if progress:
                 progress(end, pairs)
-    return MemoryScores(*map(float, sums), pairs - calibration, adapting, calibration)
+    own, counts, mixed = (float(total) for total in sums)
+    return MemoryScores(own, counts, mixed, pairs - calibration, adapting, calibration)
 
 
 def _chunks(first: int, pairs: int) -> list[tuple[int, int]]:
