@@ -79,7 +79,7 @@ def mutate_json(chance: random.Random, document: Any, count: int | None = None) 
             case 2:
                 other, name = chance.choice(places)
                 other_value = other[name] if (name in other if isinstance(other, dict) else name < len(other)) else None
-                parent[key] = json.loads(json.dumps(other_value))
+                parent[key] = copy.copy(other_value)
             case _:
                 parent[key] = mutate_value(chance, parent[key])
     return document
@@ -192,7 +192,7 @@ def mutate_toml(chance: random.Random, content: bytes) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 4))):
         at = chance.randrange(len(lines))
         key = lines[at].split(b"=")[0].strip() or b"x"
-        value = json.dumps(mutate_value(chance, 1), ensure_ascii=False).encode("utf-8", "replace")
+        value = dumped(mutate_value(chance, 1))
         value = value.replace(b"NaN", b"nan").replace(b"Infinity", b"inf").replace(b"null", b"1979-05-27")
         match chance.randrange(5):
             case 0:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mutators import (
     HOSTILE,
+    dumped,
     mutate_bytes,
     mutate_json,
     mutate_json_bytes,
@@ -226,7 +227,7 @@ def mutate_description(chance: random.Random, path: Path) -> None:
     model = onnx.load(path)
     entry = model.metadata_props[0]
     document = mutate_json(chance, json.loads(entry.value))
-    entry.value = json.dumps(document).encode("utf-8", "replace").decode()
+    entry.value = dumped(document).decode()
     path.write_bytes(model.SerializeToString())
 
 
