@@ -5,41 +5,16 @@ The defaults of `DynamicConfig` and `CacheConfig` were chosen on validation text
 """
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ltc_textgen.errors import UsageError
+from ltc_textgen.renamed import RENAMED, with_current_names
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
-
-RENAMED: Mapping[str, str] = {
-    "accumulate": "gradient_accumulation_steps",
-    "clip": "max_grad_norm",
-    "eval_every": "eval_steps",
-    "ignore_separator": "ignore_eos",
-    "keep_last": "save_total_limit",
-    "learned_start": "learned_initial_state",
-    "precision": "mixed_precision",
-    "restart": "state_reset_prob",
-    "save_every": "save_steps",
-    "track": "report_to",
-    "warmup": "warmup_ratio",
-}
-"""Settings of earlier versions -> their names today. Files of earlier versions load; a person is told the new name."""
-
-
-def with_current_names(values: Mapping[str, Any], settings: "type[BaseModel]") -> dict[str, Any]:
-    """Settings that an earlier version wrote, under the names of today.
-
-    Args:
-        values: As in config.json or one group of training.json.
-        settings: The class that they belong to.
-    """
-    fields = settings.model_fields
-    return {RENAMED[k] if k not in fields and RENAMED.get(k) in fields else k: v for k, v in values.items()}
 
 
 class Settings(BaseModel):
@@ -343,7 +318,7 @@ class TrainConfig(Settings):
     sequence_length: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64, description="Tokens of a window; the state is carried from window to window, gradients are not."
     )
-    accumulate: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         1, description="Parts in which the lanes of a step are read one after the other, to need less memory."
     )
     epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="Passes over the training text.")
@@ -351,7 +326,7 @@ class TrainConfig(Settings):
     time_budget: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Seconds of training, validation included; the learning rate ends its schedule with it."
     )
-    restart: Annotated[float, Field(ge=0, le=1)] = Field(
+    state_reset_prob: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="Share of the windows before which a lane forgets what it has read and begins anew, so that the "
         "model learns to begin, too; 1 carries no state at all.",
@@ -364,29 +339,33 @@ class TrainConfig(Settings):
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.02, description="Learning rate at the end, as a share of the peak."
     )
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="Share of the run in which the rate rises.")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.03, description="Share of the run in which the rate rises."
+    )
     weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
         0.1, description="Decay of the matrices; C, g_leak, E, tau, biases and norms are never decayed."
     )
     beta1: Probability = Field(0.9, description="AdamW: decay of the mean of the gradients.")
     beta2: Probability = Field(0.98, description="AdamW: decay of the mean of their squares.")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the gradient; 0 does not clip.")
-    eval_every: Annotated[int, Field(ge=1)] | None = Field(
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Largest norm of the gradient; 0 does not clip."
+    )
+    eval_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps between validations; about twenty in a run if not given."
     )
     sample_prompt: str = Field("", description="Text that the sample shown at each validation continues.")
     sample_tokens: Annotated[int, Field(ge=0, le=100_000)] = Field(
         120, description="Tokens of the sample shown at each validation; 0 shows none."
     )
-    save_every: Annotated[int, Field(ge=1)] | None = Field(
+    save_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps between checkpoints; at each validation if not given."
     )
     save_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="Minutes after the last checkpoint at which another is made at the latest; ten if save_every is "
+        description="Minutes after the last checkpoint at which another is made at the latest; ten if save_steps is "
         "not given either.",
     )
-    keep_last: Annotated[int, Field(ge=1)] = Field(2, description="Newest checkpoints that are kept.")
+    save_total_limit: Annotated[int, Field(ge=1)] = Field(2, description="Newest checkpoints that are kept.")
     keep_best: Annotated[int, Field(ge=0)] = Field(
         0,
         description="Older checkpoints that are kept as well: those of the lowest validation losses. (The best weights "
@@ -394,13 +373,13 @@ class TrainConfig(Settings):
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, dropout and samples.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["no", "bf16", "fp16"] = Field(
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="Autocast of the matrix products; states and time constants stay float32."
     )
     threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="CPU threads; all cores if not given."
     )
-    track: Annotated[
+    report_to: Annotated[
         tuple[Literal["tensorboard", "trackio", "wandb"], ...],
         BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
     ] = Field((), description="Trackers, if installed, told what metrics.jsonl is told; several as wandb,tensorboard.")
@@ -430,7 +409,7 @@ class SamplingConfig(Settings):
         None, description="Same seed, same text; drawn and reported if not given."
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Texts that end the generation.")
-    ignore_separator: bool = Field(
+    ignore_eos: bool = Field(
         False,
         description="Never draw the token that ends a document; text goes on to max_tokens or a stop string.",
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltc_textgen.config import ModelConfig, RunConfig, current_run_settings, with_current_names
+from ltc_textgen.config import ModelConfig, RunConfig, current_run_settings
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
@@ -26,6 +26,7 @@ from ltc_textgen.io.hashing import digest as digest
 from ltc_textgen.io.hashing import fingerprint as fingerprint
 from ltc_textgen.io.hashing import own_tensors as own_tensors
 from ltc_textgen.io.tensor_names import current_names
+from ltc_textgen.renamed import with_current_names
 
 if TYPE_CHECKING:
     import torch

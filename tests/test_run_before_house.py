@@ -24,10 +24,11 @@ from ltc_textgen import (
     ModelConfig,
     SamplingConfig,
     TextState,
+    TrainConfig,
     generate,
     load_run,
 )
-from ltc_textgen.errors import UsageError
+from ltc_textgen.renamed import RENAMED
 
 HERE = Path(__file__).parent / "fixtures" / "run_before_house"
 
@@ -47,6 +48,9 @@ def test_it_writes_the_same_text(old: Path) -> None:
     (sample,) = generate(run.model, run.tokenizer, "the sea", SamplingConfig(max_tokens=24, temperature=0))
     assert sample.text == expected("generated")["samples"][0]["text"]
     assert run.model.settings.learned_initial_state
+    assert run.config is not None
+    assert run.config.train.max_grad_norm == 0.5
+    assert run.config.train.gradient_accumulation_steps == 2
 
 
 def test_transformers_loads_it_and_saves_the_names_of_today(old: Path, tmp_path: Path) -> None:
@@ -89,6 +93,15 @@ def test_its_exported_program_runs(old: Path) -> None:
     assert expected("generated")["samples"][0]["text"].strip() in done.stdout
 
 
-def test_a_person_is_given_the_new_name() -> None:
-    with pytest.raises(UsageError, match="learned_initial_state"):
-        ModelConfig.parse({"input_size": 5, "learned_start": True})
+@pytest.mark.parametrize("name", ["accumulate", "clip", "eval_every", "keep_last", "precision", "restart", "track"])
+def test_a_person_is_given_the_new_name(name: str, ltc: Callable, tmp_path: Path) -> None:
+    outcome = ltc("train", "--set", f"{name}=1", "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert name in outcome.err
+    assert RENAMED[name] in outcome.err
+
+
+def test_every_renamed_setting_exists() -> None:
+    fields = {*ModelConfig.model_fields, *TrainConfig.model_fields, *SamplingConfig.model_fields}
+    assert set(RENAMED.values()) <= fields
+    assert not RENAMED.keys() & fields

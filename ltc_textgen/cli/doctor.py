@@ -61,7 +61,7 @@ def _machine() -> dict[str, Any]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "cuda": ", ".join(gpus) or "none",
         "mps": "yes" if torch.backends.mps.is_available() else "no",
-        "bfloat16 on cpu": "fast" if torch.cpu._is_avx512_bf16_supported() else "slow: use --set precision=no",
+        "bfloat16 on cpu": "fast" if torch.cpu._is_avx512_bf16_supported() else "slow: use --set mixed_precision=no",
         "terminal": "yes" if sys.stderr.isatty() else "no",
     }
 

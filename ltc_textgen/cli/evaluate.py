@@ -192,7 +192,7 @@ def _settings(kind: type[AnySettings], flag: str, asked: bool | int | None, **op
 def _sampling(sample: int | None, temperature: float | None, seed: int) -> SamplingConfig | None:
     if temperature is not None and not sample:
         raise UsageError("--temperature has no effect without --sample")
-    values = {"max_tokens": sample, "seed": seed, "ignore_separator": True, **given(temperature=temperature)}
+    values = {"max_tokens": sample, "seed": seed, "ignore_eos": True, **given(temperature=temperature)}
     return SamplingConfig.parse(values) if sample else None
 
 

@@ -112,7 +112,7 @@ def generate(
     repetition_penalty: Annotated[float | None, describe(SamplingConfig, "repetition_penalty")] = None,
     seed: Annotated[int | None, describe(SamplingConfig, "seed")] = None,
     stop: Annotated[list[str] | None, describe(SamplingConfig, "stop")] = None,
-    ignore_separator: Annotated[bool, describe(SamplingConfig, "ignore_separator", "--ignore-separator")] = False,
+    ignore_eos: Annotated[bool, describe(SamplingConfig, "ignore_eos", "--ignore-eos")] = False,
     num_samples: Annotated[int | None, describe(SamplingConfig, "num_samples")] = None,
     engine: Annotated[
         EngineName, typer.Option(help="native (fused, CPU), int8 (native, 8-bit weights), torch, or auto.")
@@ -133,7 +133,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=[unescaped(text) for text in stop or ()],
-        ignore_separator=ignore_separator,
+        ignore_eos=ignore_eos,
         num_samples=num_samples,
     )
     sampling = SamplingConfig.parse(options)

@@ -154,7 +154,7 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     from ltc_textgen.training.run_lock import refuse_other_run
 
     choose_device(settings.device)
-    check_trackers(settings.track)
+    check_trackers(settings.report_to)
     refuse_other_run(out, resume)
     reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
     if resume and not list_checkpoints(out):

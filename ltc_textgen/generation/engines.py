@@ -30,7 +30,7 @@ NATIVE_PROMPT_TOKENS = 32
 """Length of prompt up to which the native decoder reads it; PyTorch reads longer prompts faster."""
 
 NATIVE_OPTIONS = {field.name for field in fields(Choice)} | {
-    *("max_tokens", "seed", "stop", "ignore_separator", "num_samples")
+    *("max_tokens", "seed", "stop", "ignore_eos", "num_samples")
 }
 """Fields of `SamplingConfig` that the native decoder, or the code around both engines, implements."""
 
@@ -206,7 +206,7 @@ def native_choice(request: Request) -> Choice:
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
-        forbidden=request.separator if sampling.ignore_separator else None,
+        forbidden=request.separator if sampling.ignore_eos else None,
         stops=(request.separator,),
     )
 

@@ -1,7 +1,7 @@
 """Text generation: the prompt is read in chunks, then tokens are drawn with constant memory and work per token.
 
 A text ends with finish_reason "stop" at a stop string (which is not part of the text) or at the separator, the token
-between the documents of the training text (`ignore_separator`: it is never drawn); otherwise with "length" after
+between the documents of the training text (`ignore_eos`: it is never drawn); otherwise with "length" after
 `max_tokens`. A text holds whole characters only: the bytes of one that is not complete at its end are left out.
 
 Several samples of one prompt are generated as one batch: the prompt is read once and its state is copied. Sample i

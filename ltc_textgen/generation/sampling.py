@@ -111,14 +111,14 @@ def shape_logits(
         logits: The model's output at one token.
         sampling: What to apply. Greedy sampling applies the penalty alone: no filter removes the likeliest token.
         seen: Tokens to penalize; None if there is no penalty.
-        separator: The token between documents; forbidden if `sampling.ignore_separator`.
+        separator: The token between documents; forbidden if `sampling.ignore_eos`.
 
     Raises:
         LogitsError: See `check_logits`.
     """
     logits = logits.float()
     check_logits(logits)
-    if sampling.ignore_separator and separator is not None:
+    if sampling.ignore_eos and separator is not None:
         logits = forbid(logits, separator)
     if seen is not None:
         logits = penalize(logits, seen, sampling.repetition_penalty)

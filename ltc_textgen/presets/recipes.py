@@ -13,6 +13,7 @@ from typing import Any
 from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, current_run_settings, did_you_mean
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.checked import require_shallow
+from ltc_textgen.renamed import RENAMED
 from ltc_textgen.training.budget import LENGTHS, lengths
 
 SECTIONS: Mapping[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
@@ -57,8 +58,9 @@ def load_file(path: Path) -> Recipe:
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise UsageError(f"{path} is not {path.suffix.removeprefix('.') or 'toml'}: {str(error)[:200]}") from None
     recipe = content
-    if isinstance(content, dict) and isinstance(content.get("run"), dict):
-        recipe = current_run_settings(content["run"])
+    if isinstance(content, dict) and "run" in content:
+        run = content["run"]
+        recipe = current_run_settings(run) if isinstance(run, dict) else run
     if not isinstance(recipe, dict):
         raise UsageError(f"{path}: expected the sections {', '.join(SECTIONS)}, got {type(recipe).__name__}")
     for section, values in recipe.items():
@@ -98,6 +100,8 @@ def _locate(key: str) -> list[str]:
         if path[0] in settings.model_fields:
             return [section, *path]
     known = [name for settings in SECTIONS.values() for name in settings.model_fields]
+    if RENAMED.get(path[0]) in known:
+        raise UsageError(f"--set: {path[0]} is now called {RENAMED[path[0]]}")
     raise UsageError(f"--set: unknown key '{key}'{did_you_mean(path[0], known)}")
 
 

@@ -46,12 +46,12 @@ class Budget:
     Args:
         steps: Steps of the whole run, None if time governs.
         seconds: Seconds of the whole run, None if steps govern.
-        eval_every: Steps between validations; None in a run by time whose configuration does not say.
+        eval_steps: Steps between validations; None in a run by time whose configuration does not say.
     """
 
     steps: int | None
     seconds: float | None
-    eval_every: int | None
+    eval_steps: int | None
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, valid_tokens: int) -> "Budget":
@@ -62,11 +62,11 @@ class Budget:
         """
         lengths(config.model_dump())
         if config.time_budget is not None:
-            return cls(None, config.time_budget, config.eval_every)
+            return cls(None, config.time_budget, config.eval_steps)
         steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
         tokens_per_step = config.batch_size * config.sequence_length
         affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / (2 * SHARE)
-        every = config.eval_every or max(1, round(steps / VALIDATIONS), round(affordable))
+        every = config.eval_steps or max(1, round(steps / VALIDATIONS), round(affordable))
         return cls(steps, None, every)
 
     def reserve(self, progress: Progress) -> float:
@@ -89,8 +89,8 @@ class Budget:
         """Whether to validate now, before the next step. The validation at the end does not depend on this."""
         if progress.step == 0 or progress.validated_step == progress.step:
             return False
-        if self.eval_every is not None:
-            return progress.step % self.eval_every == 0
+        if self.eval_steps is not None:
+            return progress.step % self.eval_steps == 0
         gap = max(self._seconds / VALIDATIONS, self.reserve(progress) / SHARE)
         remaining = self._stepping_until(progress) - progress.seconds
         return progress.seconds - progress.validated_at >= gap and remaining > gap / 2

@@ -129,7 +129,7 @@ class Runtime:
         self, config: TrainConfig, tracking_dir: str | None = None, *, unused_parameters: bool = False
     ) -> None:
         device = choose_device(config.device)
-        check_precision(config.precision, device)
+        check_precision(config.mixed_precision, device)
         self.accelerator = _accelerator(config, device, tracking_dir, unused_parameters)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
@@ -242,7 +242,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         UsageError: In that case.
     """
     if precision == "fp16" and device.type == "cpu":
-        raise UsageError("train.precision: fp16 needs a GPU; on a CPU use bf16 or no")
+        raise UsageError("train.mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
 
 
 def _refuse_lone_process(world: int) -> None:
@@ -275,8 +275,8 @@ def _accelerator(
     try:
         return Accelerator(
             cpu=device.type == "cpu",
-            mixed_precision=config.precision,
-            log_with=list(config.track) or None,
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.report_to) or None,
             project_config=ProjectConfiguration(logging_dir=tracking_dir),
             kwargs_handlers=[ddp, InitProcessGroupKwargs(init_method=distributed.method(), timeout=ANSWER)],
         )

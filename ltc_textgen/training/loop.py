@@ -26,7 +26,7 @@ from ltc_textgen.training.step import train_step
 from ltc_textgen.training.validation import keep_weights, probe, validate
 
 UNSAVED_MINUTES = 10.0
-"""A checkpoint is made at least this often, unless `save_every` or `save_minutes` says otherwise."""
+"""A checkpoint is made at least this often, unless `save_steps` or `save_minutes` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def train(
         NonFiniteError: If too many steps in a row gave numbers that are not finite.
         LTCError: If the disk refuses, or another process of the run is lost.
     """
-    check_trackers(run.train.track)
+    check_trackers(run.train.report_to)
     with explaining(), ExitStack() as stack:
         runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
         stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
@@ -220,11 +220,11 @@ def _save_is_due(session: Session, saved_at: float) -> bool:
     progress, train = session.progress, session.run.train
     if progress.step == 0 or session.saved_step == progress.step:
         return False
-    if progress.validated_step == progress.step and (train.save_every is None or train.keep_best):
+    if progress.validated_step == progress.step and (train.save_steps is None or train.keep_best):
         return True
-    if train.save_every is not None and progress.step % train.save_every == 0:
+    if train.save_steps is not None and progress.step % train.save_steps == 0:
         return True
-    minutes = train.save_minutes or (UNSAVED_MINUTES if train.save_every is None else math.inf)
+    minutes = train.save_minutes or (UNSAVED_MINUTES if train.save_steps is None else math.inf)
     return progress.seconds - saved_at >= 60 * minutes
 
 

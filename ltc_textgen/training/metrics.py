@@ -71,7 +71,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         # As `accelerate` looks for them: wandb leaves a folder of its name, which Python would import too.
         if find_spec(name) is None or not _is_distributed(name):
-            raise UsageError(f"train.track: {name} is not installed here; pip install {name}")
+            raise UsageError(f"train.report_to: {name} is not installed here; pip install {name}")
 
 
 def _is_distributed(name: str) -> bool:
@@ -112,7 +112,7 @@ class Trackers:
             try:
                 accelerator.init_trackers(name, config=flat)
             except Exception as error:  # each of these packages has its own
-                raise LTCError(f"train.track: a tracker cannot be started: {_in_one_line(error)}") from error
+                raise LTCError(f"train.report_to: a tracker cannot be started: {_in_one_line(error)}") from error
             self._trackers = list(accelerator.trackers)
 
     def log(self, record: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def check(session: Session) -> None:
         DivergedError: At the second divergence.
     """
     config, progress = session.run.train, session.progress
-    warm = session.budget.done(progress) > config.warmup
+    warm = session.budget.done(progress) > config.warmup_ratio
     found = judge(progress, config.learning_rate, math.log(session.model.settings.vocabulary), warm, str(session.out))
     if found:
         session.reporter.note(found)

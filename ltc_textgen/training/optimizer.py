@@ -163,8 +163,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     groups = parameter_groups(model, config.weight_decay)
     kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
     if config.optimizer == "muon":
-        if config.precision == "fp16":
-            raise UsageError("optimizer = muon goes with precision = no or bf16, not fp16")
+        if config.mixed_precision == "fp16":
+            raise UsageError("optimizer = muon goes with mixed_precision = no or bf16, not fp16")
         groups = _with_muon(groups, matrices_of(model.layers), config.muon_learning_rate)  # type: ignore[arg-type]
     for group in groups:
         group.setdefault("peak", config.learning_rate)
@@ -191,12 +191,12 @@ def _with_muon(groups: list[dict], stacks: dict[int, int], peak: float) -> list[
     return result
 
 
-def rate_factor(progress: float, warmup: float, floor: float) -> float:
+def rate_factor(progress: float, warmup_ratio: float, floor: float) -> float:
     """Learning rate as a share of its peak.
 
     Args:
         progress: How much of the run is done, 0 to 1; values beyond are taken as the nearer end.
-        warmup: Share of the run in which the rate rises, in [0, 1).
+        warmup_ratio: Share of the run in which the rate rises, in [0, 1).
         floor: Rate at the end, as a share of the peak, in [0, 1].
 
     Returns:
@@ -204,7 +204,7 @@ def rate_factor(progress: float, warmup: float, floor: float) -> float:
         moves something.
     """
     progress = min(max(progress, 0.0), 1.0)
-    if progress < warmup:
-        return max(progress / warmup, 0.01)
-    decay = (progress - warmup) / (1.0 - warmup)
+    if progress < warmup_ratio:
+        return max(progress / warmup_ratio, 0.01)
+    decay = (progress - warmup_ratio) / (1.0 - warmup_ratio)
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * decay))

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import ModelConfig, TrainConfig, with_current_names
+from ltc_textgen.config import ModelConfig, TrainConfig
 from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 from ltc_textgen.io.checked import sha256_file
 from ltc_textgen.io.hashing import fingerprint
+from ltc_textgen.renamed import with_current_names
 from ltc_textgen.training.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
 from ltc_textgen.training.distributed import Runtime
 
@@ -23,7 +24,7 @@ LANES_START_AFRESH = frozenset({"tokenizer", "corpus", "model", "batch_size", "s
 LOSSES_DIFFER = frozenset({"tokenizer", "corpus", "model"})
 """Differences after which a validation loss cannot be compared with those before."""
 
-FREE = frozenset({"device", "threads", "track"})
+FREE = frozenset({"device", "threads", "report_to"})
 """Training settings that may differ between the processes of a run."""
 
 _MEANING = {

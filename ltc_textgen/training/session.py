@@ -178,7 +178,7 @@ def save(session: Session) -> None:
         record,
         best=weights if session.progress.best_step is not None else None,
         about=for_manifest(session.model.settings, session.data) | {"val_loss": _own_loss(session.progress)},
-        keep=session.run.train.keep_last,
+        keep=session.run.train.save_total_limit,
         keep_best=session.run.train.keep_best,
     )
     session.reporter.checkpoint(session.progress.step, session.progress.seconds)

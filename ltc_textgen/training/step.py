@@ -28,13 +28,13 @@ def train_step(session: Session, watch: Watch) -> str | None:
     config, progress, accelerator = session.run.train, session.progress, session.runtime.accelerator
     _set_learning_rate(session)
     inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
-    reset = _restarted(reset, config.restart)
+    reset = _restarted(reset, config.state_reset_prob)
     before = start_state(session, reset)
     generators = checkpoint.torch_random_states(session.runtime.device) if nonfinite.is_last_chance(progress) else {}
     session.optimizer.zero_grad(set_to_none=True)
     loss_now, after = _forward_backward(session, inputs, targets, before, reset)
     accelerator.unscale_gradients(session.optimizer)
-    norm = clip_gradients([p for group in session.adam.param_groups for p in group["params"]], config.clip)
+    norm = clip_gradients([p for group in session.adam.param_groups for p in group["params"]], config.max_grad_norm)
     loss, length = torch.stack([loss_now.float(), norm.float()]).tolist()
 
     finite = math.isfinite(loss) and math.isfinite(length)
@@ -90,7 +90,7 @@ def start_state(session: Session, reset: Bool[Tensor, " B"], rows: Int[Tensor, "
 
 def _set_learning_rate(session: Session) -> None:
     config = session.run.train
-    factor = rate_factor(session.budget.done(session.progress), config.warmup, config.min_learning_rate_ratio)
+    factor = rate_factor(session.budget.done(session.progress), config.warmup_ratio, config.min_learning_rate_ratio)
     factor *= rate_scale(session.progress, config.learning_rate)
     session.progress.learning_rate = config.learning_rate * factor
     for group in session.adam.param_groups:
@@ -105,7 +105,7 @@ def _forward_backward(
     reset: Bool[Tensor, " B"],
 ) -> tuple[Float[Tensor, ""], LiquidState]:
     """Put the gradient of the mean loss into the parameters; returns the loss and the state, both detached."""
-    parts = session.run.train.accumulate
+    parts = session.run.train.gradient_accumulation_steps
     losses, states = [], []
     for rows in torch.arange(session.rows).chunk(parts):
         # Processes add up their gradients once, with the last part.

@@ -57,7 +57,7 @@ class Place:
 
     def plan(self, **given: object) -> RunConfig:
         """A run in which steps, checkpoints, validations and the ends of epochs fall on different steps."""
-        values = {"max_steps": STEPS, "eval_every": 25, "save_every": 3, "learning_rate": 0.02, "batch_size": 16}
+        values = {"max_steps": STEPS, "eval_steps": 25, "save_steps": 3, "learning_rate": 0.02, "batch_size": 16}
         return settings(self.corpus, **{**values, **given})
 
     def whole(self) -> Path:

@@ -26,7 +26,7 @@ PORT = ["--main_process_port", "0"]
 @fault(16, "two runs on one directory; a lock whose holder was killed", "second exits 1 naming the first; recovered")
 def two_runs(place: Place) -> str:
     out = place.fresh() / "run"
-    first = Process(place.plan(max_steps=100_000, save_every=1000, eval_every=100_000), out)
+    first = Process(place.plan(max_steps=100_000, save_steps=1000, eval_steps=100_000), out)
     first.wait_for("made 2")
     second = Process(place.plan(), out)
     code = second.end()
@@ -85,7 +85,7 @@ def other_world(place: Place) -> str:
     expect("processes is 2, the checkpoint's is 1" in results["refused"]["error"], results["refused"])
     expect(results["grown"]["step"] == 30, results["grown"])
     heard = Listener()
-    small = place.plan(max_steps=40, save_every=3, eval_every=20)
+    small = place.plan(max_steps=40, save_steps=3, eval_steps=20)
     run = small.model_copy(update={"model": {**small.model, "dropout": 0.0}})
     result = train(run, out / "grown", resume=True, anyway=True, reporter=heard)
     expect(heard.paces[0].step == 31 and result.step == 40, heard.notes)

@@ -23,7 +23,7 @@ PATIENCE = 30
 
 
 def plan(corpus: Path, *, dropout: float = 0.2, **given: object) -> RunConfig:
-    values = {"max_steps": STEPS, "eval_every": 20, "save_every": 3, "learning_rate": 0.02, "batch_size": 16}
+    values = {"max_steps": STEPS, "eval_steps": 20, "save_steps": 3, "learning_rate": 0.02, "batch_size": 16}
     return settings(corpus, {"dropout": dropout}, **{**values, **given})
 
 
@@ -74,7 +74,7 @@ def main(scenario: str, corpus: Path, out: Path) -> None:
         distributed.ANSWER = timedelta(seconds=PATIENCE)
         linger(1.5 * PATIENCE)
         kill({0: (1, 10)}, signal.SIGSTOP)
-        results["hung"] = attempt(plan(corpus, eval_every=4), out / "run")
+        results["hung"] = attempt(plan(corpus, eval_steps=4), out / "run")
         if rank == 0:
             (out / "results.json").write_text(json.dumps(results))
         sys.exit(1)

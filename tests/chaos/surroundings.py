@@ -24,7 +24,7 @@ def jumping_clock(place: Place) -> str:
     with mock.patch("time.time", jumping):
         train(place.plan(), out / "steps", reporter=Listener())
         start = time.monotonic()
-        timed = place.plan(max_steps=None, eval_every=None, time_budget=2.0)
+        timed = place.plan(max_steps=None, eval_steps=None, time_budget=2.0)
         result = train(timed, out / "timed", reporter=Listener())
     took = time.monotonic() - start
     expect(result.step > 5 and 1.0 < result.seconds < 4.0, f"{result.step} steps in {result.seconds:.1f} s")

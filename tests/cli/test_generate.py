@@ -52,7 +52,7 @@ def test_a_text_is_read_once_without_an_echo(run: Path, tmp_path: Path, ltc: Cal
 
 
 def test_a_stop_string_from_a_shell_is_a_line_end(run: Path, ltc: Callable[..., Outcome]) -> None:
-    options = ("generate", run, "--prompt", "On day", "-n", 200, "--seed", 1, "--ignore-separator", "--json")
+    options = ("generate", run, "--prompt", "On day", "-n", 200, "--seed", 1, "--ignore-eos", "--json")
     (written,) = json.loads(ltc(*options).out)["samples"]
     assert "\n" in written["text"]
     (stopped,) = json.loads(ltc(*options, "--stop", r"\n").out)["samples"]

@@ -53,7 +53,7 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
         patch.setattr(loop, "_tell", tell)
-        arguments = ["--data", str(story), "--max-steps", "40", "--set", "eval_every=40", "--out", str(run), *TINY]
+        arguments = ["--data", str(story), "--max-steps", "40", "--set", "eval_steps=40", "--out", str(run), *TINY]
         assert main.run(["train", *arguments]) == 0
     ask("finished", "--json")
     (run / "model.safetensors").unlink()

@@ -86,7 +86,7 @@ def test_several_samples(run: Path, ltc: Callable[..., Outcome]) -> None:
     assert [line for line in result.out.splitlines() if line.startswith("---")] == [
         f"--- sample {number} of 3" for number in (1, 2, 3)
     ]
-    options = ("--prompt", "On", "--num-samples", 3, "--max-tokens", 10, "--seed", 0, "--ignore-separator")
+    options = ("--prompt", "On", "--num-samples", 3, "--max-tokens", 10, "--seed", 0, "--ignore-eos")
     assert "\n30 tokens, " in "\n" + ltc("generate", run, *options).err
 
 
@@ -306,7 +306,7 @@ def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(story: Path, tmp_path: Pa
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ltc_textgen", "train", "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--data", str(story), "--max-steps", "1000000", *TINY, "--set", "save_every=50"],
+        [*command, "--data", str(story), "--max-steps", "1000000", *TINY, "--set", "save_steps=50"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 90
@@ -325,7 +325,7 @@ def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(story: Path, tmp_path: Pa
 def endless(run: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Generation that has begun and does not end by itself."""
     command = [sys.executable, "-m", "ltc_textgen", "generate", str(run), "--max-tokens", "10000000"]
-    process = subprocess.Popen([*command, "--ignore-separator"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*command, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert len(process.stdout.read(20)) == 20
     yield process

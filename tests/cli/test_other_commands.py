@@ -175,6 +175,6 @@ def test_a_separator_that_is_likeliest_is_passed_over_if_asked(run: Path, monkey
 
     monkeypatch.setattr(loaded.model.lm_head, "logits", likely)
     for ignored, reason, tokens in ((False, "stop", 1), (True, "length", 30)):
-        sampling = SamplingConfig(max_tokens=30, ignore_separator=ignored, seed=0)
+        sampling = SamplingConfig(max_tokens=30, ignore_eos=ignored, seed=0)
         (sample,) = generate(loaded.model, loaded.tokenizer, "On", sampling)
         assert (sample.finish_reason, sample.tokens) == (reason, tokens)

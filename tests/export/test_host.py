@@ -290,7 +290,7 @@ def test_the_page_writes_the_text_of_ltc_generate(run: Path, tmp_path: Path, ltc
     assert ltc("export", run, "--out", out).code == 0
     (out / "package.json").write_text('{"type": "module"}')
     answer = node(out, {"prompt": "On day 7", "maxTokens": 100}, str(MODULES))
-    options = ("--temperature", 0, "--ignore-separator", "--max-tokens", 100)
+    options = ("--temperature", 0, "--ignore-eos", "--max-tokens", 100)
     assert "On day 7" + answer["written"] + "\n" == ltc("generate", run, "--prompt", "On day 7", *options).out
     assert len(answer["tau"]) == 1
     assert min(answer["tau"][0]) > 0

@@ -125,7 +125,7 @@ def test_the_matrices_are_int8_and_the_states_float(exported: Path) -> None:
     [
         ["--temperature", 0],
         ["--temperature", 0.9, "--seed", 3],
-        ["--temperature", 1.2, "--top-k", 5, "--top-p", 0.8, "--seed", 4, "--ignore-separator"],
+        ["--temperature", 1.2, "--top-k", 5, "--top-p", 0.8, "--seed", 4, "--ignore-eos"],
     ],
     ids=["likeliest", "drawn", "filtered"],
 )
@@ -140,13 +140,13 @@ def test_the_program_alone_writes_the_text_of_ltc_generate(
 
 
 def test_the_program_starts_a_document_and_reads_int8(exported: Path) -> None:
-    result = alone(exported, "--int8", "--max-tokens", 5, "--seed", 1, "--ignore-separator")
+    result = alone(exported, "--int8", "--max-tokens", 5, "--seed", 1, "--ignore-eos")
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.rstrip("\n")) >= 1
 
 
 def test_a_reader_may_have_enough(exported: Path) -> None:
-    command = [sys.executable, str(exported / "generate.py"), "On", "--max-tokens", "100000", "--ignore-separator"]
+    command = [sys.executable, str(exported / "generate.py"), "On", "--max-tokens", "100000", "--ignore-eos"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(2) == b"On"

@@ -154,10 +154,10 @@ def test_ten_thousand_chained_tokens() -> None:
 
 OPTIONS = [
     SamplingConfig(temperature=0),
-    SamplingConfig(temperature=0, repetition_penalty=1.3, ignore_separator=True),
+    SamplingConfig(temperature=0, repetition_penalty=1.3, ignore_eos=True),
     SamplingConfig(temperature=1.2, seed=3),
     SamplingConfig(temperature=0.7, seed=4, top_k=5, repetition_penalty=1.1),
-    SamplingConfig(temperature=1.0, seed=5, top_p=0.9, ignore_separator=True),
+    SamplingConfig(temperature=1.0, seed=5, top_p=0.9, ignore_eos=True),
     SamplingConfig(temperature=1.5, seed=6, min_p=0.05, top_p=0.95, top_k=30),
 ]
 
@@ -412,7 +412,7 @@ def test_a_model_that_computes_something_else_is_found_out(monkeypatch: pytest.M
 def test_a_state_goes_before_the_prompt() -> None:
     chars = character_tokenizer("abcdefgh")
     model = make_model(vocabulary=chars.vocab_size)
-    sampling = SamplingConfig(max_tokens=30, temperature=0, ignore_separator=True)
+    sampling = SamplingConfig(max_tokens=30, temperature=0, ignore_eos=True)
     long = "abcdefgh" * 6
     for prompt in ("ha", long):
         [whole] = generate(model, chars, "bad" + prompt, sampling)

@@ -187,11 +187,11 @@ def test_streams_differ_between_samples_and_seeds():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_ignored_separator_is_never_likely(temperature: float) -> None:
     logits = torch.tensor([[1.0, 9.0, 2.0], [0.0, 5.0, -1.0]])
-    sampling = SamplingConfig(temperature=temperature, ignore_separator=True, top_k=1)
+    sampling = SamplingConfig(temperature=temperature, ignore_eos=True, top_k=1)
     shaped = shape_logits(logits, sampling, None, 1)
     assert shaped[:, 1].tolist() == [-math.inf, -math.inf]
     assert shaped.argmax(dim=1).tolist() == [2, 0]
-    kept = shape_logits(logits, sampling.model_copy(update={"ignore_separator": False}), None, 1)
+    kept = shape_logits(logits, sampling.model_copy(update={"ignore_eos": False}), None, 1)
     assert kept.argmax(dim=1).tolist() == [1, 1]
     with pytest.raises(LogitsError):
         shape_logits(torch.tensor([[-math.inf, 1.0]]), sampling, None, 1)

@@ -171,7 +171,7 @@ def test_reading_leaves_the_mode_alone_and_knows_no_dropout() -> None:
 
 @pytest.mark.parametrize("engine", ["torch", "auto"])
 def test_the_own_writer_goes_on_from_a_state(engine: str) -> None:
-    model, sampling = network(), SamplingConfig(max_tokens=12, seed=3, num_samples=2, ignore_separator=True)
+    model, sampling = network(), SamplingConfig(max_tokens=12, seed=3, num_samples=2, ignore_eos=True)
     state = model.read(STORY[:90], TOKENIZER)
     for prompt in ("", "On"):
         whole = generate(model, TOKENIZER, STORY[:90] + prompt, sampling, engine=engine)

@@ -37,8 +37,8 @@ def break_steps(broken: set[int]):
 
 
 def main(corpus: Path, out: Path) -> None:
-    plain = settings(corpus, {"dropout": 0.0}, max_steps=30, eval_every=10, learning_rate=0.02)
-    dropping = settings(corpus, max_steps=30, eval_every=10, save_every=7, learning_rate=0.02)
+    plain = settings(corpus, {"dropout": 0.0}, max_steps=30, eval_steps=10, learning_rate=0.02)
+    dropping = settings(corpus, max_steps=30, eval_steps=10, save_steps=7, learning_rate=0.02)
     adaptive = {"head": "adaptive", "adaptive_cutoffs": [4, 16], "dropout": 0.0}
     results = {}
 

@@ -16,10 +16,10 @@ def test_steps_come_from_max_steps_or_from_epochs():
 
 
 def test_a_run_by_steps_validates_about_twenty_times_if_that_is_cheap():
-    assert Budget.plan(TrainConfig(max_steps=2000), 100, 10).eval_every == 100
-    assert Budget.plan(TrainConfig(max_steps=2000, eval_every=7), 100, 10).eval_every == 7
+    assert Budget.plan(TrainConfig(max_steps=2000), 100, 10).eval_steps == 100
+    assert Budget.plan(TrainConfig(max_steps=2000, eval_steps=7), 100, 10).eval_steps == 7
     # 100 windows to validate on cost as much as 40 steps, which may be a tenth of the time between.
-    assert Budget.plan(TrainConfig(max_steps=200), 100, 100 * 16 * 64).eval_every == 400
+    assert Budget.plan(TrainConfig(max_steps=200), 100, 100 * 16 * 64).eval_steps == 400
 
 
 def test_a_run_by_steps_is_over_after_its_steps():

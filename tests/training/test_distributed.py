@@ -40,7 +40,7 @@ def test_two_processes_reach_the_loss_of_one_with_the_same_batch(two, corpus, tm
     results, out = two
     kinds = {"adaptive": {"head": "adaptive", "adaptive_cutoffs": [4, 16]}, "starting": {"learned_initial_state": True}}
     model = {"dropout": 0.0} | kinds.get(name, {})
-    more = {"eval_every": 10} if name == "plain" else {}
+    more = {"eval_steps": 10} if name == "plain" else {}
     one = train(
         settings(corpus, model, max_steps=30, learning_rate=0.02, **more), tmp_path / "one", reporter=Listener()
     )
@@ -93,7 +93,7 @@ def tell(session):
     if session.progress.step == 5 and session.runtime.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 loop._tell = tell
-loop.train(settings(Path({str(corpus)!r}), max_steps=100_000, save_every=2), Path({str(tmp_path / "run")!r}),
+loop.train(settings(Path({str(corpus)!r}), max_steps=100_000, save_steps=2), Path({str(tmp_path / "run")!r}),
            reporter=Listener(lambda pace: print("made", pace.step, flush=True)))
 """)
     process = torchrun(script)

@@ -21,7 +21,7 @@ def test_events_and_tensorboard_tell_of_a_whole_run(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
-    recipe.write_text('[train]\ntrack = ["tensorboard"]\n')
+    recipe.write_text('[train]\nreport_to = ["tensorboard"]\n')
     done = ltc("train", "--data", story, "--config", recipe, "--max-steps", 20, "--out", out, "--json", *TINY)
     assert done.code == 0, done.err
     events = [json.loads(line) for line in done.err.splitlines()]
@@ -53,10 +53,10 @@ def test_a_tracker_that_is_missing_is_told_before_anything_is_done(
 ) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('[train]\ntrack = ["wandb"]\n')
+    recipe.write_text('[train]\nreport_to = ["wandb"]\n')
     refused = ltc("train", "--data", tmp_path / "missing.txt", "--config", recipe, "--out", tmp_path / "run")
     assert refused.code == 2
-    assert refused.err.strip().endswith("train.track: wandb is not installed here; pip install wandb")
+    assert refused.err.strip().endswith("train.report_to: wandb is not installed here; pip install wandb")
     assert refused.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
 
     monkeypatch.setattr(TensorBoardTracker, "log", failing)
     heard = Listener()
-    run = settings(corpus, max_steps=30, eval_every=10, track=("tensorboard",))
+    run = settings(corpus, max_steps=30, eval_steps=10, report_to=("tensorboard",))
     assert train(run, tmp_path / "run", reporter=heard).step == 30
     assert [note for note in heard.notes if "failed" in note] == [
         "tensorboard has failed and is told nothing more: no network"
@@ -87,5 +87,5 @@ def test_a_tracker_that_cannot_be_started_is_one_line(
     from accelerate.tracking import TensorBoardTracker
 
     monkeypatch.setattr(TensorBoardTracker, "store_init_configuration", failing)
-    with pytest.raises(LTCError, match=r"^train\.track: a tracker cannot be started: no network$"):
-        train(settings(corpus, max_steps=3, track=("tensorboard",)), tmp_path / "run", reporter=Listener())
+    with pytest.raises(LTCError, match=r"^train\.report_to: a tracker cannot be started: no network$"):
+        train(settings(corpus, max_steps=3, report_to=("tensorboard",)), tmp_path / "run", reporter=Listener())

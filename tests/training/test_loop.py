@@ -18,7 +18,7 @@ from ltc_textgen.training.metrics import log_interval
 def finished(corpus, tmp_path_factory):
     """A run of 60 steps, and what was heard of it."""
     out, heard = tmp_path_factory.mktemp("finished") / "run", Listener()
-    run = settings(corpus, max_steps=60, eval_every=20, learning_rate=0.02)
+    run = settings(corpus, max_steps=60, eval_steps=20, learning_rate=0.02)
     return train(run, out, reporter=heard), heard, run
 
 
@@ -48,7 +48,9 @@ def test_the_run_directory_loads_and_holds_the_best_weights(finished):
 
 def test_last_and_best_are_different_things(corpus, tmp_path):
     """With a learning rate that ruins the model after the first validation, the best weights stay."""
-    run = settings(corpus, max_steps=40, eval_every=20, learning_rate=0.02, warmup=0.0, min_learning_rate_ratio=1.0)
+    run = settings(
+        corpus, max_steps=40, eval_steps=20, learning_rate=0.02, warmup_ratio=0.0, min_learning_rate_ratio=1.0
+    )
     validated = []
 
     def ruin(pace):
@@ -125,7 +127,7 @@ def test_two_lengths_are_refused(corpus, tmp_path):
 
 def test_the_learning_rate_follows_the_schedule(corpus, tmp_path):
     heard = Listener()
-    run = settings(corpus, max_steps=50, warmup=0.2, learning_rate=0.01, min_learning_rate_ratio=0.1)
+    run = settings(corpus, max_steps=50, warmup_ratio=0.2, learning_rate=0.01, min_learning_rate_ratio=0.1)
     train(run, tmp_path / "run", reporter=heard)
     rates = [pace.learning_rate for pace in heard.paces]
     assert rates[0] == pytest.approx(1e-4)
@@ -157,7 +159,7 @@ def test_bfloat16_trains_and_states_stay_float32(corpus, tmp_path):
     original = step_module.start_state
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_module, "start_state", spy)
-        run = settings(corpus, max_steps=30, precision="bf16", learning_rate=0.02)
+        run = settings(corpus, max_steps=30, mixed_precision="bf16", learning_rate=0.02)
         result = train(run, tmp_path / "run", reporter=Listener())
         exact = train(settings(corpus, max_steps=30, learning_rate=0.02), tmp_path / "exact", reporter=Listener())
     assert dtypes == {torch.float32}
@@ -187,7 +189,7 @@ def test_validating_does_not_change_what_is_learnt(corpus, tmp_path, monkeypatch
     monkeypatch.setattr(validation, "score_tokens", drawing(validation.score_tokens))
     monkeypatch.setattr(validation, "generate", drawing(validation.generate))
     for name, every in (("often", 3), ("once", 100)):
-        train(settings(corpus, max_steps=12, eval_every=every), tmp_path / name, reporter=Listener())
+        train(settings(corpus, max_steps=12, eval_steps=every), tmp_path / name, reporter=Listener())
     often, once = last_weights(tmp_path / "often"), last_weights(tmp_path / "once")
     assert all(torch.equal(often[name], once[name]) for name in once)
 
@@ -234,7 +236,7 @@ def test_a_disk_that_fills_up_while_training_is_one_clear_line(corpus, tmp_path,
         if pace.step == 15:
             monkeypatch.setattr(os, "fsync", full)
 
-    run = settings(corpus, max_steps=30, save_every=10, eval_every=30)
+    run = settings(corpus, max_steps=30, save_steps=10, eval_steps=30)
     heard = Listener(fill)
     with pytest.raises(LTCError, match="No space left on device") as caught:
         train(run, tmp_path / "run", reporter=heard)
@@ -264,7 +266,7 @@ def test_the_time_of_checkpoints_is_not_that_of_steps(corpus, tmp_path, monkeypa
     save = loop_module.save
     monkeypatch.setattr(loop_module, "Watch", Clock)
     monkeypatch.setattr(loop_module, "save", slow)
-    result = train(settings(corpus, max_steps=10, eval_every=10, save_every=3), tmp_path / "run", reporter=Listener())
+    result = train(settings(corpus, max_steps=10, eval_steps=10, save_steps=3), tmp_path / "run", reporter=Listener())
     assert result.tokens_per_second == pytest.approx(4 * 16)
     assert result.seconds == pytest.approx(3010)
 

@@ -50,7 +50,7 @@ def test_it_is_told_once_per_row():
 def test_a_text_learned_by_heart_is_told_and_the_best_weights_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("LTC_CACHE", str(tmp_path / "cache"))
     corpus = write_corpus(tmp_path, words=150)
-    run = settings(corpus, {"hidden_size": 32, "dropout": 0.0}, max_steps=180, eval_every=30, learning_rate=0.03)
+    run = settings(corpus, {"hidden_size": 32, "dropout": 0.0}, max_steps=180, eval_steps=30, learning_rate=0.03)
     heard = Listener()
     result = train(run, tmp_path / "run", reporter=heard)
     assert result.best_step < 180
@@ -63,7 +63,7 @@ def test_the_command_reports_the_gap(tmp_path, ltc, monkeypatch):
     corpus = write_corpus(tmp_path, words=150)
     sets = {**TINY, "hidden_size": 32, "dropout": 0.0, "batch_size": 4, "sequence_length": 16, "sample_tokens": 0}
     options = [part for key, value in sets.items() for part in ("--set", f"{key}={str(value).lower()}")]
-    options += ["--set", "eval_every=30", "--max-steps", "150", "--set", "learning_rate=0.03"]
+    options += ["--set", "eval_steps=30", "--max-steps", "150", "--set", "learning_rate=0.03"]
     plain = ltc("train", "--data", corpus, *options, "--tokenizer", "char", "--out", tmp_path / "a")
     assert plain.code == 0, plain.err
     assert "memorised: since step" in plain.out

@@ -76,7 +76,9 @@ def test_another_learning_rate_begins_anew():
 
 def test_the_halved_rate_is_kept_in_a_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "_limit", lambda progress, *_: 0.0 if progress.step == 20 else None)
-    run = settings(corpus, max_steps=40, eval_every=20, learning_rate=0.01, min_learning_rate_ratio=1.0, warmup=0.0)
+    run = settings(
+        corpus, max_steps=40, eval_steps=20, learning_rate=0.01, min_learning_rate_ratio=1.0, warmup_ratio=0.0
+    )
     heard = Listener()
     train(run, tmp_path / "whole", reporter=heard)
     assert [note.split(":")[0] for note in heard.notes if "rate is halved" in note] == ["step 20"]

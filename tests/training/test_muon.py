@@ -118,4 +118,4 @@ def test_refused_where_it_cannot_work() -> None:
     with pytest.raises(UsageError, match="no matrix"):
         make_optimizer(network, TrainConfig(optimizer="muon"))
     with pytest.raises(UsageError, match="fp16"):
-        make_optimizer(LiquidTimeConstantNetwork(11, 8), TrainConfig(optimizer="muon", precision="fp16"))
+        make_optimizer(LiquidTimeConstantNetwork(11, 8), TrainConfig(optimizer="muon", mixed_precision="fp16"))

@@ -52,7 +52,7 @@ class EndlessGradient(torch.autograd.Function):
     ids=["nan loss", "infinite loss", "infinite gradient"],
 )
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(corpus, tmp_path, monkeypatch, damage):
-    run = settings(corpus, {"dropout": 0.0}, max_steps=6, save_every=1, keep_last=10)
+    run = settings(corpus, {"dropout": 0.0}, max_steps=6, save_steps=1, save_total_limit=10)
     breaking(monkeypatch, lambda step, loss: damage(loss) if step in (3, 4) else loss)
     heard = Listener()
     result = train(run, tmp_path / "run", reporter=heard)
@@ -75,7 +75,7 @@ def test_the_steps_that_broke_are_told(corpus, tmp_path, monkeypatch):
 
 
 def test_too_many_in_a_row_end_the_run_and_leave_what_reproduces_the_step(corpus, tmp_path, monkeypatch):
-    run = settings(corpus, {"dropout": 0.0}, max_steps=100, save_every=5, eval_every=100)
+    run = settings(corpus, {"dropout": 0.0}, max_steps=100, save_steps=5, eval_steps=100)
     inputs = []
 
     def damage(step, loss):
@@ -110,7 +110,7 @@ def reproduced(run, dump):
 
 
 def test_the_dump_reproduces_dropout_and_restarts_too(corpus, tmp_path, monkeypatch):
-    run, losses = settings(corpus, {"dropout": 0.3}, max_steps=100, eval_every=100, restart=0.3), []
+    run, losses = settings(corpus, {"dropout": 0.3}, max_steps=100, eval_steps=100, state_reset_prob=0.3), []
 
     def damage(step, loss):
         losses.append(loss.detach().clone())
@@ -131,7 +131,7 @@ def test_a_dump_that_cannot_be_written_does_not_hide_why_the_run_ends(corpus, tm
 
 
 def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(corpus, tmp_path, monkeypatch):
-    run = settings(corpus, max_steps=60, save_every=5, eval_every=100)
+    run = settings(corpus, max_steps=60, save_steps=5, eval_steps=100)
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step % LIMIT else loss)
     stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 15 else None)
     train(run, tmp_path / "run", reporter=stop)
@@ -141,7 +141,7 @@ def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(
 
 def test_stopped_after_a_skipped_step_and_resumed_it_is_the_same_run(corpus, tmp_path, monkeypatch):
     """The lanes start afresh then, and a first state that is learned goes on learning from it."""
-    run = settings(corpus, {"learned_initial_state": True}, max_steps=12, eval_every=100)
+    run = settings(corpus, {"learned_initial_state": True}, max_steps=12, eval_steps=100)
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step == 5 else loss)
     train(run, tmp_path / "whole", reporter=Listener())
     stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 5 else None)
@@ -162,6 +162,6 @@ def test_a_validation_that_is_not_finite_does_not_replace_the_best_weights(corpu
 
     monkeypatch.setattr(validation, "score_tokens", score)
     heard = Listener()
-    result = train(settings(corpus, max_steps=20, eval_every=10), tmp_path / "run", reporter=heard)
+    result = train(settings(corpus, max_steps=20, eval_steps=10), tmp_path / "run", reporter=heard)
     assert (result.best_step, result.val_loss) == (10, None)
     assert any("validation loss is not finite" in note for note in heard.notes)

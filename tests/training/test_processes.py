@@ -29,7 +29,7 @@ def test_an_unknown_device_is_refused(name):
 
 def test_fp16_on_a_cpu_is_refused_because_it_would_silently_train_in_float32(corpus, tmp_path):
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
-        train(settings(corpus, max_steps=1, precision="fp16"), tmp_path / "run", reporter=Listener())
+        train(settings(corpus, max_steps=1, mixed_precision="fp16"), tmp_path / "run", reporter=Listener())
     check_precision("fp16", torch.device("cuda"))
 
 
@@ -44,21 +44,21 @@ def test_threads_are_set():
 
 
 def test_settings_of_a_second_run_in_a_process_are_its_own():
-    assert Runtime(TrainConfig(device="cpu", precision="bf16")).accelerator.mixed_precision == "bf16"
+    assert Runtime(TrainConfig(device="cpu", mixed_precision="bf16")).accelerator.mixed_precision == "bf16"
     assert Runtime(TrainConfig(device="cpu")).accelerator.mixed_precision == "no"
 
 
 def test_a_tracker_that_is_not_installed_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("ltc_textgen.training.metrics.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"train\.track: wandb is not installed here; pip install wandb"):
-        train(settings(corpus, max_steps=1, track=["wandb"]), tmp_path / "run", reporter=Listener())
+    with pytest.raises(UsageError, match=r"train\.report_to: wandb is not installed here; pip install wandb"):
+        train(settings(corpus, max_steps=1, report_to=["wandb"]), tmp_path / "run", reporter=Listener())
 
 
 def test_tensorboard_hears_the_curve(corpus, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(settings(corpus, max_steps=20, track=["tensorboard"]), tmp_path / "run", reporter=Listener())
+    train(settings(corpus, max_steps=20, report_to=["tensorboard"]), tmp_path / "run", reporter=Listener())
     (events,) = {path.parent for path in (tmp_path / "run" / "tracking" / "run").glob("events*")}
     read = EventAccumulator(str(events))
     read.Reload()

@@ -13,12 +13,12 @@ from ltc_textgen.training import step as step_module
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
 
-BEGINNERS = {"optimizer": "muon", "muon_learning_rate": 0.02, "restart": 0.3}
+BEGINNERS = {"optimizer": "muon", "muon_learning_rate": 0.02, "state_reset_prob": 0.3}
 
 
 def test_stopped_and_resumed_with_muon_and_restarts_it_is_the_same_run(tmp_path) -> None:
     corpus = write_corpus(tmp_path)
-    run = settings(corpus, {"learned_initial_state": True}, max_steps=20, eval_every=9, save_every=6, **BEGINNERS)
+    run = settings(corpus, {"learned_initial_state": True}, max_steps=20, eval_steps=9, save_steps=6, **BEGINNERS)
     train(run, tmp_path / "whole", reporter=Listener())
 
     def stop(pace) -> None:
@@ -59,14 +59,16 @@ def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:
         return state
 
     monkeypatch.setattr(step_module, "start_state", spy)
-    train(settings(write_corpus(tmp_path), max_steps=60, batch_size=16, restart=0.25), tmp_path / "run")
+    train(settings(write_corpus(tmp_path), max_steps=60, batch_size=16, state_reset_prob=0.25), tmp_path / "run")
     assert 0.18 < begun / windows < 0.32
 
 
 def test_lanes_read_in_parts_learn_the_same_start(tmp_path) -> None:
     corpus, model = write_corpus(tmp_path), {"learned_initial_state": True, "dropout": 0.0}
     for parts in (1, 2):
-        run = settings(corpus, model, max_steps=12, restart=0.3, accumulate=parts, learning_rate=0.02)
+        run = settings(
+            corpus, model, max_steps=12, state_reset_prob=0.3, gradient_accumulation_steps=parts, learning_rate=0.02
+        )
         train(run, tmp_path / str(parts), reporter=Listener())
     whole, split = (last_weights(tmp_path / name) for name in ("1", "2"))
     assert whole["layers.0.start.neurons"].any()

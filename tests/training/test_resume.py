@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("LTC_TEST_KILLS", "3"))
 
 def plan(corpus, **train):
     """Neither validations nor checkpoints nor lines of metrics coincide, and the epoch (42 windows) ends within."""
-    return settings(corpus, **{"max_steps": STEPS, "eval_every": 14, "save_every": 6, "learning_rate": 0.02, **train})
+    return settings(corpus, **{"max_steps": STEPS, "eval_steps": 14, "save_steps": 6, "learning_rate": 0.02, **train})
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_crashed_in_the_middle_of_a_validation_it_is_the_same_run(uninterrupted,
 
 def test_better_weights_of_steps_that_are_made_again_do_not_stay(corpus, tmp_path):
     """The best weights are those of the checkpoint, even if a lost validation had written later ones."""
-    run, out = plan(corpus, eval_every=7, save_every=20), tmp_path / "run"
+    run, out = plan(corpus, eval_steps=7, save_steps=20), tmp_path / "run"
     with pytest.raises(CrashError):
         train(run, out, reporter=crash_at(37))
     kept = (list_checkpoints(out)[0] / "best.safetensors").read_bytes()
@@ -136,7 +136,7 @@ class Ticking(Watch):
 
 def test_a_run_by_time_continues_from_the_recorded_seconds(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module, "Watch", Ticking)
-    run = settings(corpus, time_budget=3.0, eval_every=14, save_every=5, learning_rate=0.02)
+    run = settings(corpus, time_budget=3.0, eval_steps=14, save_steps=5, learning_rate=0.02)
     train(run, tmp_path / "whole", reporter=Listener())
     for step in (9, 23, 38):
         with pytest.raises(CrashError):
@@ -192,7 +192,7 @@ def stopped(corpus, tmp_path_factory):
 )
 def test_resuming_as_another_run_is_refused_in_one_line(stopped, corpus, change, model, message):
     before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file() and not p.name.startswith(".")}
-    run = settings(corpus, model, **{"max_steps": STEPS, "eval_every": 14, "save_every": 6, **change})
+    run = settings(corpus, model, **{"max_steps": STEPS, "eval_steps": 14, "save_steps": 6, **change})
     with pytest.raises(UsageError, match=f"cannot resume: {message}") as caught:
         train(run, stopped, resume=True, reporter=Listener())
     assert "\n" not in str(caught.value)
@@ -286,7 +286,7 @@ def test_a_process_that_gets_a_signal_saves_and_exits_with_its_code(uninterrupte
 
 
 def test_the_second_of_two_runs_on_one_directory_is_told_the_pid(corpus, tmp_path):
-    run, out = plan(corpus, max_steps=100_000, eval_every=100_000, save_every=100_000), tmp_path / "run"
+    run, out = plan(corpus, max_steps=100_000, eval_steps=100_000, save_steps=100_000), tmp_path / "run"
     first = Process(run, out)
     first.wait_for("made 2")
     second = Process(run, out)

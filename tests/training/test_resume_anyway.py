@@ -19,7 +19,7 @@ STEPS = 12
 
 def plan(corpus, model=None, **train):
     return settings(
-        corpus, model, **{"max_steps": STEPS, "eval_every": 6, "save_every": 4, "learning_rate": 0.02, **train}
+        corpus, model, **{"max_steps": STEPS, "eval_steps": 6, "save_steps": 4, "learning_rate": 0.02, **train}
     )
 
 

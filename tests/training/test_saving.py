@@ -32,11 +32,11 @@ class MinuteASecond(Watch):
     ("given", "steps"),
     [
         ({"save_minutes": 1.0}, {3, 6, 9, 10, 13, 16, 19, 20}),  # validations at 10 and 20 save as well
-        ({"save_minutes": 1.0, "save_every": 8}, {3, 6, 8, 11, 14, 16, 19, 20}),
-        ({"save_every": 8}, {8, 16, 20}),
-        ({"save_every": 8, "keep_best": 1}, {8, 10, 16, 20}),
+        ({"save_minutes": 1.0, "save_steps": 8}, {3, 6, 8, 11, 14, 16, 19, 20}),
+        ({"save_steps": 8}, {8, 16, 20}),
+        ({"save_steps": 8, "keep_best": 1}, {8, 10, 16, 20}),
         ({}, {10, 20}),
-        ({"eval_every": 40, "max_steps": 64}, {30, 40, 64}),
+        ({"eval_steps": 40, "max_steps": 64}, {30, 40, 64}),
     ],
 )
 def test_a_checkpoint_is_made_after_so_many_steps_or_minutes(corpus, tmp_path, monkeypatch, given, steps):
@@ -49,7 +49,7 @@ def test_a_checkpoint_is_made_after_so_many_steps_or_minutes(corpus, tmp_path, m
         return original(run, step, *args, **more)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    run = settings(corpus, **{"max_steps": 20, "eval_every": 10, "sample_tokens": 0, **given})
+    run = settings(corpus, **{"max_steps": 20, "eval_steps": 10, "sample_tokens": 0, **given})
     train(run, tmp_path / "run", reporter=Listener())
     assert written == sorted(steps)
 
@@ -98,7 +98,7 @@ def test_damaged_later_ones_never_crowd_out_the_one_just_written(tmp_path):
 def overfitted(corpus, tmp_path_factory):
     """A run whose validations say that it is at its best at step 20 of 40."""
     out = tmp_path_factory.mktemp("saving") / "run"
-    run = settings(corpus, max_steps=40, eval_every=10, keep_best=1, keep_last=1, learning_rate=0.02)
+    run = settings(corpus, max_steps=40, eval_steps=10, keep_best=1, save_total_limit=1, learning_rate=0.02)
     losses = iter([3.0, 1.0, 2.0, 2.5])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "score_tokens", lambda *args, **more: (next(losses), 1))
@@ -134,7 +134,7 @@ def test_the_manifest_holds_the_hashes_of_configuration_tokenizer_and_corpus(ove
 def test_the_only_checkpoint_is_not_lost_while_it_is_replaced(corpus, tmp_path):
     """Killed after it was set aside for a newer one of the same step."""
     out, heard = tmp_path / "run", Listener()
-    given = {"eval_every": 3, "keep_last": 1, "sample_tokens": 0}
+    given = {"eval_steps": 3, "save_total_limit": 1, "sample_tokens": 0}
     train(settings(corpus, max_steps=6, **given), out, reporter=Listener())
     (only,) = list_checkpoints(out)
     checkpoint._set_aside(only)

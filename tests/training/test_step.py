@@ -103,7 +103,9 @@ def test_clipping_bounds_the_step_of_plain_descent():
 @pytest.mark.parametrize("parts", [2, 3, 99])
 def test_lanes_read_in_parts_give_the_same_run(corpus, tmp_path, parts):
     whole, split = (
-        settings(corpus, {"dropout": 0.0}, max_steps=12, batch_size=5, accumulate=n, learning_rate=0.02)
+        settings(
+            corpus, {"dropout": 0.0}, max_steps=12, batch_size=5, gradient_accumulation_steps=n, learning_rate=0.02
+        )
         for n in (1, parts)
     )
     calls = []

@@ -64,10 +64,10 @@ def ltc_train(corpus: Path, place: Path, tracks: str, **environment: str) -> "su
     """A training by the command, in a process that finds these packages."""
     for name in tracks.split(","):
         install(place / "site", name)
-    values = {"hidden_size": 16, "num_layers": 1, "batch_size": 4, "sequence_length": 16, "eval_every": 10}
+    values = {"hidden_size": 16, "num_layers": 1, "batch_size": 4, "sequence_length": 16, "eval_steps": 10}
     given = [f"--set={key}={value}" for key, value in values.items()]
     command = [sys.executable, "-m", "ltc_textgen", "train", "--data", str(corpus), "--tokenizer", "char", *given]
-    command += ["--set", f"track={tracks}", "--max-steps", "20", "--device", "cpu", "--out", str(place / "a run")]
+    command += ["--set", f"report_to={tracks}", "--max-steps", "20", "--device", "cpu", "--out", str(place / "a run")]
     more = {"PYTHONPATH": str(place / "site"), "TOLD": str(place / "told"), **environment}
     return subprocess.run(command, env=os.environ | more, capture_output=True, text=True, timeout=120, cwd=place)
 
@@ -101,7 +101,7 @@ def test_one_that_cannot_be_started_ends_the_run_in_one_line(corpus, tmp_path):
     done = ltc_train(corpus, tmp_path, "wandb", REFUSING="1")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "ltc: train.track: a tracker cannot be started: nobody is logged in"
+    assert last == "ltc: train.report_to: a tracker cannot be started: nobody is logged in"
     assert "Traceback" not in done.stderr
 
 
@@ -110,4 +110,4 @@ def test_a_folder_that_wandb_left_is_not_the_package(corpus, tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     assert metrics_module.find_spec("wandb") is not None
     with pytest.raises(UsageError, match="wandb is not installed here"):
-        train(settings(corpus, max_steps=1, track=["wandb"]), tmp_path / "run", reporter=Listener())
+        train(settings(corpus, max_steps=1, report_to=["wandb"]), tmp_path / "run", reporter=Listener())
