@@ -292,6 +292,8 @@ def _what_remains(parent: Path) -> str:
 
 MOMENTUM = "momentum"
 """The only moment of a matrix that Muon moves; AdamW has none of this name."""
+STEP = "step"
+ADAM_MOMENTS = {STEP, "exp_avg", "exp_avg_sq"}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -335,22 +337,45 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`. Moments of another optimizer are left out: those parameters start afresh.
 
+    Everything is validated before the optimizer is changed: the compiled update trusts shapes and dtypes, and would
+    write past the end of a moment that is shorter than its parameter.
+
     Raises:
-        ArtifactError: If the optimizer has no parameter of a name.
+        ArtifactError: If the optimizer has no parameter of a name, or a moment is unknown or missing, or of another
+            shape or dtype than its parameter's; the message names it.
     """
     parameters = {
         name: (parameter, bool(group.get("orthogonal")))
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
     }
-    optimizer.state.clear()
+    states: dict[nn.Parameter, dict[str, Tensor]] = {}
+    moments: dict[str, set[str]] = {}
     for key, tensor in tensors.items():
         name, _, moment = key.rpartition("/")
         if name not in parameters:
             raise ArtifactError(f"the checkpoint's optimizer holds {name}, which the model does not have")
         parameter, orthogonal = parameters[name]
+        _check_moment(key, moment, tensor, parameter)
+        moments.setdefault(name, set()).add(moment)
         if (moment == MOMENTUM) is orthogonal:
-            optimizer.state[parameter][moment] = tensor.clone().to(parameter.device)
+            states.setdefault(parameter, {})[moment] = tensor.clone().to(parameter.device)
+    for name, present in moments.items():
+        if present not in ({MOMENTUM}, ADAM_MOMENTS):
+            raise ArtifactError(f"the checkpoint's optimizer holds only {', '.join(sorted(present))} of {name}")
+    optimizer.state.clear()
+    optimizer.state.update(states)
+
+
+def _check_moment(key: str, moment: str, tensor: Tensor, parameter: nn.Parameter) -> None:
+    if moment not in {MOMENTUM, *ADAM_MOMENTS}:
+        raise ArtifactError(f"the checkpoint's optimizer holds {key}, which is no moment of AdamW or Muon")
+    shape, dtype = (torch.Size(), torch.float32) if moment == STEP else (parameter.shape, parameter.dtype)
+    if tensor.shape != shape or tensor.dtype != dtype:
+        found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ArtifactError(f"the checkpoint's optimizer: {key} is {found}; expected {dtype} of shape {tuple(shape)}")
+    if not bool(tensor.isfinite().all()) or (moment != MOMENTUM and moment != "exp_avg" and bool((tensor < 0).any())):
+        raise ArtifactError(f"the checkpoint's optimizer: {key} holds numbers that are negative or not finite")
 
 
 def random_states() -> dict[str, Any]:
