@@ -1,43 +1,88 @@
-"""Liquid time-constant networks as language models: train them on your own text, and write text with them.
+"""Liquid time-constant networks as language models: train them on text, and generate text with them.
 
     from ltc_textgen import LiquidTimeConstantNetwork, load_run, generate
 
-Names load when they are first used, so that `import ltc_textgen` and `ltc --help` are quick. Importing this package
-registers the network with transformers: `AutoModelForCausalLM.from_pretrained("runs/book")` works.
+Names are imported when they are first used, so that `import ltc_textgen` and `ltc --help` are quick; type checkers see
+them at once. Importing the package registers the network with transformers:
+`AutoModelForCausalLM.from_pretrained("runs/book")` works.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltc_textgen.hf.registration import install
 
-_HOME = {
-    "LiquidTimeConstantNetwork": "ltc_textgen.hf.modeling",
-    "LTCConfig": "ltc_textgen.hf.config",
-    "LiquidState": "ltc_textgen.model.state",
-    "TextState": "ltc_textgen.model.text_state",
-    "mix": "ltc_textgen.model.text_state",
-    "ModelConfig": "ltc_textgen.config",
-    "DataConfig": "ltc_textgen.config",
-    "TrainConfig": "ltc_textgen.config",
-    "RunConfig": "ltc_textgen.config",
-    "SamplingConfig": "ltc_textgen.config",
-    "Solver": "ltc_textgen.config",
-    "Coupling": "ltc_textgen.config",
-    "LTCError": "ltc_textgen.errors",
-    "load_run": "ltc_textgen.runs",
-    "generate": "ltc_textgen.generation",
-    "generate_stream": "ltc_textgen.generation",
-    "evaluate": "ltc_textgen.evaluation",
-    "train": "ltc_textgen.training",
-}
+if TYPE_CHECKING:
+    from ltc_textgen import layers
+    from ltc_textgen.config import (
+        Coupling,
+        DataConfig,
+        ModelConfig,
+        RunConfig,
+        SamplingConfig,
+        Solver,
+        TrainConfig,
+    )
+    from ltc_textgen.errors import LTCError
+    from ltc_textgen.evaluation import evaluate
+    from ltc_textgen.generation.generate import generate, generate_stream
+    from ltc_textgen.hf.config import LTCConfig
+    from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+    from ltc_textgen.model.state import LiquidState
+    from ltc_textgen.model.text_state import TextState, mix
+    from ltc_textgen.runs import load_run
+    from ltc_textgen.training import train
 
-__all__ = list(_HOME)
+_MODULES = {
+    "Coupling": "config",
+    "DataConfig": "config",
+    "LTCConfig": "hf.config",
+    "LTCError": "errors",
+    "LiquidState": "model.state",
+    "LiquidTimeConstantNetwork": "hf.modeling",
+    "ModelConfig": "config",
+    "RunConfig": "config",
+    "SamplingConfig": "config",
+    "Solver": "config",
+    "TextState": "model.text_state",
+    "TrainConfig": "config",
+    "evaluate": "evaluation",
+    "generate": "generation.generate",
+    "generate_stream": "generation.generate",
+    "load_run": "runs",
+    "mix": "model.text_state",
+    "train": "training",
+}
+"""Public name -> the module that holds it, below `ltc_textgen`."""
+
+__all__ = [
+    "Coupling",
+    "DataConfig",
+    "LTCConfig",
+    "LTCError",
+    "LiquidState",
+    "LiquidTimeConstantNetwork",
+    "ModelConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "Solver",
+    "TextState",
+    "TrainConfig",
+    "evaluate",
+    "generate",
+    "generate_stream",
+    "layers",
+    "load_run",
+    "mix",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"ltc_textgen.{_MODULES[name]}"), name)
+    if name == "layers":
+        return importlib.import_module("ltc_textgen.layers")
     raise AttributeError(f"module 'ltc_textgen' has no attribute {name!r}")
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ltc_textgen.config import ModelConfig
 
@@ -38,7 +38,8 @@ def sha256_texts(texts: Iterable[str]) -> str:
 
 def own_tensors(model: "nn.Module") -> "dict[str, Tensor]":
     """The tensors of a `LiquidNetwork` on the CPU, those that are tied to another left out."""
-    tied: Any = model._tied_weights_keys if model.settings.tie_embeddings else {}  # type: ignore[union-attr]
+    settings, tied = getattr(model, "settings", None), getattr(model, "_tied_weights_keys", {})
+    tied = tied if isinstance(settings, ModelConfig) and settings.tie_embeddings else {}
     return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied}
 
 

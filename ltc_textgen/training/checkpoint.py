@@ -349,7 +349,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
     }
-    states: dict[nn.Parameter, dict[str, Tensor]] = {}
+    states: dict[Tensor, dict[str, Tensor]] = {}
     moments: dict[str, set[str]] = {}
     for key, tensor in tensors.items():
         name, _, moment = key.rpartition("/")
