@@ -8,7 +8,7 @@ import pytest
 FAULTS = """
 import resource, sys
 if sys.argv[1] == "tuned":
-    from ltc_textgen import process
+    from ltc_textgen.cli import process_env
     process_env.tune()
 import torch
 torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from hub import BERT, WIKITEXT, Hub, bert_vocabulary, dead_endpoint, wikitext_ro
 
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data import hub as library
+from ltc_textgen.data import hub_download
 from ltc_textgen.data.corpora import load_corpus
 from ltc_textgen.data.token_cache import find_tokenizer, prepare
 from ltc_textgen.errors import DataError
@@ -206,8 +207,8 @@ def test_a_hub_that_answers_and_then_hangs_is_given_up(hub: Hub, data: str, kind
 
 
 def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "STALL", 2.5)
-    monkeypatch.setattr(hub, "FIRST", 20.0)
+    monkeypatch.setattr(hub_download, "STALL", 2.5)
+    monkeypatch.setattr(hub_download, "FIRST", 20.0)
     hub.mode, hub.seconds = "slow", 400.0
     hub.files["models", BERT]["tokenizer.json"] += b" " * 500_000
     with pytest.raises(DataError, match="the download stands still"):
@@ -215,8 +216,8 @@ def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.
 
 
 def test_a_slow_download_is_not_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "FIRST", 1.5)
-    monkeypatch.setattr(hub, "STALL", 1.5)
+    monkeypatch.setattr(hub_download, "FIRST", 1.5)
+    monkeypatch.setattr(hub_download, "STALL", 1.5)
     hub.mode, hub.seconds = "slow", 4.0
     hub.files["models", BERT]["tokenizer.json"] += b" " * 500_000
     assert library.tokenizer_file(BERT).stat().st_size > 500_000

@@ -287,10 +287,10 @@ def test_no_time_leaves_the_neurons_as_they_are() -> None:
     before = state.map(torch.clone)
     after = native.read(ids_of(2, 5, seed=1), state, elapsed=0.0)
     assert all(torch.equal(a, b) for a, b in zip(after.neurons, before.neurons, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(state.conv_state, before.columns, strict=True)), (
+    assert all(torch.equal(a, b) for a, b in zip(state.conv_state, before.conv_state, strict=True)), (
         "the input is left alone"
     )
-    assert not torch.equal(after.columns[0], before.columns[0])
+    assert not torch.equal(after.conv_state[0], before.conv_state[0])
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:

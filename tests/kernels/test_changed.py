@@ -52,7 +52,7 @@ def network() -> LiquidNetwork:
 
 def hidden(model: LiquidNetwork) -> Tensor:
     with torch.no_grad():
-        return model.head.logits(model.advance(IDS)[0])
+        return model.lm_head.logits(model.advance(IDS)[0])
 
 
 def assert_honoured(model: LiquidNetwork, before: Tensor, *, native: bool = True) -> None:

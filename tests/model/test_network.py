@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -183,10 +184,10 @@ def test_the_test_sees_what_is_imported(run: Path) -> None:
 
 def test_a_network_of_another_kind_is_not_taken_for_ours() -> None:
     class Other(LiquidNetwork):
-        pass
+        def advance(self, *args: object, **kwargs: object) -> Any:
+            return super().advance(*args, **kwargs)
 
     settings = ModelConfig.parse({"input_size": 9, "hidden_size": 8, "coupling": "diagonal", "block": "liquid"}, "")
     assert why_not(Other(settings))
     if LIBRARY is not None:
-        assert "Other" in why_not(Other(settings))
         assert not why_not(LiquidNetwork(settings))

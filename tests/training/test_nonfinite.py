@@ -25,8 +25,8 @@ def breaking(monkeypatch, damage):
 
         class Damaged(torch.nn.Module):
             def forward(self, **given):
-                loss, state = module(**given)
-                return damage(session.progress.step + 1, loss), state
+                loss, *rest = module(**given)
+                return damage(session.progress.step + 1, loss), *rest
 
         session.module = Damaged()
         return session

@@ -43,7 +43,7 @@ def test_a_run_goes_on_with_another_optimizer(tmp_path, first, then) -> None:
     moments = load_file(list_checkpoints(out)[0] / "optimizer.safetensors")
     of_matrix = {key.rpartition("/")[2] for key in moments if key.startswith("layers.0.cell.input.weight/")}
     assert of_matrix == ({"momentum"} if then == "muon" else {"step", "exp_avg", "exp_avg_sq"})
-    assert moments["embedding.weight/step"] == 9, "what both move alike goes on"
+    assert moments["embed_tokens.weight/step"] == 9, "what both move alike goes on"
 
 
 def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:

@@ -77,6 +77,7 @@ export class Text {
     this.prefix = model.continuing_subword_prefix ?? "";
     this.longest = model.max_input_chars_per_word ?? 100;
     this.normalizer = tokenizer.normalizer ?? {};
+    this.words = kind === "wordpiece" ? wordsOf(tokenizer) : undefined;
     this.readable = ["char", "byte", "wordpiece", "bert"].includes(kind) && decoding.style !== "window";
   }
 
@@ -85,7 +86,7 @@ export class Text {
     text = text.toWellFormed ? text.toWellFormed() : text;
     if (this.kind === "byte") return Array.from(new TextEncoder().encode(text));
     if (this.kind === "char") return Array.from(text, (character) => this.vocabulary.get(character) ?? this.unknown);
-    const words = this.kind === "bert" ? bertWords(text, this.normalizer) : (text.match(WORDS) ?? []).map(byteCharacters);
+    const words = this.kind === "bert" ? bertWords(text, this.normalizer) : (text.match(this.words) ?? []).map(byteCharacters);
     return words.flatMap((word) => this.pieces(word));
   }
 
@@ -126,13 +127,15 @@ export function normalized(text) {
   return text.replace(/\ufeff/g, "").replace(/\r\n?/g, "\n");
 }
 
-// As the tokenizer was trained: words with their leading space, numbers, symbols, line ends, blanks.
-const BLANK = "[\\p{White_Space}]";
-const WORDS = new RegExp(
-  "'(?:s|t|re|ve|m|ll|d)(?!\\p{L})| ?\\p{L}{1,24}| ?\\p{N}{1,3}| ?[^\\p{White_Space}\\p{L}\\p{N}]{1,8}" +
-    `|\\n{1,4}|(?:(?!\\n)${BLANK}){1,24}(?!\\P{White_Space})|(?:(?!\\n)${BLANK}){1,24}`,
-  "gu",
-);
+// Words with their leading space, numbers, symbols, line ends and blanks, by the rule in tokenizer.json, whose regular
+// expressions write white space and code points in another way than those of JavaScript.
+function wordsOf(tokenizer) {
+  const rule = tokenizer.pre_tokenizer?.pretokenizers?.[0]?.pattern?.Regex;
+  if (rule === undefined) return undefined;
+  const blanks = { s: "\\p{White_Space}", S: "\\P{White_Space}" };
+  const translated = rule.replace(/\\x\{([0-9A-Fa-f]+)\}/g, "\\u{$1}").replace(/\\([sS])/g, (_, kind) => blanks[kind]);
+  return new RegExp(translated, "gu");
+}
 
 // GPT-2's printable characters for bytes: those of Latin-1 for themselves, the others counted up from U+0100.
 const BYTE_CHARACTERS = (() => {
