@@ -122,7 +122,7 @@ class ClosedForm(nn.Module):
         seen = observed(self.input, nn.Linear)
         if self.mask is None:
             return self.input(u) if seen else linear(u, self.input.weight.to(u.dtype), self.input.bias.to(u.dtype))
-        if changed(self.input, nn.Linear) or "weight" not in self.input._parameters:
+        if changed(self.input, nn.Linear, "forward") or "weight" not in self.input._parameters:
             raise UsageError("input: an adapter would ignore the mask of a wiring; exclude this module from adaptation")
         weight, bias = (self.input.weight * self.mask).to(u.dtype), self.input.bias.to(u.dtype)
         return functional_call(self.input, {"weight": weight, "bias": bias}, (u,)) if seen else linear(u, weight, bias)

@@ -321,7 +321,7 @@ def test_arguments_are_checked_once_not_in_every_layer(monkeypatch: pytest.Monke
     monkeypatch.setattr("ltc_textgen.layers.base.broadcast_elapsed", never)
     monkeypatch.setattr("ltc_textgen.layers.base.LiquidLayer._check", never)
     monkeypatch.setattr(torch, "aminmax", never)
-    torch.testing.assert_close(model(ids, elapsed=2.0).logits, expected, rtol=0, atol=0)
+    torch.testing.assert_close(model(ids, elapsed=2.0).logits, expected)  # a changed method takes the reference path
     with pytest.raises(AssertionError, match="checked again"):
         model.layers[0].cell(torch.zeros(1, 1, 12))
 

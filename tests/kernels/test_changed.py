@@ -213,6 +213,7 @@ def test_function_transforms_of_a_large_head(monkeypatch: pytest.MonkeyPatch) ->
     torch.func.jvp(loss, (weights,), (weights,))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the exporter itself
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_is_exported_to_onnx(kind: str) -> None:
