@@ -46,7 +46,7 @@ TESTED = {
     14: (
         "broken parquet, rows without text",
         "refused naming the file",
-        "tests/data/test_text_files.py",
+        "tests/data/test_rows.py",
         "parquet or rows",
     ),
     15: ("a hub that is dead, hangs or lies", "a helpful line in seconds", "tests/data/test_hub.py", "hub or download"),

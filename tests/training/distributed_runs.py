@@ -26,8 +26,8 @@ def break_steps(broken: set[int]):
 
         class Broken(torch.nn.Module):
             def forward(self, **given):
-                loss, state = module(**given)
-                return (loss * float("nan") if session.progress.step + 1 in broken else loss), state
+                loss, *rest = module(**given)
+                return (loss * float("nan") if session.progress.step + 1 in broken else loss), *rest
 
         session.module = Broken()
         return session
