@@ -4,6 +4,7 @@ The same class is the network of the first LTC text scripts (one plain layer; se
 model (residual liquid blocks, `block="liquid"`).
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -339,13 +340,8 @@ def reject_unknown_arguments(others: dict[str, Any]) -> None:
         raise UsageError("output_attentions: a liquid network has none")
     unknown = sorted(others.keys() - IGNORED_ARGUMENTS)
     if unknown:
-        raise UsageError(f"forward: unknown argument '{unknown[0]}'{did_you_mean(unknown[0], list(KNOWN_ARGUMENTS))}")
-
-
-KNOWN_ARGUMENTS = (
-    *("input_ids", "attention_mask", "labels", "shift_labels", "state", "elapsed", "past_key_values", "inputs_embeds"),
-    *("use_cache", "output_hidden_states", "logits_to_keep", "num_items_in_batch", "return_dict", "skip_logits"),
-)
+        known = [*signature(LiquidTimeConstantNetwork.forward).parameters, "shift_labels", "skip_logits"]
+        raise UsageError(f"forward: unknown argument '{unknown[0]}'{did_you_mean(unknown[0], known)}")
 
 
 def tokens_of(input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.renamed import RENAMED
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ltc_textgen.shapes import Tensor
 
-ORIGINAL: Mapping[str, str] = {"learned_initial_state": "learned_start"}
+ORIGINAL: Mapping[str, str] = {now: before for before, now in RENAMED.items()}
 """Settings that were renamed -> their names in the first version."""
 
 
