@@ -90,13 +90,13 @@ def save_run(
     facts: Mapping[str, Any],
 ) -> None:
     """Write everything that `load_run` needs but the weights, which `save_weights` writes."""
-    from ltc_textgen.hf.sharing import add_remote_code
+    from ltc_textgen.hf.sharing import write_remote_code
 
     directory.mkdir(parents=True, exist_ok=True)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.separator_id)
     model.generation_config.update(**ids)
-    write_atomic(directory / "config.json", model.config.to_json_string())
-    add_remote_code(directory)  # `trust_remote_code=True` then loads the directory without `import ltc_textgen`
+    # `trust_remote_code=True` then loads the directory without `import ltc_textgen`.
+    write_remote_code(directory, model.config.to_json_string())
     write_atomic(directory / "generation_config.json", model.generation_config.to_json_string())
     tokenizer.save(directory)
     save_facts(directory, run, facts)

@@ -249,21 +249,24 @@ def complete_upload(model: Any, directory: Path, repository: str) -> None:
     readme = directory / "README.md"
     old = readme.read_text(encoding="utf-8") if readme.is_file() else None
     write_atomic(readme, model_card(model, repository, origin, old))
-    add_remote_code(directory)
+    write_remote_code(directory, (directory / "config.json").read_text(encoding="utf-8"))
     if not (directory / "tokenizer.json").exists():
         _save_tokenizer(model, directory, origin)
 
 
-def add_remote_code(directory: Path) -> None:
-    """Write the module that `trust_remote_code=True` loads, and name it in config.json.
+def write_remote_code(directory: Path, config: str) -> None:
+    """Write a model's config.json, and the module beside it that `trust_remote_code=True` loads.
+
+    Args:
+        directory: Where to.
+        config: The configuration as JSON.
 
     Raises:
         LTCError: If a file cannot be written.
     """
-    config = directory / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-    write_atomic(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
     write_atomic(directory / f"{CODE}.py", Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"))
+    content = json.loads(config) | {"auto_map": AUTO_MAP}
+    write_atomic(directory / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _save_tokenizer(model: Any, directory: Path, origin: Path) -> None:
