@@ -125,13 +125,12 @@ class TextTokenizer:
         plain = iter(found)
         return [c for c in characters if "\ud800" <= c <= "\udfff" or self.unknown_id in next(plain)]
 
-    def can_write(self, text: str) -> bool:
-        """Whether a decoded text can hold `text`, as a stop string must: False if the tokenizer changes or loses it."""
-        if self.kind in {"byte", "wordpiece"}:
-            return True
-        if self.kind == "char":
-            return not self.unknown_characters(text)
-        return text.strip() in self.decode(self.encode(text)) if text.strip() else True
+    def unwritable_characters(self, text: str) -> list[str]:
+        """The different characters of a text that no token writes, so that a stop string with one never occurs."""
+        written = self.decode(self.encode(text))
+        missing = [c for c in dict.fromkeys(text) if c not in written]
+        # A lossy tokenizer drops a blank at an end, which it can write between words.
+        return [c for c in missing if c not in self.decode(self.encode(f"a{c}a"))]
 
     def spelled_specials(self, text: str) -> dict[str, int]:
         """How often a text spells a special token of this tokenizer, or markup such as <|im_start|>.

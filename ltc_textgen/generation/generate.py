@@ -137,7 +137,7 @@ def generate_stream(
             f"generates {model.settings.vocabulary}: use the tokenizer that the model was trained with"
         )
     for stop in sampling.stop:
-        if foreign := ungenerable(tokenizer, stop):
+        if foreign := tokenizer.unwritable_characters(stop):
             names = ", ".join(map(repr, foreign))
             notify(f"stop string {stop!r}: the {tokenizer.kind} tokenizer cannot generate {names}: it ends no text")
     if not isinstance(state, TextState):
@@ -177,13 +177,6 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     if spelled := tokenizer.spelled_specials(prompt):
         notify(f"prompt: {', '.join(spelled)} are read as ordinary characters, not as special tokens")
     return ids
-
-
-def ungenerable(tokenizer: TextTokenizer, text: str) -> list[str]:
-    """Characters of a text that no token of a tokenizer writes, each once."""
-    written = tokenizer.decode(tokenizer.encode(text))
-    foreign = [c for c in dict.fromkeys(text) if c not in written]
-    return [c for c in foreign if c not in tokenizer.decode(tokenizer.encode(f"a{c}a"))]
 
 
 class _Sample:

@@ -354,10 +354,10 @@ def test_nested_and_long_json_is_no_tokenizer(tmp_path: Path, content: str) -> N
 def test_unknown_letters_and_strings_that_cannot_occur_are_named() -> None:
     char = character_tokenizer("abc\n")
     assert char.unknown_characters("aZbüZ") == ["Z", "ü"]
-    assert char.can_write("ab\n")
-    assert not char.can_write("\\n")
-    assert made("byte").can_write("\\n")
+    assert char.unwritable_characters("ab\n") == []
+    assert char.unwritable_characters("\\n") == ["\\", "n"]
+    assert made("byte").unwritable_characters("\\n") == []
     assert made("byte").unknown_characters("Zü") == []
-    assert not made("bert").can_write("日")
-    assert made("bert").can_write("lobster")
+    assert made("bert").unwritable_characters("日") == ["日"]
+    assert made("bert").unwritable_characters("the lobster ") == []
     assert made("gpt2").spelled_specials("a <|endoftext|> b <|im_start|>") == {"<|endoftext|>": 1, "<|im_start|>": 1}
