@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ltc_textgen.config import ModelConfig, RunConfig, current_run_settings
 from ltc_textgen.errors import ArtifactError, DataError, LTCError
 from ltc_textgen.io.atomic import write_atomic
-from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
+from ltc_textgen.io.checked import read_json, read_tensors, write_json
 from ltc_textgen.io.hashing import digest as digest
 from ltc_textgen.io.hashing import fingerprint as fingerprint
 from ltc_textgen.io.hashing import own_tensors as own_tensors
@@ -58,28 +58,6 @@ class Run(PlainRun):
     """A loaded run directory whose network is a model of transformers."""
 
     model: "LiquidTimeConstantNetwork"
-
-
-def write_manifest(directory: Path, extra: Mapping[str, Any]) -> None:
-    """Record the SHA-256 of every file in `directory`, and `extra`, in manifest.json: the last file to be written."""
-    files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
-    write_json(directory / "manifest.json", {"files": files, **extra})
-
-
-def verify_manifest(directory: Path) -> dict[str, Any]:
-    """Check every file of `directory` against its manifest and return the manifest.
-
-    Raises:
-        ArtifactError: If the manifest is missing, or a file is missing or has other bytes; the message names it.
-    """
-    manifest = read_json(directory / "manifest.json")
-    for name, expected in manifest.get("files", {}).items():
-        path = directory / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing, though the manifest lists it")
-        if sha256_file(path) != expected:
-            raise ArtifactError(f"{path} is damaged: its checksum is not that of the manifest")
-    return manifest
 
 
 def save_run(

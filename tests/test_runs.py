@@ -16,14 +16,13 @@ from ltc_textgen.data.train_tokenizer import character_tokenizer
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.hf.config import LTCConfig
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.io.checked import verify_manifest, write_manifest
 from ltc_textgen.runs import (
     load_plain_run,
     load_run,
     save_run,
     save_weights,
-    verify_manifest,
     write_atomic,
-    write_manifest,
 )
 
 SETTINGS = {"coupling": "diagonal", "block": "liquid", "hidden_size": 6, "num_layers": 2}

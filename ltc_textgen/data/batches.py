@@ -1,13 +1,13 @@
-"""Windows of a token stream for training with carried state.
+"""BPTT windows of a token stream for training with carried state.
 
-    stream   t0 t1 t2 …                      steps_per_epoch = (tokens - 1) // (lanes · T)
-    lane 0   | window 0 | window 1 | …       every lane is a contiguous part of the stream,
-    lane 1   | window 0 | window 1 | …       and window k + 1 of a lane follows its window k
+    stream   t0 t1 t2 …                      steps_per_epoch = (tokens - 1) // (rows · T)
+    row 0    | window 0 | window 1 | …       every batch row is a contiguous part of the stream,
+    row 1    | window 0 | window 1 | …       and window k + 1 of a row follows its window k
 
-The state after a window is the state before the next; it is put to rest where an epoch starts. The target of each
-token is the one after it. What does not fill a window in every lane, at the end of the stream, is left out.
+The state after a window is the state before the next; it is reset where an epoch starts. The target of each token is
+the one after it. Tokens at the end of the stream that do not fill a window in every row are left out.
 
-Pages of memory-mapped token files: handed back to the system once they were read.
+Pages of memory-mapped token files are released to the system once they were read.
 """
 
 import mmap

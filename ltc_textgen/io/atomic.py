@@ -31,7 +31,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def create_exclusive(path: Path) -> IO[bytes]:
     return open(temporary, "wb", opener=lambda name, _: os.open(name, flags, 0o666))
 
 
-def sync_directory(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a directory, so that a rename in it survives a power cut; does nothing where the system cannot."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -89,9 +89,9 @@ def new_directory(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        sync_directory(temporary)
+        sync(temporary)
         move_directory(temporary, out)
-        sync_directory(out.parent)
+        sync(out.parent)
     except OSError as error:
         _undo(temporary, made)
         raise LTCError(f"cannot write {out}: {os_reason(error, out)}") from error

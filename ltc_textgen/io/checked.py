@@ -1,6 +1,7 @@
 """Reading files that may be damaged or foreign: JSON objects, safetensors, checksums."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def write_manifest(directory: Path, extra: Mapping[str, Any]) -> None:
+    """Record the SHA-256 of every file in `directory`, and `extra`, in manifest.json: the last file to be written."""
+    files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
+    write_json(directory / "manifest.json", {"files": files, **extra})
+
+
+def verify_manifest(directory: Path) -> dict[str, Any]:
+    """Check every file of `directory` against its manifest and return the manifest.
+
+    Raises:
+        ArtifactError: If the manifest is missing, or a file is missing or has other bytes; the message names it.
+    """
+    manifest = read_json(directory / "manifest.json")
+    for name, expected in manifest.get("files", {}).items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing, though the manifest lists it")
+        if sha256_file(path) != expected:
+            raise ArtifactError(f"{path} is damaged: its checksum is not that of the manifest")
+    return manifest

@@ -1,18 +1,17 @@
-"""Checkpoints: directories that exist whole or not at all, and that are checked before they are believed.
+"""Checkpoints: directories that are written whole or not at all, and validated before they are used.
 
     checkpoints/step-00001200/
         model.safetensors       weights of this step
         best.safetensors        the best weights so far (a hard link to the run's model.safetensors where possible)
-        optimizer.safetensors   moments of AdamW, by parameter name
-        lanes.safetensors       the recurrent state of every lane
+        optimizer.safetensors   moments of the optimizer, by parameter name
+        lanes.safetensors       the recurrent state of every batch row
         random.safetensors      torch's generators, by rank
         progress.json           step, seconds, losses, position in metrics.jsonl, Python's and numpy's generators
         manifest.json           SHA-256 of each of them, and of the configuration, the tokenizer and the corpus
 
 Written into a temporary directory beside its place, synced, renamed, and only then are old ones removed. Nothing is
-pickled: a checkpoint of a stranger can be wrong, but it cannot run code.
-
-Between the objects of a running training and the named tensors of a checkpoint.
+pickled, so a checkpoint from a stranger cannot run code. The second half of the module converts between the objects of
+a running training and the named tensors of a checkpoint.
 """
 
 import hashlib
@@ -32,10 +31,9 @@ import torch
 from torch import nn
 
 from ltc_textgen.errors import ArtifactError, LTCError
-from ltc_textgen.io.atomic import sync_directory
-from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, write_json
+from ltc_textgen.io.atomic import sync
+from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, verify_manifest, write_json
 from ltc_textgen.io.tensor_names import current_names
-from ltc_textgen.runs import verify_manifest
 from ltc_textgen.shapes import Tensor
 
 CHECKPOINTS = "checkpoints"
@@ -186,7 +184,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        _sync(target)
+        sync(target)
 
 
 def refuse_non_finite(step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -240,16 +238,16 @@ def _write_files(
             save_file({name: tensor.contiguous() for name, tensor in tensors[part].items()}, path)
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(str(error)) from None
-        _sync(path)
+        sync(path)
     record = directory / PROGRESS
     record.write_text(json.dumps(progress, sort_keys=True, allow_nan=False), encoding="utf-8")
-    _sync(record)
+    sync(record)
     if best is not None:
         link_or_copy(best, directory / BEST)
     files = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
     manifest = {**about, "format": "2", "files": files}
     write_json(directory / MANIFEST, manifest | {"sha256": _digest(manifest)})
-    sync_directory(directory)
+    sync(directory)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -260,7 +258,7 @@ def _replace_directory(temporary: Path, target: Path) -> None:
     # One that was passed over as damaged on resuming, or that a validation on resuming has made out of date.
     doomed = _set_aside(target) if target.exists() else None
     temporary.replace(target)
-    sync_directory(target.parent)
+    sync(target.parent)
     if doomed:
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -275,14 +273,6 @@ def _set_aside(path: Path) -> Path:
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     return doomed
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _what_remains(parent: Path) -> str:

@@ -1,18 +1,17 @@
-"""Where a run computes: device, precision, processes and threads, through `accelerate`.
+"""Device, precision, processes and threads of a run, through `accelerate`, and the rendezvous of its processes.
 
-Only the model and the optimizer are prepared by `accelerate`. The data is not: its sharding deals out whole batches
-and repeats samples to even them out, while the lanes of a recurrent model must stay with their rank.
+Only the model and the optimizer are prepared by `accelerate`. The data is not: its sharding hands out whole batches and
+repeats samples to even them out, while the batch rows of a recurrent model must stay with their rank.
 
-How the processes of one attempt find each other under torchrun, which starts all anew when one has died.
-
-Attempts share the launcher's store. gloo leaves its addresses there, so that a process may read where one of an
-attempt before listened, and the attempt is lost. The number of an attempt does not help: every machine's launcher
-counts for itself. So the processes first agree on a name that no attempt had before, and keep everything under it.
+**Rendezvous for torchrun's elastic restarts: a fresh store prefix per attempt.** Attempts share the launcher's store.
+gloo leaves its addresses there, so that a process may read where one of an earlier attempt listened, and the attempt is
+lost. The number of an attempt does not help: every machine's launcher counts for itself. So the processes first agree
+on a name that no attempt had before, and keep everything under it:
 
     process r      posts a word of its own under its rank, and waits for an answer under that word
-    process 0      answers whatever word it finds with the new name, until it sees that each process took that name
+    process 0      answers every word with the new name, until each process has taken that name
 
-A word of an attempt before is answered too, to nobody, and is soon overwritten.
+A word of an earlier attempt is answered too, and soon overwritten.
 """
 
 import atexit

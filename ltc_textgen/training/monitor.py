@@ -1,17 +1,17 @@
-"""A learning rate that is too high: noticed by the loss, halved once, and the end of the run the second time.
+"""Divergence and overfitting: detected from the losses of a run.
 
-A run has *diverged* when its recent training loss
+A run has *diverged* when its recent training loss, the mean over about a hundred steps,
 
-* has given up a third of what it had learned: it is above low + (ln V - low) / 3, where low is the lowest that the
-  recent loss has been and ln V what guessing costs; or
-* is above ln V although the warm-up and `LEARNS` steps are over: it never learned anything.
+* has lost a third of what it had gained: it is above low + (ln V - low) / 3, where low is the lowest recent loss so far
+  and ln V the loss of a uniform distribution over the vocabulary; or
+* is above ln V although the warm-up and `LEARNS` steps are over: the network never learned anything.
 
-The recent loss is the mean over about a hundred steps, so neither a spike nor a difficult passage is a divergence. At
-the first one the learning rate is halved for the rest of the run; the weights stay as they are, since a recurrent
-network mostly finds back by itself. At the second one the run ends. All of it is in `Progress`, so a resumed run does
-the same. A run that goes on with another learning rate begins anew.
+So neither a spike nor a difficult passage counts. At the first divergence the learning rate is halved for the rest of
+the run; the weights stay, since a recurrent network mostly recovers. At the second the run ends. The counters are part
+of `Progress`, so a resumed run does the same. Resuming with another learning rate resets them.
 
-A corpus learned by heart: training loss falls, validation loss rises. Told when it shows, and at the end.
+A run *overfits* when the training loss falls while the validation loss rises. It is reported when it appears, and at
+the end.
 """
 
 import math

@@ -1,18 +1,16 @@
-"""AdamW or Muon, and the rule that says which parameters decay.
+"""AdamW and Muon as one optimizer, weight decay by parameter, and the learning rate schedule.
 
-Only the matrices that mix features decay: the weights of linear layers and embeddings, and the recurrent matrices of
-the cells. Everything else keeps its value: biases, norms, convolutions (one short filter per channel) and the physics
-of the neurons (C, g_leak, E, tau, the synapses' mu and sigma), whose zero has no special meaning. Some of the physics
-is stored as a matrix, so the number of dimensions alone does not tell.
+**Weight decay** applies only to the matrices that mix features: the weights of linear layers and embeddings, and the
+recurrent matrices of the layers. Everything else keeps its value: biases, norms, convolutions (one short filter per
+channel) and the physics of the neurons (C, g_leak, E, tau, the synapses' mu and sigma), whose zero has no special
+meaning. Some of the physics is stored as a matrix, so the number of dimensions alone does not decide.
 
-Muon for the matrices of the layers, AdamW for everything else, as one optimizer.
+**Muon** updates the matrices of the layers, AdamW everything else. Muon moves a matrix by the nearest orthogonal matrix
+to its momentum, so that every direction of the gradient gets an equal part of a step. On liquid networks it reached a
+lower loss in the same steps and overfitted less (docs/results.md). Source: Jordan et al. 2024, "Muon: an optimizer for
+hidden layers in neural networks"; PyTorch's own goes through the matrices one by one and takes several times as long.
 
-Muon moves a matrix by the nearest orthogonal one to its momentum, so that every direction that the gradient has seen
-gets the same share of a step, not the few that dominate it. On liquid networks it reached a lower loss in the same
-steps and learned less by heart (docs/results.md). Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers
-in neural networks"; PyTorch has one too, which goes through the matrices one by one and takes several times as long.
-
-The learning rate as a function of progress, and nothing else: warm-up in a straight line, then half a cosine.
+**Schedule**: linear warm-up, then half a cosine.
 """
 
 import math

@@ -1,8 +1,7 @@
-"""What a run tells while it goes on: a live bar on a terminal, plain lines elsewhere, JSON events for programs.
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere, JSON events for programs.
 
-Everything goes to stderr; stdout belongs to the result.
-
-A run whose listener goes away (`ltc train 2>&1 | head`, a lost terminal) goes on unheard.
+Everything goes to stderr; stdout is for the result. A run whose stderr closes (`ltc train 2>&1 | head`, a lost
+terminal) continues without reporting.
 """
 
 import sys

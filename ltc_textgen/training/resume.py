@@ -1,6 +1,7 @@
-"""What a resumed run must have in common with the run it goes on with, and what it means to go on without it.
+"""What a resumed run must have in common with the run before, and which checkpoint all processes resume from.
 
-The same checkpoint in all processes of a run, on machines that share a disk and on machines that do not.
+Settings that change what a step computes must be equal, unless the user accepts the difference. The processes of a run
+agree on one checkpoint, whether their machines share a disk or not.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
-"""One training run per directory: a lock that the operating system drops when its holder dies, however it dies.
+"""One training run per directory: a lock that the operating system releases, and a check for foreign content.
 
-Directories that a run must not be written into.
+The lock ends with its holder, however that ends. A directory that holds another run or a model of another program is
+not written into.
 """
 
 import json

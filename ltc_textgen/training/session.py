@@ -1,6 +1,6 @@
-"""Everything that a run consists of while it runs, built from its settings; and how it is saved and taken up again.
+"""The objects of a running training, built from its settings, and how they are saved and restored.
 
-Time and signals as all processes see them: the seconds of the main one, and a signal that any of them received.
+The seconds of the main process and a signal that any process received are shared, so that all processes stop together.
 """
 
 import time
@@ -19,7 +19,7 @@ from ltc_textgen.data.batches import Lanes, release_pages
 from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-from ltc_textgen.io.atomic import sync_directory
+from ltc_textgen.io.atomic import sync
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.training import checkpoint
@@ -238,7 +238,7 @@ def _restore_best(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     checkpoint.link_or_copy(source, temporary)
     temporary.replace(target)
-    sync_directory(target.parent)
+    sync(target.parent)
 
 
 def _own_loss(progress: Progress) -> float | None:

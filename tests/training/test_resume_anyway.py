@@ -134,7 +134,7 @@ def test_losses_that_cannot_be_compared_are_forgotten(begun, corpus, tmp_path, k
     record = json.loads((path / "progress.json").read_text())
     record["progress"]["best_loss"] = 1e-9
     (path / "progress.json").write_text(json.dumps(record))
-    from ltc_textgen.runs import write_manifest
+    from ltc_textgen.io.checked import write_manifest
 
     write_manifest(path, {"format": "1"})
     result = train(other_run(kind, corpus, tmp_path), begun, resume=True, anyway=True, reporter=Listener())
