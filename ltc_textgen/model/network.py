@@ -7,6 +7,7 @@ need transformers; nothing here imports it, which halves their start-up time.
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -179,9 +180,9 @@ class LiquidNetwork(nn.Module):
             ids = torch.cat([state.last.to(ids.device)[:, None], ids], dim=1)
             time = torch.cat([time.new_full((batch, 1), gap), time], dim=1)
             liquid, count = state.liquid, tuple(tokens + before for before in state.tokens)
-        after = self.initial_state(batch) if liquid is None else liquid
         with evaluating(self):
-            *_, (_, after) = [(None, after), *read_chunks(self, ids[:, :-1], liquid, time[:, :-1])]
+            last = deque(read_chunks(self, ids[:, :-1], liquid, time[:, :-1]), maxlen=1)
+        after = last[0][1] if last else self.initial_state(batch)
         return TextState(after.detach(), ids[:, -1], count, self.fingerprint())
 
     def _ids(self, text: str | Tensor, tokenizer: Any) -> Tensor:
@@ -366,7 +367,7 @@ def read(
     Returns:
         Hidden vector at the last token, which predicts the next one, and the state after it.
     """
-    *_, (hidden, after) = read_chunks(model, ids, state, chunk=chunk)
+    ((hidden, after),) = deque(read_chunks(model, ids, state, chunk=chunk), maxlen=1)
     return hidden[:, -1], after
 
 

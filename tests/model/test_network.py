@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ltc_textgen.generation import generate
 from ltc_textgen.generation.native import why_not
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.library import LIBRARY
-from ltc_textgen.model.network import FIRST_STD, LiquidNetwork
+from ltc_textgen.model.network import CHUNK, FIRST_STD, LiquidNetwork, read
 from ltc_textgen.runs import load_plain_run, load_run
 
 KINDS = {
@@ -191,3 +192,23 @@ def test_a_network_of_another_kind_is_not_taken_for_ours() -> None:
     assert why_not(Other(settings))
     if LIBRARY is not None:
         assert not why_not(LiquidNetwork(settings))
+
+
+@pytest.mark.parametrize("way", ["text", "ids"])
+def test_reading_keeps_no_chunk_but_the_last(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = LiquidNetwork(ModelConfig(input_size=9, hidden_size=8, steps=1))
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most, original = 0, network.advance
+
+    def advance(*args: Any) -> Any:
+        nonlocal most
+        most = max(most, sum(hidden() is not None for hidden in alive))
+        hidden, state = original(*args)
+        alive.append(weakref.ref(hidden))
+        return hidden, state
+
+    monkeypatch.setattr(network, "advance", advance)
+    ids = torch.zeros(1, 6 * CHUNK, dtype=torch.int64)
+    network.read(ids) if way == "text" else read(network, ids)
+    assert len(alive) == 6
+    assert most <= 2
