@@ -18,7 +18,7 @@ RENAMED: Mapping[str, str] = {
     "track": "report_to",
     "warmup": "warmup_ratio",
 }
-"""Settings of earlier versions -> their names today. Files of earlier versions load; a person is told the new name."""
+"""Settings of earlier versions -> their names today. Files of earlier versions load; a user gets the new name."""
 
 
 def with_current_names(values: Mapping[str, Any], settings: "type[BaseModel]") -> dict[str, Any]:

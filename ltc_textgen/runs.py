@@ -204,7 +204,7 @@ def _load(directory: Path, build: "Callable[[ModelConfig], LiquidNetwork]", devi
 
 
 def _configure_generation(model: "LiquidNetwork", path: Path) -> None:
-    """What `generate` of transformers does if not told otherwise; a plain network has no such method."""
+    """The defaults of transformers' `generate`; a plain network has no such method."""
     content, settings = read_json(path), getattr(model, "generation_config", None)
     if settings is not None:
         try:

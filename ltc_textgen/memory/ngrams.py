@@ -94,11 +94,11 @@ class NgramMemory:
         self._read(tokens, learn=True)
 
     def read(self, tokens: npt.ArrayLike) -> None:
-        """Move on by tokens without counting them. Arguments and errors as in `learn`."""
+        """Advance the context by tokens without counting them. Arguments and errors as in `learn`."""
         self._read(tokens, learn=False)
 
     def reset(self) -> None:
-        """Forget the context, not the counts: a new text begins."""
+        """Reset the context, not the counts: a new text begins."""
         self._library.ltc_memory_reset(self._handle)
 
     def probabilities(self) -> npt.NDArray[np.float64]:

@@ -95,7 +95,7 @@ bool set_room(Memory& m, int64_t room) {
   return true;
 }
 
-// Move on by a token. A document's end is context for the next document, what stood before it is not.
+// Advance the context by a token. A document's end is context for the next document; what stood before it is not.
 void advance(Memory& m, uint32_t token) {
   if (static_cast<int64_t>(token) == m.eos) m.length = 0;
   if (m.order == 0) return;
