@@ -33,7 +33,7 @@ X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
 }
-ONCE = ("api.cpp", "memory.cpp")
+ONCE = ("api.cpp", "memory.cpp", "mixture.cpp")
 """Sources that are compiled once: the choice among the instruction sets, and what no set makes faster."""
 DECODER_SETS = {"avx512vnni": [*X86_SETS["avx512"], "-mavx512vnni"]}
 """Sets that only the decoder is compiled for; its products of bytes gain by them."""

@@ -6,8 +6,8 @@
 Everything is measured on the part of the text that the run held out. Static figures know the training text alone;
 adapting ones learn from each token after it was scored. The two are different questions and stand in different columns:
 
-* network, memory, mixture: `ltc_textgen.evaluation.memory_scores`; static figures of the mixture leave out the tokens
-  on which its weights were fitted, and the other static figures are given on the same tokens.
+* network, memory, mixture: `ltc_textgen.evaluation.memory_scores`. The weights of the mixture are those of the run, if it
+  has a memory, or else fitted on the last part of the training text, which the network has seen then.
 * PPMd (pip install pyppmd): bits of the training text with the held-out text behind it, less bits of the training text.
   Static: the held-out text in pieces of `--piece` characters, each behind the training text alone, so it hardly adapts.
 
@@ -25,7 +25,7 @@ from lib.report import log, machine, markdown, print_json
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data.corpora import load_corpus
 from ltc_textgen.evaluation import read_text
-from ltc_textgen.evaluation.memory_scores import build_memory, score_with_memory
+from ltc_textgen.evaluation.memory_scores import build_memory, calibration_tokens, fit_mixture, score_with_memory
 from ltc_textgen.runs import load_run
 
 
@@ -40,15 +40,22 @@ def ours(path: Path, data: str | None, orders: list[int]) -> tuple[dict[str, Any
     for order in orders:
         for adapting in (False, True):
             start = time.perf_counter()
-            memory = build_memory(first, run.tokenizer.vocab_size, None, order)
+            kept = len(first) - calibration_tokens(len(first))
+            memory = build_memory(first[:kept], run.tokenizer.vocab_size, None, order)
             built = time.perf_counter() - start
-            scores = score_with_memory(run.model, rest, memory, adapting=adapting)
-            characters = len(valid) * scores.tokens / (len(rest) - 1)
+            mixture = fit_mixture(run.model, memory, first[kept:])
+            memory.learn(first[kept:])
+            scores = score_with_memory(run.model, rest, mixture, adapting=adapting)
+            characters = len(valid)
             log(f"order {order}, {'adapting' if adapting else 'static'}: {scores.mixed / characters:.4f}")
             rows[f"{order} {'adapting' if adapting else 'static'}"] = {
                 **{name: getattr(scores, name) / characters for name in ("network", "memory", "mixed")},
-                **{"tokens": scores.tokens, "calibration_tokens": scores.calibration_tokens},
-                **{"seconds_to_build": built, "entries": memory.entries, "file_bytes": memory.file_size},
+                **{
+                    "tokens": scores.tokens,
+                    "seconds_to_build": built,
+                    "entries": memory.entries,
+                    "file_bytes": memory.file_size,
+                },
             }
     return rows, train, valid
 

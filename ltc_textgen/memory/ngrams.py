@@ -14,19 +14,19 @@ tokens precede h w), as Kneser-Ney wants them, and reading on after training giv
 texts at once.
 
 Sources: Kneser and Ney 1995, ICASSP; Chen and Goodman 1999, Computer Speech and Language 13, Eq. 17; Moffat 1990, IEEE
-Transactions on Communications 38 (update exclusion in PPM). Kernel: csrc/memory.cpp.
+Transactions on Communications 38 (update exclusion in PPM); Manku and Motwani 2002, VLDB (lossy counting). Kernel:
+csrc/memory.cpp.
 """
 
 import ctypes
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ltc_textgen.errors import ArtifactError, UsageError
-from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 
 LONGEST = 15
@@ -50,8 +50,8 @@ class NgramMemory:
         vocab_size: V, number of token ids.
         order: Tokens of the longest context, 0 to 15. About 8 for characters and bytes, 5 for subword tokens.
         eos_token_id: Token that ends a document: contexts do not reach back over it. None: there are no documents.
-        max_entries: Number of (context, token) pairs after which only single tokens are still counted. One takes 12
-            bytes in a file, and at most `BYTES_PER_ENTRY` in memory.
+        max_entries: Number of (context, token) pairs above which rare contexts are removed while counting (lossy
+            counting). A pair takes 12 bytes in a file, a context as many, and both at most `BYTES_PER_ENTRY` in memory.
 
     Raises:
         UsageError: If a value is out of range, or the package was built without the compiled kernels.
@@ -104,7 +104,7 @@ class NgramMemory:
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Distribution of the next token, (V,); it sums to 1 and is nowhere 0."""
         result = np.empty(self.vocab_size, np.float64)
-        self._library.ltc_memory_predict(self._handle, _address(result))
+        self._library.ltc_memory_predict(self._handle, address(result))
         return result
 
     @property
@@ -122,61 +122,47 @@ class NgramMemory:
         """Bytes of the file that `save` would write, its header left out."""
         return 12 * (self.entries + self.contexts) + 8 * _TALLIES[0] * _TALLIES[1]
 
-    def save(self, path: Path, about: dict[str, str] | None = None) -> None:
-        """Write the counts as a safetensors file, atomically.
+    def prune(self, max_bytes: int) -> None:
+        """Remove the rarest contexts until `file_size` is at most `max_bytes`, or only single tokens are left."""
+        while self.file_size > max_bytes and self.contexts > 1:
+            before = self.contexts
+            if self._library.ltc_memory_prune(self._handle, self.entries * 3 // 4):
+                raise MemoryError("no memory for smaller tables of an n-gram memory")
+            if self.contexts == before:
+                return
 
-        Args:
-            path: File to write.
-            about: Strings to keep in the file's header.
-
-        Raises:
-            LTCError: If the file cannot be written.
-        """
-        from safetensors.numpy import save
-
-        entries, contexts, _ = self._sizes()
+    def tables(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+        """The counts as arrays, and the settings that belong to them, for a file; `from_tables` reads both."""
+        entries, contexts = self._sizes()
         keys, heads = np.empty(contexts, np.uint64), np.empty(contexts, np.uint32)
         table, tallies = np.empty((entries, 3), np.uint32), np.empty(_TALLIES, np.int64)
-        self._library.ltc_memory_save(self._handle, _address(keys), _address(heads), _address(table), _address(tallies))
+        self._library.ltc_memory_save(self._handle, address(keys), address(heads), address(table), address(tallies))
         end = _NO_EOS if self.eos_token_id is None else self.eos_token_id
         settings = {"vocab_size": self.vocab_size, "order": self.order, "eos_token_id": end}
         header = {"format": FORMAT, "max_entries": str(self.max_entries), **{k: str(v) for k, v in settings.items()}}
-        tensors = {"keys": keys, "heads": heads, "entries": table, "tallies": tallies}
-        write_atomic(path, save(tensors, {**(about or {}), **header}))
+        return {"keys": keys, "heads": heads, "entries": table, "tallies": tallies}, header
 
     @classmethod
-    def load(cls, path: Path) -> "tuple[NgramMemory, dict[str, str]]":
-        """Read a file that `save` wrote.
-
-        Returns:
-            The memory, at the beginning of a text, and the strings of the file's header.
+    def from_tables(cls, arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, str]) -> "NgramMemory":
+        """The memory of what `tables` gave, at the beginning of a text.
 
         Raises:
-            ArtifactError: If the file is missing, damaged, or its tables cannot be those of a memory.
+            ValueError: If the arrays cannot be the tables of a memory, or the header lacks a setting.
         """
-        from safetensors import SafetensorError, safe_open
-
+        if header.get("format") != FORMAT:
+            raise ValueError(f"format {header.get('format')} of another version; train again")
         try:
-            with safe_open(path, framework="np") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
-        try:
-            if header["format"] != FORMAT:
-                raise ArtifactError(f"{path}: format {header['format']} of another version; train again")
-            end = int(header["eos_token_id"])
-            memory = cls(
-                int(header["vocab_size"]), int(header["order"]), None if end < 0 else end, int(header["max_entries"])
-            )
-            tables = [_table(tensors[name], *shape) for name, shape in _SHAPES.items()]
-        except (KeyError, ValueError) as error:
-            raise ArtifactError(f"{path} is no n-gram memory: {error}") from None
-        keys, heads, table, tallies = tables
-        sizes = len(keys), _address(keys), _address(heads), len(table), _address(table), _address(tallies)
+            end, vocab_size = int(header["eos_token_id"]), int(header["vocab_size"])
+            memory = cls(vocab_size, int(header["order"]), None if end < 0 else end, int(header["max_entries"]))
+            keys, heads, table, tallies = (checked_array(arrays[name], *shape) for name, shape in _SHAPES.items())
+        except KeyError as error:
+            raise ValueError(f"lacks {error}") from None
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        sizes = len(keys), address(keys), address(heads), len(table), address(table), address(tallies)
         if len(keys) != len(heads) or memory._library.ltc_memory_load(memory._handle, *sizes) != 0:
-            raise ArtifactError(f"{path} is damaged: its tables do not fit each other")
-        return memory, header
+            raise ValueError("its tables do not fit each other")
+        return memory
 
     def close(self) -> None:
         """Free the tables; the memory must not be used any more."""
@@ -198,7 +184,7 @@ class NgramMemory:
 
     def _read(self, tokens: npt.ArrayLike, learn: bool) -> None:
         ids = self.checked(tokens)
-        if self._library.ltc_memory_read(self._handle, _address(ids), len(ids), int(learn)):
+        if self._library.ltc_memory_read(self._handle, address(ids), len(ids), int(learn)):
             raise MemoryError("no memory for more n-grams")
 
     def checked(self, tokens: npt.ArrayLike) -> Ids:
@@ -215,10 +201,10 @@ class NgramMemory:
             raise UsageError(f"tokens: expected ids in 0..{self.vocab_size - 1}, got {bad}")
         return np.ascontiguousarray(ids, np.uint32)
 
-    def _sizes(self) -> tuple[int, int, int]:
-        sizes = np.empty(3, np.int64)
-        self._library.ltc_memory_sizes(self._handle, _address(sizes))
-        return int(sizes[0]), int(sizes[1]), int(sizes[2])
+    def _sizes(self) -> tuple[int, int]:
+        sizes = np.empty(2, np.int64)
+        self._library.ltc_memory_sizes(self._handle, address(sizes))
+        return int(sizes[0]), int(sizes[1])
 
 
 _SHAPES: dict[str, tuple[Any, tuple[int | None, ...]]] = {
@@ -229,29 +215,33 @@ _SHAPES: dict[str, tuple[Any, tuple[int | None, ...]]] = {
 }
 
 
-def _table(array: npt.NDArray[Any], dtype: Any, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+def checked_array(array: npt.NDArray[Any], dtype: Any, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    """An array of a file as the kernel takes it; None in `shape` is any length.
+
+    Raises:
+        ValueError: If its type or shape is another.
+    """
     fits = array.ndim == len(shape) and all(n in (None, got) for n, got in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits:
         raise ValueError(f"expected {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
     return np.ascontiguousarray(array)
 
 
-def _address(array: npt.NDArray[Any]) -> int:
+def address(array: npt.NDArray[Any]) -> int:
+    """Where an array's numbers are in memory."""
     return array.ctypes.data
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, with the types of its functions said: addresses would be cut to 32 bits otherwise."""
-    p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+    p, i, n = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     for name, result, arguments in (
         ("new", p, (i, n, n, n)),
         ("free", None, (p,)),
         ("read", i, (p, p, n, i)),
         ("reset", None, (p,)),
         ("predict", None, (p, p)),
-        ("buckets", i, ()),
-        ("mix", None, (p, p, p, p, p, p)),
-        ("score", i, (p, p, n, p, p, p, f, i, p, p)),
+        ("prune", i, (p, n)),
         ("sizes", None, (p, p)),
         ("save", None, (p, p, p, p, p)),
         ("load", i, (p, n, p, p, n, p, p)),

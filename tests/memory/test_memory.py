@@ -1,6 +1,7 @@
 """The n-gram memory against a naive count, and its mixture against the formulas."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.memory import Mixture, NgramMemory
-from ltc_textgen.memory.mixture import START
+from ltc_textgen.memory.mixture import RATE
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no compiled kernels here")
 
@@ -138,6 +139,7 @@ def test_a_full_memory_still_gives_a_distribution() -> None:
     memory = NgramMemory(20, 6, max_entries=100)
     memory.learn(np.random.default_rng(3).integers(0, 20, 5000))
     assert memory.entries <= 100 + 20
+    assert memory.probabilities().min() > 0
     assert abs(memory.probabilities().sum() - 1) < 1e-9
 
 
@@ -153,22 +155,56 @@ def test_no_score_depends_on_the_token_that_is_scored() -> None:
     assert sum(chances) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_mixture_is_the_normalised_product_of_powers() -> None:
+def trained(vocab_size: int, order: int, seed: int, learned: int = 600) -> Mixture:
+    """A mixture whose memory knows a random text, with random weights."""
+    rng = np.random.default_rng(seed)
+    mixture = Mixture.start(NgramMemory(vocab_size, order))
+    mixture.memory.learn(rng.integers(0, vocab_size, learned))
+    mixture.weights[:] += rng.normal(0, 0.05, mixture.weights.shape).astype(np.float32)
+    return mixture
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize("recent", [False, True])
+def test_the_mixture_is_the_normalised_product_of_powers(recent: bool, share: float) -> None:
     rng = np.random.default_rng(5)
-    mixture = Mixture.start(NgramMemory(9, 4))
-    mixture.memory.learn(rng.integers(0, 9, 600))
+    mixture = trained(9, 4, 5).with_share(share)
     network = np.log(rng.dirichlet(np.ones(9))).astype(np.float32)
-    mixed = START[0] * network + START[1] * np.log(mixture.memory.probabilities())
+    if recent:
+        mixture = mixture.adapting()
+        assert mixture.recent is not None
+        mixture.recent.learn(rng.integers(0, 9, 200))
+        mixture.recent.reset()
+    mixture.memory.reset()
+    read = rng.integers(0, 9, 6)
+    mixture.memory.read(read)
+    rows = rows_used(mixture, network, read)
+    assert len(rows) == 3 + recent
+    a, b, c = mixture.weights[rows].sum(0)
+    mixed = (1 + share * (a - 1)) * network + share * b * np.log(mixture.memory.probabilities())
+    if recent:
+        mixture.recent.read(read)
+        mixed += share * c * np.log(mixture.recent.probabilities())
     expected = mixed - np.log(np.exp(mixed).sum())
-    np.testing.assert_allclose(mixture.log_probabilities(network), expected, atol=2e-6)
-    scored = mixture.score([3], network[None])
-    assert scored.mixed[0] == pytest.approx(-expected[3], abs=2e-6)
+    got = mixture.apply(network[None], mixture.contexts_of(read.tolist()))
+    np.testing.assert_allclose(got[0], expected, atol=5e-6)
+    assert np.exp(got.astype(np.float64)).sum() == pytest.approx(1, abs=1e-6)
+    assert mixture.score([3], network[None]).mixed[0] == pytest.approx(-expected[3], abs=5e-6)
+
+
+def rows_used(mixture: Mixture, network: np.ndarray, read: np.ndarray) -> np.ndarray:
+    """The rows of the weights that learn from a token after `read`, found on a copy."""
+    memory = NgramMemory.from_tables(*mixture.memory.tables())
+    memory.read(read)
+    copy = replace(mixture, memory=memory, weights=mixture.weights.copy(), steps=np.zeros_like(mixture.steps))
+    copy.score([0], network[None], adapt_weights=True)
+    return np.flatnonzero(copy.steps)
 
 
 def test_weights_follow_the_gradient() -> None:
     rng = np.random.default_rng(6)
-    mixture = Mixture.start(NgramMemory(9, 4))
-    mixture.memory.learn(rng.integers(0, 9, 600))
+    mixture = trained(9, 4, 6)
+    mixture.memory.reset()
     network = np.log(rng.dirichlet(np.ones(9), 1)).astype(np.float32)
     log_memory, before = np.log(mixture.memory.probabilities()), mixture.weights.copy()
 
@@ -176,16 +212,92 @@ def test_weights_follow_the_gradient() -> None:
         mixed = a * network[0] + b * log_memory
         return float(mixed[2] - np.log(np.exp(mixed).sum()))
 
-    step = 1e-4
+    rows, step = rows_used(mixture, network[0], np.empty(0, np.int64)), 1e-4
+    a, b, _ = before[rows].sum(0).astype(np.float64)
     gradient = [
-        (log_p(START[0] + step, START[1]) - log_p(START[0] - step, START[1])) / (2 * step),
-        (log_p(START[0], START[1] + step) - log_p(START[0], START[1] - step)) / (2 * step),
+        (log_p(a + step, b) - log_p(a - step, b)) / (2 * step),
+        (log_p(a, b + step) - log_p(a, b - step)) / (2 * step),
     ]
     mixture.score([2], network, adapt_weights=True)
     moved = mixture.weights - before
-    (situation,) = np.flatnonzero(mixture.steps)
-    assert (np.delete(moved, situation, 0) == 0).all()
-    np.testing.assert_allclose(moved[situation], 0.02 * np.array(gradient), rtol=2e-3)
+    assert (np.flatnonzero(mixture.steps) == rows).all()
+    assert (np.delete(moved, rows, 0) == 0).all()
+    for row in rows:
+        np.testing.assert_allclose(moved[row, :2], RATE * np.array(gradient), rtol=5e-3)
+
+
+@pytest.mark.parametrize("order", [0, 3, 15])
+def test_a_batch_mixes_as_a_text_alone(order: int) -> None:
+    rng = np.random.default_rng(7)
+    mixture = trained(9, order, 7)
+    rows = [rng.integers(0, 9, n).tolist() for n in (0, 1, 5, 40)]
+    logits = rng.normal(0, 3, (len(rows), 9)).astype(np.float32)
+    contexts = np.concatenate([mixture.contexts_of(row) for row in rows])
+    mixed = mixture.apply(logits, contexts)
+    for i, row in enumerate(rows):
+        mixture.memory.reset()
+        mixture.memory.read(row)
+        log_probs = logits[i : i + 1] - np.log(np.exp(logits[i : i + 1].astype(np.float64)).sum())
+        alone = mixture.score([0], log_probs).mixed[0]
+        assert mixed[i, 0] == pytest.approx(-alone, abs=1e-5)
+        assert (mixture.apply(logits[i : i + 1], contexts[i : i + 1]) == mixed[i]).all()
+        assert (mixture.advance(contexts[i : i + 1], np.array([[3]])) == mixture.contexts_of([*row, 3])).all()
+
+
+def test_no_share_is_the_network_alone_to_the_bit() -> None:
+    mixture, logits = trained(9, 4, 8).with_share(0), np.random.default_rng(8).normal(0, 3, (2, 9)).astype(np.float32)
+    assert (mixture.apply(logits, mixture.contexts_of([1, 2], 2)) == logits).all()
+
+
+def test_broken_logits_stay_broken() -> None:
+    mixture, logits = trained(9, 4, 9), np.zeros((2, 9), np.float32)
+    logits[1, 4] = np.nan
+    mixed = mixture.apply(logits, mixture.contexts_of([1], 2))
+    assert np.isfinite(mixed[0]).all()
+    assert np.isnan(mixed[1, 4])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_out_of_range_is_rejected(share: float) -> None:
+    with pytest.raises(UsageError):
+        trained(3, 1, 0).with_share(share)
+
+
+def test_the_recent_memory_helps_where_the_text_repeats_itself() -> None:
+    rng = np.random.default_rng(10)
+    mixture = Mixture.start(NgramMemory(12, 4))
+    mixture.memory.learn(rng.integers(0, 12, 3000))
+    network = np.full((600, 12), -np.log(12), np.float32)
+    text = np.tile(rng.integers(0, 12, 60), 10)
+    losses = [
+        m.score(text, network, adapt_weights=True, adapt_counts=a).mixed.mean()
+        for m, a in ((mixture, False), (mixture.adapting(), True))
+    ]
+    assert losses[1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("order", [2, 8])
+def test_pruning_keeps_what_is_frequent(order: int) -> None:
+    rng, memory = np.random.default_rng(11), NgramMemory(20, order)
+    memory.learn(np.concatenate([np.tile(np.arange(20), 50), rng.integers(0, 20, 5000)]))
+    before = memory.file_size
+    memory.prune(before // 4)
+    assert memory.file_size <= before // 4
+    assert abs(memory.probabilities().sum() - 1) < 1e-9
+    memory.reset()
+    memory.read(np.arange(5, 5 + max(order, 4)))
+    assert memory.probabilities().argmax() == 5 + max(order, 4)
+    memory.prune(0)
+    assert memory.contexts == 1
+    assert memory.entries == 20
+
+
+def test_learning_goes_on_after_pruning() -> None:
+    memory, text = NgramMemory(7, 5), np.random.default_rng(12).integers(0, 7, 3000)
+    memory.learn(text)
+    memory.prune(0)
+    memory.learn(np.tile([1, 2, 3, 4], 200))
+    assert memory.probabilities()[1] > 0.9
 
 
 def test_without_adapting_nothing_changes() -> None:
@@ -201,10 +313,14 @@ def test_without_adapting_nothing_changes() -> None:
 def test_a_saved_memory_is_the_same(tmp_path: Path) -> None:
     memory, text = NgramMemory(30, 6, eos_token_id=29), np.random.default_rng(7).integers(0, 30, 4000)
     memory.learn(text)
-    memory.save(tmp_path / "memory.safetensors", {"tokenizer": "abc"})
-    loaded, header = NgramMemory.load(tmp_path / "memory.safetensors")
+    mixture = replace(Mixture.start(memory))
+    mixture.weights[:] = np.random.default_rng(8).normal(0, 1, mixture.weights.shape)
+    mixture.save(tmp_path / "memory.safetensors", {"tokenizer": "abc"})
+    found, header = Mixture.load(tmp_path / "memory.safetensors")
+    loaded = found.memory
     memory.reset()
     assert header["tokenizer"] == "abc"
+    assert (found.weights == mixture.weights).all()
     for token in text[:50]:
         assert (loaded.probabilities() == memory.probabilities()).all()
         loaded.learn([token])
@@ -212,14 +328,14 @@ def test_a_saved_memory_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["token", "link", "head", "shared", "twice", "zero", "dtype", "shape", "lost", "order"]
+    "damage", ["token", "link", "head", "shared", "twice", "zero", "dtype", "shape", "lost", "order", "weights", "nan"]
 )
 def test_a_damaged_memory_is_rejected(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "memory.safetensors"
     memory = NgramMemory(8, 3)
     memory.learn(np.random.default_rng(8).integers(0, 8, 300))
-    memory.save(path)
-    tensors, header = load_file(path), NgramMemory.load(path)[1]
+    Mixture.start(memory).save(path)
+    tensors, header = load_file(path), Mixture.load(path)[1]
     entries, keys, heads = tensors["entries"], tensors["keys"], tensors["heads"]
     match damage:
         case "token":
@@ -242,9 +358,13 @@ def test_a_damaged_memory_is_rejected(damage: str, tmp_path: Path) -> None:
             del tensors["tallies"]
         case "order":
             header["order"] = "99"
+        case "weights":
+            tensors["weights"] = tensors["weights"][1:].copy()
+        case "nan":
+            tensors["weights"][7, 1] = np.nan
     save_file(tensors, path, header)
     with pytest.raises(ArtifactError, match=str(path)):
-        NgramMemory.load(path)
+        Mixture.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None])
@@ -253,7 +373,7 @@ def test_a_file_that_is_none_is_rejected(content: bytes | None, tmp_path: Path) 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ArtifactError):
-        NgramMemory.load(path)
+        Mixture.load(path)
 
 
 @pytest.mark.parametrize("tokens", [[5], [-1], [0.5], [[1, 2]], [2**40]])
@@ -272,4 +392,4 @@ def test_a_network_that_is_not_finite_is_rejected() -> None:
     with pytest.raises(UsageError):
         Mixture.start(NgramMemory(3, 1)).score([1], np.array([[0.0, np.nan, 0.0]]))
     with pytest.raises(UsageError):
-        Mixture.start(NgramMemory(3, 1)).log_probabilities(np.zeros(4))
+        Mixture.start(NgramMemory(3, 1)).score([1], np.zeros((1, 4)))
