@@ -6,8 +6,8 @@
 Everything is measured on the part of the text that the run held out. Static figures know the training text alone;
 adapting ones learn from each token after it was scored. The two are different questions and stand in different columns:
 
-* network, memory, mixture: `ltc_textgen.evaluation.memory_scores`. The weights of the mixture are those of the run, if it
-  has a memory, or else fitted on the last part of the training text, which the network has seen then.
+* network, memory, mixture: `ltc_textgen.evaluation.memory_scores`. The weights of the mixture are fitted on the last
+  part of the training text, which a run with a memory has held back from its network.
 * PPMd (pip install pyppmd): bits of the training text with the held-out text behind it, less bits of the training text.
   Static: the held-out text in pieces of `--piece` characters, each behind the training text alone, so it hardly adapts.
 
