@@ -13,8 +13,9 @@ The checksum lies inside the weights file because then one rename replaces both.
 wrote loads too; it has no checksum to check.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,21 +44,40 @@ is transformers, which takes seconds to import, asked what it knows."""
 
 
 @dataclass(frozen=True)
-class PlainRun:
-    """A loaded run directory. `facts` is what training.json says beside the settings; `config` is None without one."""
+class Run:
+    """A loaded run directory.
+
+    Args:
+        path: The directory.
+        network: The network in PyTorch alone, in evaluation mode.
+        tokenizer: Its tokenizer.
+        config: The settings of the run; None without a training.json.
+        facts: What training.json says beside the settings.
+    """
 
     path: Path
-    model: "LiquidNetwork"
+    network: "LiquidNetwork"
     tokenizer: "TextTokenizer"
     config: RunConfig | None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def model(self) -> "LiquidTimeConstantNetwork":
+        """The network as a transformers model, with the same weights; its first use imports transformers.
 
-@dataclass(frozen=True)
-class Run(PlainRun):
-    """A loaded run directory whose network is a model of transformers."""
+        Raises:
+            ArtifactError: If generation_config.json has a value that transformers rejects.
+        """
+        from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
-    model: "LiquidTimeConstantNetwork"
+        model = LiquidTimeConstantNetwork.sharing(self.network)
+        model.run_directory, path = self.path, self.path / "generation_config.json"
+        if path.exists():
+            try:
+                model.generation_config.update(**read_json(path))
+            except (TypeError, ValueError) as error:
+                raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
+        return model
 
 
 def save_run(
@@ -154,34 +174,15 @@ def load_settings(directory: Path) -> ModelConfig:
 
 
 def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
-    """Load a run directory: model (in evaluation mode), tokenizer, settings. It needs nothing else.
+    """Load a run directory: network (in evaluation mode), tokenizer, settings. It needs nothing else.
 
     Raises:
         ArtifactError: If anything in it is missing, damaged, unsafe or does not fit the rest; the message names it.
     """
-    from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-
-    plain = _load(Path(path), LiquidTimeConstantNetwork.from_settings, device)
-    model = plain.model
-    assert isinstance(model, LiquidTimeConstantNetwork)
-    model.run_directory = plain.path
-    return Run(plain.path, model, plain.tokenizer, plain.config, plain.facts)
-
-
-def load_plain_run(path: Path | str, device: "torch.device | str" = "cpu") -> PlainRun:
-    """As `load_run`, with the network alone, which is no model of transformers: it loads without importing that.
-
-    Raises:
-        ArtifactError: As in `load_run`.
-    """
+    from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.model.network import LiquidNetwork
 
-    return _load(Path(path), LiquidNetwork, device)
-
-
-def _load(directory: Path, build: "Callable[[ModelConfig], LiquidNetwork]", device: "torch.device | str") -> PlainRun:
-    from ltc_textgen.data.tokenizers import TextTokenizer
-
+    directory = Path(path)
     if not directory.is_dir():
         raise ArtifactError(f"{directory} is not a directory: train one with `ltc train --out {directory}`")
     settings = load_settings(directory)
@@ -192,25 +193,15 @@ def _load(directory: Path, build: "Callable[[ModelConfig], LiquidNetwork]", devi
     if tokenizer.vocab_size != settings.input_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {settings.input_size}"
         raise ArtifactError(f"{directory}: the tokenizer does not fit the model: it has {sizes}")
-    model = build(settings)
-    header = load_weights(directory / WEIGHTS, model)
+    network = LiquidNetwork(settings)
+    header = load_weights(directory / WEIGHTS, network)
     if header.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
         raise ArtifactError(f"{directory}: tokenizer.json is not the one that {WEIGHTS} was trained with")
-    if (directory / "generation_config.json").exists():
-        _configure_generation(model, directory / "generation_config.json")
+    if (generation := directory / "generation_config.json").exists():
+        read_json(generation)
     config, facts = load_facts(directory / "training.json")
-    model.tokenizer = tokenizer
-    return PlainRun(directory, model.to(device).eval(), tokenizer, config, facts)
-
-
-def _configure_generation(model: "LiquidNetwork", path: Path) -> None:
-    """The defaults of transformers' `generate`; a plain network has no such method."""
-    content, settings = read_json(path), getattr(model, "generation_config", None)
-    if settings is not None:
-        try:
-            settings.update(**content)
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
+    network.tokenizer = tokenizer
+    return Run(directory, network.to(device).eval(), tokenizer, config, facts)
 
 
 def load_facts(path: Path) -> tuple[RunConfig | None, dict[str, Any]]:

@@ -26,7 +26,7 @@ from ltc_textgen.io.paths import user_path
 if TYPE_CHECKING:
     from ltc_textgen.data.corpora import Corpus
     from ltc_textgen.evaluation import EvaluationText, Scores
-    from ltc_textgen.runs import PlainRun
+    from ltc_textgen.runs import Run
 
 EXAMPLES = """Examples:
 
@@ -139,9 +139,9 @@ def evaluate(
     config = DataConfig.parse(given(data=data) | changes)
     part = split or ("all" if data else "valid")
     asked = Measures(config, part, window, random_crops, seed, learns, recalls, sampling)
-    from ltc_textgen.runs import load_plain_run
+    from ltc_textgen.runs import load_run
 
-    run = load_plain_run(user_path(run_dir), prepare_torch(device, threads))
+    run = load_run(user_path(run_dir), prepare_torch(device, threads))
     scores, more = measure(run, replace(asked, data=_text(run, data, changes)))
     if as_json:
         print_json(scores.to_dict() | more)
@@ -149,13 +149,13 @@ def evaluate(
         _show(scores, more)
 
 
-def measure(run: "PlainRun", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
+def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
     """The plain loss of a run on a text, and what was asked for beside it."""
     from ltc_textgen.evaluation import read_text, score_tokens
 
-    text = read_text(run.model, run.tokenizer, documents(asked.data, asked.part, print_message))
+    text = read_text(run.network, run.tokenizer, documents(asked.data, asked.part, print_message))
     with progress_bar("reading") as advance:
-        nll, _ = score_tokens(run.model, text.tokens, window=asked.window, progress=advance)
+        nll, _ = score_tokens(run.network, text.tokens, window=asked.window, progress=advance)
     scores = text.scores(nll, asked.window)
     more = {"gzip_bits_per_byte": text.gzip_bits_per_byte} | _adapted(run, text, asked.dynamic, asked.cache)
     more |= _estimated(run, text, asked.crops, asked.window, asked.seed)
@@ -164,7 +164,7 @@ def measure(run: "PlainRun", asked: Measures) -> "tuple[Scores, dict[str, Any]]"
     return scores, more
 
 
-def _text(run: "PlainRun", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:
+def _text(run: "Run", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:
     """Which text is measured: the run's own settings, but for what was given."""
     settings = (run.config.data if run.config else DataConfig()).model_dump()
     if data:
@@ -197,17 +197,17 @@ def _sampling(sample: int | None, temperature: float | None, seed: int) -> Sampl
 
 
 def _estimated(
-    run: "PlainRun", text: "EvaluationText", crops: int | None, window: int | None, seed: int
+    run: "Run", text: "EvaluationText", crops: int | None, window: int | None, seed: int
 ) -> dict[str, Any]:
     if crops is None or window is None:
         return {}
     from ltc_textgen.evaluation.scoring import score_crops
 
-    return {"random_crops": score_crops(run.model, text.tokens, crops, window, seed).to_dict()}
+    return {"random_crops": score_crops(run.network, text.tokens, crops, window, seed).to_dict()}
 
 
 def _adapted(
-    run: "PlainRun", text: "EvaluationText", dynamic: DynamicConfig | None, cache: CacheConfig | None
+    run: "Run", text: "EvaluationText", dynamic: DynamicConfig | None, cache: CacheConfig | None
 ) -> dict[str, Any]:
     """The scores with a cache, with dynamic evaluation, and with both."""
     from ltc_textgen.evaluation.adaptive import score_adaptively
@@ -215,23 +215,23 @@ def _adapted(
     found: dict[str, Any] = {}
     if cache:
         with progress_bar("with a cache") as advance:
-            adapted = score_adaptively(run.model, text.tokens, cache=cache, progress=advance)
+            adapted = score_adaptively(run.network, text.tokens, cache=cache, progress=advance)
         found["cache"] = text.scores(adapted.mixed).to_dict() | {"settings": cache.model_dump()}
     if dynamic:
         with progress_bar("learning") as advance:
-            adapted = score_adaptively(run.model, text.tokens, dynamic, cache, advance)
+            adapted = score_adaptively(run.network, text.tokens, dynamic, cache, advance)
         found["dynamic"] = text.scores(adapted.own).to_dict() | {"settings": dynamic.model_dump()}
         if cache:
             found["dynamic_and_cache"] = text.scores(adapted.mixed).to_dict()
     return found
 
 
-def _generated(run: "PlainRun", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
+def _generated(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
     """A text by the model, its measures, and those of parts of the corpus of its length."""
     from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
     from ltc_textgen.generation import generate
 
-    (written,) = generate(run.model, run.tokenizer, "", sampling, notify=print_message)
+    (written,) = generate(run.network, run.tokenizer, "", sampling, notify=print_message)
     own = like_corpus(documents(config, part, lambda _: None), len(written.text))
     return {
         "text": written.text,

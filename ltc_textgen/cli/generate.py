@@ -19,7 +19,7 @@ from ltc_textgen.io.paths import os_reason, user_path
 if TYPE_CHECKING:
     from ltc_textgen.generation import TextChunk
     from ltc_textgen.model.text_state import TextState
-    from ltc_textgen.runs import PlainRun
+    from ltc_textgen.runs import Run
 
 EngineName = Literal["auto", "torch", "native", "int8"]
 
@@ -54,7 +54,7 @@ class Texts:
         as_json: Print JSON instead of text.
     """
 
-    run: "PlainRun"
+    run: "Run"
     sampling: SamplingConfig
     state: "TextState | None" = None
     engine: EngineName = "auto"
@@ -69,7 +69,7 @@ class Texts:
         """
         from ltc_textgen.generation import generate, generate_stream
 
-        model, tokenizer, count = self.run.model, self.run.tokenizer, self.sampling.num_samples
+        model, tokenizer, count = self.run.network, self.run.tokenizer, self.sampling.num_samples
         rest = prompt if rest is None else rest
         options: dict[str, Any] = {"state": self.state, "engine": self.engine, "notify": print_message}
         if self.as_json:
@@ -142,9 +142,9 @@ def generate(
     if not sampling.max_tokens and save_state is None and not interactive:
         raise UsageError("--max-tokens 0 generates nothing: it needs --save-state")
     text = "" if interactive else read_prompt(prompt, prompt_file)
-    from ltc_textgen.runs import load_plain_run
+    from ltc_textgen.runs import load_run
 
-    run = load_plain_run(user_path(run_dir), prepare_torch(device, threads))
+    run = load_run(user_path(run_dir), prepare_torch(device, threads))
     texts = Texts(run, sampling, load_state(run, state), engine, as_json)
     if interactive:
         from ltc_textgen.cli.interactive import converse
@@ -166,7 +166,7 @@ def unescaped(stop: str) -> str:
     return stop.replace(r"\n", "\n").replace(r"\r", "\r").replace(r"\t", "\t")
 
 
-def load_state(run: "PlainRun", path: Path | None) -> "TextState | None":
+def load_state(run: "Run", path: Path | None) -> "TextState | None":
     """The state in a file of --save-state; None without a file.
 
     Raises:
@@ -175,7 +175,7 @@ def load_state(run: "PlainRun", path: Path | None) -> "TextState | None":
     """
     from ltc_textgen.model.text_state import TextState
 
-    state = None if path is None else TextState.load(user_path(path), run.model)
+    state = None if path is None else TextState.load(user_path(path), run.network)
     if state is not None and state.batch_size != 1:
         raise UsageError(f"{path} holds {state.batch_size} texts, --state takes one")
     return state
@@ -192,7 +192,7 @@ def read_and_save(texts: Texts, prompt: str, path: Path) -> None:
     state = texts.state
     if state is None or prompt:
         ids = encode_prompt(texts.run.tokenizer, prompt, print_message)
-        state = texts.run.model.read(torch.tensor([ids]), state=state)
+        state = texts.run.network.read(torch.tensor([ids]), state=state)
     state.save(path)
     print_message(f"{state.tokens[0]:,} tokens read, state written to {path}")
     if texts.sampling.max_tokens:

@@ -20,7 +20,7 @@ from ltc_textgen.io.paths import user_path
 if TYPE_CHECKING:
     from ltc_textgen.config import ModelConfig, RunConfig
     from ltc_textgen.data.tokenizers import TextTokenizer
-    from ltc_textgen.runs import PlainRun
+    from ltc_textgen.runs import Run
     from ltc_textgen.shapes import Tensor
 
 EXAMPLES = """Examples:
@@ -137,7 +137,7 @@ class Contents:
     parameters: int
     chosen: dict[str, Any]
     facts: dict[str, Any]
-    run: "PlainRun | None"
+    run: "Run | None"
 
 
 def read_contents(run_dir: Path, validated: bool) -> Contents:
@@ -152,13 +152,13 @@ def read_contents(run_dir: Path, validated: bool) -> Contents:
     """
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.io.checked import PICKLES
-    from ltc_textgen.runs import WEIGHTS, load_facts, load_plain_run, load_settings
+    from ltc_textgen.runs import WEIGHTS, load_facts, load_run, load_settings
 
     weights = any((run_dir / name).exists() for name in (WEIGHTS, *PICKLES))
     if validated or weights or not (run_dir / "training.json").is_file():
-        run = load_plain_run(run_dir)
-        count = sum(p.numel() for p in run.model.parameters())
-        return Contents(run.model.settings, run.tokenizer, count, _chosen(run.config), run.facts, run)
+        run = load_run(run_dir)
+        count = sum(p.numel() for p in run.network.parameters())
+        return Contents(run.network.settings, run.tokenizer, count, _chosen(run.config), run.facts, run)
     settings, (config, facts) = load_settings(run_dir), load_facts(run_dir / "training.json")
     if not isinstance(facts.get("parameters"), int):
         raise ArtifactError(f"{run_dir / 'training.json'} is damaged: it lacks run, or facts with parameters")
@@ -176,7 +176,7 @@ def _chosen(config: "RunConfig | None") -> dict[str, Any]:
     return {f"{section}.{key}": value for section, settings in values.items() for key, value in settings.items()}
 
 
-def time_constants(run: "PlainRun", ids: list[int]) -> "list[Tensor]":
+def time_constants(run: "Run", ids: list[int]) -> "list[Tensor]":
     """Time constants, in tokens, of every neuron at every token that the network reads: (T, N) a layer.
 
     They are tau_sys, or its analogue in the closed form (see `layers.cfc`).
@@ -184,7 +184,7 @@ def time_constants(run: "PlainRun", ids: list[int]) -> "list[Tensor]":
     import torch
 
     with torch.inference_mode():
-        return [tau[0].float() for tau in run.model.time_constants(torch.tensor([ids]))]
+        return [tau[0].float() for tau in run.network.time_constants(torch.tensor([ids]))]
 
 
 def _quantiles(tau: "Tensor") -> dict[str, float | None]:

@@ -220,4 +220,4 @@ def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:
 
     best = load_run(out)
     sampling = SamplingConfig(max_tokens=run.train.sample_tokens, seed=run.train.seed)
-    return generate(best.model, best.tokenizer, run.train.sample_prompt, sampling, notify=note)[0].text
+    return generate(best.network, best.tokenizer, run.train.sample_prompt, sampling, notify=note)[0].text

@@ -97,7 +97,7 @@ def export_onnx(
         LTCError: If the graph differs from PyTorch, or int8 costs more than `most_loss`.
     """
     onnx_graph.require_packages()
-    step = TokenStep(run.model)
+    step = TokenStep(run.network)
     onnx_graph.require_exportable(step)
     stream = None if text is None else stream_of(run.tokenizer, text)
     with new_directory(out, MANIFEST, overwrite) as directory:
@@ -107,7 +107,7 @@ def export_onnx(
         path.write_bytes(model.SerializeToString())
         exported = Network(path)
         with bar("checking") as progress:
-            difference = check.compare(run.model, exported, tokens=check.CHAINED, progress=progress)
+            difference = check.compare(run.network, exported, tokens=check.CHAINED, progress=progress)
         small = None
         if stream is not None:
             small_path = directory / SMALL
@@ -129,8 +129,8 @@ def describe(run: Run) -> dict[str, Any]:
         "tokenizer": run.tokenizer.kind,
         "tokenizer_sha256": run.tokenizer.fingerprint,
         "separator": run.tokenizer.separator_id,
-        "weights_sha256": digest(own_tensors(run.model)),
-        "network": run.model.settings.model_dump(mode="json", exclude_defaults=True),
+        "weights_sha256": digest(own_tensors(run.network)),
+        "network": run.network.settings.model_dump(mode="json", exclude_defaults=True),
     }
 
 

@@ -95,6 +95,16 @@ class LiquidTimeConstantNetwork(LiquidNetwork, PreTrainedModel, GenerationMixin)
         """The network that `settings` describes, freshly initialised."""
         return cls(LTCConfig.from_settings(settings))
 
+    @classmethod
+    def sharing(cls, network: LiquidNetwork) -> "LiquidTimeConstantNetwork":
+        """The transformers model of the same modules: what changes in one changes in the other."""
+        with torch.device("meta"):
+            model = cls.from_settings(network.settings)
+        for name, module in network.named_children():
+            setattr(model, name, module)
+        model.tokenizer = network.tokenizer
+        return model.train(network.training)
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding of the token ids."""
         return self.embed_tokens

@@ -292,7 +292,7 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_on_demand(
     def fail(*arguments: object) -> None:
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr("ltc_textgen.runs.load_plain_run", fail)
+    monkeypatch.setattr("ltc_textgen.runs.load_run", fail)
     monkeypatch.setenv("LTC_DEBUG", "")
     quiet = ltc("inspect", run)
     assert quiet.code == 1

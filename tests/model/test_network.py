@@ -19,7 +19,7 @@ from ltc_textgen.generation.native import why_not
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.model.network import CHUNK, FIRST_STD, LiquidNetwork, read
-from ltc_textgen.runs import load_plain_run, load_run
+from ltc_textgen.runs import load_run
 
 KINDS = {
     "plain": {},
@@ -100,22 +100,28 @@ def test_copies_of_a_plain_network_stay_tied() -> None:
         assert copied.fingerprint() == plain.fingerprint()
 
 
-def test_a_run_loads_both_ways(run: Path) -> None:
-    plain, full = load_plain_run(run), load_run(run)
-    assert type(plain.model) is LiquidNetwork
-    assert type(full.model) is LiquidTimeConstantNetwork
-    assert full.model.run_directory == run
-    assert (plain.path, plain.config, plain.facts) == (full.path, full.config, full.facts)
-    assert plain.model.fingerprint() == full.model.fingerprint()
-    assert not plain.model.training
+def test_a_run_is_both_networks_in_one(run: Path) -> None:
+    loaded = load_run(run)
+    plain, full = loaded.network, loaded.model
+    assert type(plain) is LiquidNetwork
+    assert type(full) is LiquidTimeConstantNetwork
+    assert loaded.model is full
+    assert full.run_directory == run
+    assert full.tokenizer is plain.tokenizer is loaded.tokenizer
+    assert plain.fingerprint() == full.fingerprint()
+    assert plain.training is full.training is False
+    own, shared = dict(plain.named_parameters()), dict(full.named_parameters())
+    assert own.keys() == shared.keys()
+    assert all(own[name] is shared[name] for name in own)
+    assert not any(tensor.is_meta for tensor in full.state_dict().values())
     for given in ({}, {"num_samples": 2, "top_k": 5}, {"temperature": 0.0}):
         sampling = SamplingConfig(max_tokens=30, seed=4, **given)
         texts = [
-            [completion.text for completion in generate(one.model, one.tokenizer, "On day", sampling)]
+            [completion.text for completion in generate(one, loaded.tokenizer, "On day", sampling)]
             for one in (plain, full)
         ]
         assert texts[0] == texts[1]
-    assert plain.model.read("On day 7").model == full.model.read("On day 7").model
+    assert plain.read("On day 7").model == full.read("On day 7").model
 
 
 SCRIPT = """
@@ -165,6 +171,14 @@ def test_writing_imports_no_transformers(run: Path, tmp_path: Path, engine: str)
     document = next(json.loads(line) for line in lines if line.startswith("{"))
     assert document["samples"][0]["text"] == text
     assert lines[: lines.index("<0>")] == [line for line in f"On day{text}".split("\n") if line]
+    assert lines[-1] == "imported:"
+
+
+def test_measuring_imports_no_transformers(run: Path, tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("On day 7 the sea was grey.\n" * 20)
+    more = ["--dynamic", "--cache", 10, "--sample", 5]
+    lines = command(["eval", run, "--data", text], ["eval", run, "--data", text, *more], ["inspect", run])
+    assert [line for line in lines if line.startswith("<")] == ["<0>"] * 3
     assert lines[-1] == "imported:"
 
 

@@ -28,6 +28,7 @@ from ltc_textgen import (
 )
 from ltc_textgen.evaluation import Scores
 from ltc_textgen.generation import Completion
+from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.runs import Run
 from ltc_textgen.training import TrainResult
 
@@ -36,6 +37,7 @@ assert_type(settings.hidden_size, int)
 run = load_run("runs/book")
 assert_type(run, Run)
 assert_type(run.model, LiquidTimeConstantNetwork)
+assert_type(run.network, LiquidNetwork)
 assert_type(run.model.settings, ModelConfig)
 state = run.model.read("On day")
 assert_type(state, TextState)
