@@ -39,8 +39,8 @@ class Settings(BaseModel):
             problems = [cls._explain(dict(problem), where) for problem in error.errors()]
             raise UsageError("; ".join(problems)) from None
 
-    def refuse_idle(self, names: Collection[str], needs: str) -> None:
-        """Refuse values that would do nothing. Defaults pass: a file that holds every setting must load again.
+    def reject_idle(self, names: Collection[str], needs: str) -> None:
+        """Reject values that would do nothing. Defaults pass: a file that holds every setting must load again.
 
         Args:
             names: Settings that have no effect as things are.
@@ -106,7 +106,7 @@ class Solver(_Names):
 
 
 class Coupling(_Names):
-    """What the conductances of a neuron depend on (see `cells`)."""
+    """What the conductances of a neuron depend on (see `layers`)."""
 
     full = "full"
     synaptic = "synaptic"
@@ -120,27 +120,29 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class WiringConfig(Settings):
-    """Which synapses exist in the couplings `synaptic` and `cfc` (see `cells.wirings`)."""
+    """Which synapses exist in the couplings `synaptic` and `cfc` (see `layers.wirings`)."""
 
     kind: Literal["fully_connected", "random", "ncp", "auto_ncp"] = Field(
-        "fully_connected", description="Family of wirings."
+        default="fully_connected", description="Family of wirings."
     )
     output_size: Positive | None = Field(
-        None, description="Motor neurons, whose states leave the layer; all neurons if not given."
+        default=None, description="Motor neurons, whose states leave the layer; all neurons if not given."
     )
-    sparsity: Probability = Field(0.5, description="Share of synapses left out (random; auto_ncp, from 0.1).")
-    seed: int = Field(22222, ge=0, lt=2**32, description="Seed of the drawn synapses.")
+    sparsity: Probability = Field(
+        default=0.5, description="Fraction of synapses left out (random; auto_ncp, from 0.1)."
+    )
+    seed: int = Field(default=22222, ge=0, lt=2**32, description="Seed of the drawn synapses.")
     self_connections: bool = Field(
-        True, description="Whether a neuron may have a synapse onto itself (fully_connected)."
+        default=True, description="Whether a neuron may have a synapse onto itself (fully_connected)."
     )
-    inter_neurons: Positive | None = Field(None, description="Inter neurons (ncp).")
-    command_neurons: Positive | None = Field(None, description="Command neurons (ncp).")
-    sensory_fanout: Positive | None = Field(None, description="Inter neurons that each input reaches (ncp).")
-    inter_fanout: Positive | None = Field(None, description="Command neurons that each inter neuron reaches (ncp).")
+    inter_neurons: Positive | None = Field(default=None, description="Inter neurons (ncp).")
+    command_neurons: Positive | None = Field(default=None, description="Command neurons (ncp).")
+    sensory_fanout: Positive | None = Field(default=None, description="Inter neurons per input (ncp).")
+    inter_fanout: Positive | None = Field(default=None, description="Command neurons per inter neuron (ncp).")
     recurrent_command_synapses: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Synapses among command neurons (ncp)."
+        default=None, description="Synapses among command neurons (ncp)."
     )
-    motor_fanin: Positive | None = Field(None, description="Command neurons that reach each motor neuron (ncp).")
+    motor_fanin: Positive | None = Field(default=None, description="Command neurons per motor neuron (ncp).")
 
     @model_validator(mode="after")
     def _complete(self) -> "WiringConfig":
@@ -155,11 +157,11 @@ class WiringConfig(Settings):
         if self.kind == "auto_ncp" and self.sparsity < 0.1:
             raise ValueError(f"an auto_ncp wiring needs a sparsity of at least 0.1, got {self.sparsity}")
         if self.kind not in ("random", "auto_ncp"):
-            self.refuse_idle(["sparsity"], "kind = random or auto_ncp")
+            self.reject_idle(["sparsity"], "kind = random or auto_ncp")
         if self.kind != "fully_connected":
-            self.refuse_idle(["self_connections"], "kind = fully_connected")
+            self.reject_idle(["self_connections"], "kind = fully_connected")
         if self.kind != "ncp":
-            self.refuse_idle(ncp, "kind = ncp")
+            self.reject_idle(ncp, "kind = ncp")
         return self
 
 
@@ -167,55 +169,60 @@ class ModelConfig(Settings):
     """Shape and mathematics of a `LiquidTimeConstantNetwork`."""
 
     input_size: Positive = Field(description="Vocabulary: how many token ids the embedding knows.")
-    hidden_size: Positive = Field(256, description="Width D of the model; neurons of a plain layer.")
-    output_size: Positive | None = Field(None, description="Vocabulary of the output layer; input_size if not given.")
-    steps: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="Solver sub-steps per token.")
+    hidden_size: Positive = Field(default=256, description="Width D of the model; neurons of a plain layer.")
+    output_size: Positive | None = Field(
+        default=None, description="Vocabulary of the output layer; input_size if not given."
+    )
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(default=6, description="Solver sub-steps per token.")
     step_size: Annotated[float, Field(gt=0, le=1000)] = Field(
-        1 / 6, description="Length of a sub-step in token time; consecutive tokens are 1.0 apart."
+        default=1 / 6, description="Length of a sub-step in token time; consecutive tokens are 1.0 apart."
     )
-    solver: Solver = Field(Solver.semi_implicit, description="How a sub-step is taken.")
+    solver: Solver = Field(default=Solver.semi_implicit, description="How a sub-step is taken.")
     adaptive: bool = Field(
-        True, description="Liquid time constants, C / G(x, u). False freezes them at C / g_leak (a CT-RNN)."
+        default=True, description="Liquid time constants, C / G(x, u). False freezes them at C / g_leak (a CT-RNN)."
     )
-    coupling: Coupling = Field(Coupling.full, description="What the conductances of a neuron depend on.")
+    coupling: Coupling = Field(default=Coupling.full, description="What the conductances of a neuron depend on.")
     contractive: bool = Field(
-        False,
+        default=False,
         description="Bound the feedback of each neuron so that every token map contracts (diagonal coupling with "
         "semi_implicit or exponential): states forget where they started, and the parallel scan converges.",
     )
-    wiring: WiringConfig | None = Field(None, description="Which synapses exist (synaptic, cfc).")
-    cfc_mode: Literal["default", "pure", "no_gate"] = Field("default", description="Variant of the closed form (cfc).")
+    wiring: WiringConfig | None = Field(default=None, description="Which synapses exist (synaptic, cfc).")
+    cfc_mode: Literal["default", "pure", "no_gate"] = Field(
+        default="default", description="Variant of the closed form (cfc)."
+    )
     cfc_backbone_units: Positive = Field(
-        128, description="Width of the hidden layers before the heads (cfc without wiring)."
+        default=128, description="Width of the hidden layers before the heads (cfc without wiring)."
     )
     cfc_backbone_layers: Annotated[int, Field(ge=0, le=16)] = Field(
-        1, description="Hidden layers before the heads (cfc without wiring)."
+        default=1, description="Hidden layers before the heads (cfc without wiring)."
     )
     block: Literal["plain", "liquid"] = Field(
-        "plain",
+        default="plain",
         description="plain: layers one after the other. liquid: residual blocks with norm, convolution and gate.",
     )
-    num_layers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Layers or blocks.")
+    num_layers: Annotated[int, Field(ge=1, le=256)] = Field(default=1, description="Layers or blocks.")
     expansion: Annotated[float, Field(gt=0, le=64)] = Field(
-        2.0, description="Neurons of a liquid block, in multiples of hidden_size."
+        default=2.0, description="Neurons of a liquid block, in multiples of hidden_size."
     )
     conv_width: Annotated[int, Field(ge=1, le=64)] = Field(
-        4, description="Tokens that the causal convolution of a liquid block sees; 1 leaves it out."
+        default=4, description="Tokens that the causal convolution of a liquid block sees; 1 leaves it out."
     )
-    tie_embeddings: bool = Field(False, description="Share one matrix between embedding and output layer.")
+    tie_embeddings: bool = Field(default=False, description="Share one matrix between embedding and output layer.")
     head: Literal["full", "adaptive"] = Field(
-        "full", description="Output layer: one softmax, or an adaptive softmax for large vocabularies."
+        default="full", description="Output layer: one softmax, or an adaptive softmax for large vocabularies."
     )
     adaptive_cutoffs: tuple[Positive, ...] = Field(
-        (), description="Where the clusters of an adaptive head begin, by frequency rank; chosen if empty."
+        default=(), description="Where the clusters of an adaptive head begin, by frequency rank; chosen if empty."
     )
     learned_initial_state: bool = Field(
-        False, description="Learn the state before the first token; False starts every text at rest."
+        default=False, description="Learn the state before the first token; False starts from the zero state."
     )
     dropout: Probability = Field(
-        0.0, description="Share of the features of every layer dropped in training, for whole windows."
+        default=0.0,
+        description="Fraction of each layer's features dropped in training, the same ones in a whole window.",
     )
-    embedding_dropout: Probability = Field(0.0, description="The same of the embedding's features.")
+    embedding_dropout: Probability = Field(default=0.0, description="The same for the embedding's features.")
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
@@ -238,21 +245,21 @@ class ModelConfig(Settings):
             )
         if self.wiring and self.coupling not in (Coupling.synaptic, Coupling.cfc):
             raise ValueError(f"wiring goes with coupling = synaptic or cfc, not {self.coupling}")
-        self._refuse_what_does_nothing()
+        self._reject_settings_without_effect()
         return self
 
-    def _refuse_what_does_nothing(self) -> None:
+    def _reject_settings_without_effect(self) -> None:
         backbone = ["cfc_backbone_units", "cfc_backbone_layers"]
         if self.coupling is not Coupling.cfc:
-            self.refuse_idle(["cfc_mode", *backbone], "coupling = cfc")
+            self.reject_idle(["cfc_mode", *backbone], "coupling = cfc")
         elif self.wiring:
-            self.refuse_idle(backbone, "a cfc without wiring")
+            self.reject_idle(backbone, "a cfc without wiring")
         elif not self.cfc_backbone_layers:
-            self.refuse_idle(["cfc_backbone_units"], "cfc_backbone_layers >= 1")
+            self.reject_idle(["cfc_backbone_units"], "cfc_backbone_layers >= 1")
         if self.block == "plain":
-            self.refuse_idle(["expansion", "conv_width"], "block = liquid")
+            self.reject_idle(["expansion", "conv_width"], "block = liquid")
         if self.head == "full":
-            self.refuse_idle(["adaptive_cutoffs"], "head = adaptive")
+            self.reject_idle(["adaptive_cutoffs"], "head = adaptive")
 
     @property
     def vocabulary(self) -> int:
@@ -271,29 +278,36 @@ class DataConfig(Settings):
     data: Annotated[
         str | tuple[str, ...], BeforeValidator(lambda v: v[0] if isinstance(v, list | tuple) and len(v) == 1 else v)
     ] = Field(
-        "auto",
+        default="auto",
         description="Corpus: auto (WikiText-2, or the embedded corpus when no hub answers), wikitext-2, embedded, "
         "a file, a folder, or a dataset id of the Hugging Face hub; several files and folders are read in this order.",
     )
     include: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = Field(
-        (), description="Patterns of the files of a folder to read, as *.py or notes/*.txt; all text if not given."
+        default=(),
+        description="Patterns of the files of a folder to read, as *.py or notes/*.txt; all text if not given.",
     )
     tokenizer: str = Field(
-        "auto", description="auto, bert, char, byte, wordpiece (trained here), or the path or hub id of a tokenizer."
+        default="auto",
+        description="auto, bert, char, byte, wordpiece (trained here), or the path or hub id of a tokenizer.",
     )
-    vocabulary_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
-        8192, description="Subword tokens of a wordpiece tokenizer trained on the corpus."
+    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
+        default=8192, description="Subword tokens of a wordpiece tokenizer trained on the corpus."
     )
-    text_column: Annotated[str, Field(min_length=1)] = Field("text", description="Column that holds a row's text.")
-    template: str | None = Field(None, description="Text of a row with columns in braces, as '{user}: {message}'.")
+    text_column: Annotated[str, Field(min_length=1)] = Field(default="text", description="Column of the text.")
+    template: str | None = Field(default=None, description="Text of a row with columns in braces: '{user}: {message}'.")
     streaming: Literal["auto", "always", "never"] = Field(
-        "auto", description="Keep only a hub dataset's text while it streams by; auto: from 2 GB of files."
+        default="auto", description="Keep only a hub dataset's text while it streams by; auto: from 2 GB of files."
     )
-    valid: str | None = Field(None, description="File or folder to validate on, in place of a part of the corpus.")
+    valid: str | None = Field(
+        default=None, description="File or folder to validate on, in place of a part of the corpus."
+    )
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="End of the corpus that is held out if it has no validation split; at most 5 M characters."
+        default=0.1,
+        description="End of the corpus that is held out if it has no validation split; at most 5 M characters.",
     )
-    encoding_errors: Literal["strict", "replace", "ignore"] = Field("strict", description="Bytes that are not UTF-8.")
+    encoding_errors: Literal["strict", "replace", "ignore"] = Field(
+        default="strict", description="Bytes that are not UTF-8."
+    )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -313,76 +327,84 @@ class TrainConfig(Settings):
     """How a model is trained."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        16, description="Lanes: streams of text that are read in parallel, over all processes."
+        default=16, description="Batch rows: streams of text that are read in parallel, over all processes."
     )
     sequence_length: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        64, description="Tokens of a window; the state is carried from window to window, gradients are not."
+        default=64, description="Tokens of a window; the state is carried from window to window, gradients are not."
     )
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        1, description="Parts in which the lanes of a step are read one after the other, to need less memory."
+        default=1, description="Parts in which the rows of a batch are read one after the other, to need less memory."
     )
-    epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="Passes over the training text.")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Optimizer steps.")
+    epochs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Passes over the training text.")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Optimizer steps.")
     time_budget: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Seconds of training, validation included; the learning rate ends its schedule with it."
+        default=None,
+        description="Seconds of training, validation included; the learning rate ends its schedule with it.",
     )
     state_reset_prob: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
-        description="Share of the windows before which a lane forgets what it has read and begins anew, so that the "
-        "model learns to begin, too; 1 carries no state at all.",
+        default=0.0,
+        description="Probability of resetting a row's state before a window, so that the model also learns to start "
+        "from the initial state; 1 carries no state at all.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw, or muon for the matrices of the layers with adamw for the rest."
+        default="adamw", description="adamw, or muon for the matrices of the layers with adamw for the rest."
     )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(6e-3, description="Peak learning rate of AdamW.")
-    muon_learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.02, description="Peak learning rate of Muon.")
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=6e-3, description="Peak learning rate of AdamW."
+    )
+    muon_learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=0.02, description="Peak learning rate of Muon."
+    )
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.02, description="Learning rate at the end, as a share of the peak."
+        default=0.02, description="Learning rate at the end, as a fraction of the peak."
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.03, description="Share of the run in which the rate rises."
+        default=0.03, description="Fraction of the run in which the rate rises."
     )
     weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.1, description="Decay of the matrices; C, g_leak, E, tau, biases and norms are never decayed."
+        default=0.1, description="Decay of the matrices; C, g_leak, E, tau, biases and norms are never decayed."
     )
-    beta1: Probability = Field(0.9, description="AdamW: decay of the mean of the gradients.")
-    beta2: Probability = Field(0.98, description="AdamW: decay of the mean of their squares.")
+    beta1: Probability = Field(default=0.9, description="AdamW: decay of the mean of the gradients.")
+    beta2: Probability = Field(default=0.98, description="AdamW: decay of the mean of their squares.")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Largest norm of the gradient; 0 does not clip."
+        default=1.0, description="Largest norm of the gradient; 0 does not clip."
     )
     eval_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Steps between validations; about twenty in a run if not given."
+        default=None, description="Steps between validations; about twenty in a run if not given."
     )
-    sample_prompt: str = Field("", description="Text that the sample shown at each validation continues.")
+    sample_prompt: str = Field(default="", description="Text that the sample shown at each validation continues.")
     sample_tokens: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        120, description="Tokens of the sample shown at each validation; 0 shows none."
+        default=120, description="Tokens of the sample shown at each validation; 0 shows none."
     )
     save_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Steps between checkpoints; at each validation if not given."
+        default=None, description="Steps between checkpoints; at each validation if not given."
     )
     save_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        None,
+        default=None,
         description="Minutes after the last checkpoint at which another is made at the latest; ten if save_steps is "
         "not given either.",
     )
-    save_total_limit: Annotated[int, Field(ge=1)] = Field(2, description="Newest checkpoints that are kept.")
+    save_total_limit: Annotated[int, Field(ge=1)] = Field(default=2, description="Newest checkpoints that are kept.")
     keep_best: Annotated[int, Field(ge=0)] = Field(
-        0,
+        default=0,
         description="Older checkpoints that are kept as well: those of the lowest validation losses. (The best weights "
         "are always kept.)",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of weights, dropout and samples.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Seed of weights, dropout and samples.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="Autocast of the matrix products; states and time constants stay float32."
+        default="no", description="Autocast of the matrix products; states and time constants stay float32."
     )
     threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="CPU threads; all cores if not given."
+        default=None, description="CPU threads; all cores if not given."
     )
     report_to: Annotated[
         tuple[Literal["tensorboard", "trackio", "wandb"], ...],
         BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given),
-    ] = Field((), description="Trackers, if installed, told what metrics.jsonl is told; several as wandb,tensorboard.")
+    ] = Field(
+        default=(),
+        description="Trackers, if installed, that log what metrics.jsonl holds; several as wandb,tensorboard.",
+    )
 
 
 class SamplingConfig(Settings):
@@ -391,29 +413,29 @@ class SamplingConfig(Settings):
     Limits are those of the arithmetic that uses the values: float32 for the logits, int64 in the native decoder.
     """
 
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] = Field(200, description="Tokens to write; 0 only reads.")
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=200, description="Tokens to write; 0 only reads.")
     temperature: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.8, description="Divides the logits; below 1 sharper, 0 always takes the likeliest token."
+        default=0.8, description="Divides the logits; below 1 sharper, 0 always takes the likeliest token."
     )
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Only the k likeliest tokens; 0 keeps all.")
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="Only the k likeliest; 0 keeps all.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Only the likeliest tokens that together reach probability p."
+        default=1.0, description="Only the likeliest tokens that together reach probability p."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Only tokens at least min_p times as likely as the likeliest."
+        default=0.0, description="Only tokens at least min_p times as likely as the likeliest."
     )
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = Field(
-        1.0, description="Above 1: tokens already seen become less likely (Keskar et al. 2019)."
+        default=1.0, description="Above 1: tokens already seen become less likely (Keskar et al. 2019)."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
-        None, description="Same seed, same text; drawn and reported if not given."
+        default=None, description="Same seed, same text; drawn and reported if not given."
     )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Texts that end the generation.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), description="Texts that end generation.")
     ignore_eos: bool = Field(
-        False,
+        default=False,
         description="Never draw the token that ends a document; text goes on to max_tokens or a stop string.",
     )
-    num_samples: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Texts to write from one prompt.")
+    num_samples: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, description="Texts to write from one prompt.")
 
     @property
     def greedy(self) -> bool:
@@ -445,13 +467,13 @@ class DynamicConfig(Settings):
     """Dynamic evaluation (see `evaluation.adaptive`)."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        3e-4, description="Step size of a weight whose gradient has the mean magnitude."
+        default=3e-4, description="Step size of a weight whose gradient has the mean magnitude."
     )
     decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        1e-3, description="Decay towards the trained weights after each segment, for a weight of mean gradient."
+        default=1e-3, description="Decay towards the trained weights after each segment, for a weight of mean gradient."
     )
     segment: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        16, description="Tokens that are scored before the weights are updated on them."
+        default=16, description="Tokens that are scored before the weights are updated on them."
     )
 
 
@@ -459,21 +481,20 @@ class CacheConfig(Settings):
     """A continuous cache (see `evaluation.adaptive`)."""
 
     size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        2000, description="Last tokens that are kept; memory grows with it."
+        default=2000, description="Last tokens that are kept; memory grows with it."
     )
     theta: Annotated[float, Field(ge=0, le=1000)] = Field(
-        20.0, description="Sharpness of the weights by similarity of contexts; 0 weighs all contexts alike."
+        default=20.0, description="Sharpness of the weights by similarity of contexts; 0 weighs all contexts alike."
     )
     weight: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.2, description="Weight lambda of the cache in the mixture with the network."
+        default=0.2, description="Weight lambda of the cache in the mixture with the network."
     )
 
 
 def current_run_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that an earlier version may have written, under the names of today."""
     groups: dict[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
-    found = {}
-    for name, values in settings.items():
-        known = isinstance(values, dict) and name in groups
-        found[name] = with_current_names(values, groups[name]) if known else values
-    return found
+    return {
+        name: with_current_names(values, groups[name]) if isinstance(values, dict) and name in groups else values
+        for name, values in settings.items()
+    }

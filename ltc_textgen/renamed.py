@@ -16,6 +16,7 @@ RENAMED: Mapping[str, str] = {
     "restart": "state_reset_prob",
     "save_every": "save_steps",
     "track": "report_to",
+    "vocabulary_size": "vocab_size",
     "warmup": "warmup_ratio",
 }
 """Settings of earlier versions -> their names today. Files of earlier versions load; a user gets the new name."""

@@ -26,6 +26,7 @@ from ltc_textgen.io.checked import read_json, read_tensors, write_json
 from ltc_textgen.io.hashing import digest as digest
 from ltc_textgen.io.hashing import fingerprint as fingerprint
 from ltc_textgen.io.hashing import own_tensors as own_tensors
+from ltc_textgen.io.output import one_line
 from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.renamed import with_current_names
 
@@ -76,7 +77,7 @@ class Run:
             try:
                 model.generation_config.update(**read_json(path))
             except (TypeError, ValueError) as error:
-                raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
+                raise ArtifactError(f"{path}: {one_line(error)}") from None
         return model
 
 
@@ -91,7 +92,7 @@ def save_run(
     from ltc_textgen.hf.sharing import write_remote_code
 
     directory.mkdir(parents=True, exist_ok=True)
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.separator_id)
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     model.generation_config.update(**ids)
     # `trust_remote_code=True` then loads the directory without `import ltc_textgen`.
     write_remote_code(directory, model.config.to_json_string())

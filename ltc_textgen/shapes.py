@@ -2,7 +2,7 @@
 
 Annotations, einsum strings and comments use these letters and no others:
 
-    B   sequences in a batch (lanes)
+    B   sequences in a batch (batch rows)
     T   tokens of a sequence
     D   width of the model (features that enter a layer)
     N   neurons of a liquid layer

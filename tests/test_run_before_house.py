@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ltc_textgen import (
+    DataConfig,
     LiquidTimeConstantNetwork,
     ModelConfig,
     SamplingConfig,
@@ -102,6 +103,6 @@ def test_a_person_is_given_the_new_name(name: str, ltc: Callable, tmp_path: Path
 
 
 def test_every_renamed_setting_exists() -> None:
-    fields = {*ModelConfig.model_fields, *TrainConfig.model_fields, *SamplingConfig.model_fields}
+    fields = {name for kind in (DataConfig, ModelConfig, SamplingConfig, TrainConfig) for name in kind.model_fields}
     assert set(RENAMED.values()) <= fields
     assert not RENAMED.keys() & fields

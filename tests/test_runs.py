@@ -58,7 +58,7 @@ def test_a_run_loads_with_nothing_else(run: Path) -> None:
     torch.testing.assert_close(
         loaded.model.embed_tokens.weight.detach(), weights["embed_tokens.weight"], rtol=0, atol=0
     )
-    assert loaded.model.generation_config.eos_token_id == loaded.tokenizer.separator_id
+    assert loaded.model.generation_config.eos_token_id == loaded.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("offset", [-1, -400, 9, 60])

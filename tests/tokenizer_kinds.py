@@ -5,7 +5,7 @@ from functools import cache
 from hub import bert_tokenizer_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ltc_textgen.data.tokenizers import SEPARATOR, TextTokenizer
+from ltc_textgen.data.tokenizers import EOS_TOKEN, TextTokenizer
 from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer, train_wordpiece
 
 PROSE = "The cat sat on the mat, and the dog didn't.\n\n  Indented é text: 😀 日本語\ttab\r\n" * 5
@@ -61,6 +61,6 @@ def made(kind: str) -> TextTokenizer:
             return TextTokenizer(gpt2_like_json(), "custom", "<|endoftext|>")
         case "fallback":
             tokenizer = Tokenizer.from_str(byte_fallback_json())
-            tokenizer.add_special_tokens([SEPARATOR])
+            tokenizer.add_special_tokens([EOS_TOKEN])
             return TextTokenizer(tokenizer.to_str(), "custom")
     return TextTokenizer(metaspace_json(), "custom", "</s>")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import LanguageModel, detached
-from ltc_textgen.data.batches import Lanes
+from ltc_textgen.data.batches import Batches
 
 LOGITS = 2**23
 """Most logits held at once in scoring."""
@@ -99,8 +99,8 @@ def fit(
         decay_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, plan.beta2), fused=True
     )
     draw, result, best = np.random.default_rng(seed), Fit(), copy.deepcopy(model.state_dict())
-    lanes = Lanes(train, plan.batch, plan.length)
-    clocks = None if times is None else Lanes(times[0], plan.batch, plan.length)
+    batches = Batches(train, plan.batch, plan.length)
+    clocks = None if times is None else Batches(times[0], plan.batch, plan.length)
     state, recent, due, start = None, [], 1 / plan.validations, time.perf_counter()
     while (done := budget.done(result.seconds, result.steps, result.tokens)) < 1:
         if done >= due:
@@ -108,7 +108,7 @@ def fit(
             due += 1 / plan.validations
         for group in adam.param_groups:
             group["lr"] = plan.learning_rate * rate(done, plan)
-        inputs, targets, reset = _window(model, train, lanes, result.steps, plan, draw)
+        inputs, targets, reset = _window(model, train, batches, result.steps, plan, draw)
         elapsed = None if clocks is None else clocks.window(result.steps)[0].float()
         hidden, state = model.train()(inputs, None if reset else state, elapsed)
         loss = model.loss(hidden, targets).mean()
@@ -134,11 +134,11 @@ def rate(done: float, plan: Plan) -> float:
 
 
 def _window(
-    model: LanguageModel, train: np.ndarray, lanes: Lanes, step: int, plan: Plan, draw: np.random.Generator
+    model: LanguageModel, train: np.ndarray, batches: Batches, step: int, plan: Plan, draw: np.random.Generator
 ) -> tuple[Tensor, Tensor, bool]:
     """Inputs, targets, and whether the state is reset."""
     if model.context is None:
-        inputs, targets, reset = lanes.window(step)
+        inputs, targets, reset = batches.window(step)
         return inputs, targets, bool(reset.all())
     starts = draw.integers(0, len(train) - plan.length, plan.batch)
     block = torch.from_numpy(np.stack([train[s : s + plan.length + 1] for s in starts]).astype(np.int64))

@@ -196,9 +196,7 @@ def _sampling(sample: int | None, temperature: float | None, seed: int) -> Sampl
     return SamplingConfig.parse(values) if sample else None
 
 
-def _estimated(
-    run: "Run", text: "EvaluationText", crops: int | None, window: int | None, seed: int
-) -> dict[str, Any]:
+def _estimated(run: "Run", text: "EvaluationText", crops: int | None, window: int | None, seed: int) -> dict[str, Any]:
     if crops is None or window is None:
         return {}
     from ltc_textgen.evaluation.scoring import score_crops

@@ -32,10 +32,8 @@ def prepared(own: Recipe, preset: str | None, reporter: "Reporter") -> tuple[Run
     from ltc_textgen.data.corpora import load_corpus
     from ltc_textgen.data.token_cache import prepare
 
-    if preset in (None, CHOSEN, "auto"):
-        below: Recipe = {}
-    else:
-        below = load_preset(preset)
+    name = None if preset in (None, CHOSEN, "auto") else preset
+    below: Recipe = {} if name is None else load_preset(name)
     RunConfig.parse(merge(below, own))
     settings = DataConfig.parse(merge(below, own).get("data", {}))
     corpus = load_corpus(settings, reporter.note)
@@ -48,14 +46,19 @@ def prepared(own: Recipe, preset: str | None, reporter: "Reporter") -> tuple[Run
     data = prepare(settings, reporter.note, corpus=corpus, progress=reporter.tokenizing)
     if preset == "auto":
         recipe = merge(below, _sized(own, data, reporter.note), own)
-    if preset in (CHOSEN, "auto"):
-        fitting = shrunk(recipe["train"], len(data.train), fixed=own.get("train", {}))
-        if fitting:
-            reporter.note(f"little text: {', '.join(f'{key} {value}' for key, value in fitting.items())}, to fit it")
-            recipe = merge(recipe, {"train": fitting})
+    if name is not None:
+        _judge(name, recipe, own, data, reporter.note)
     elif preset is not None:
-        _judge(preset, recipe, own, data, reporter.note)
+        recipe = _fitted(recipe, own, data, reporter.note)
     return RunConfig.parse({**recipe, "data": _resolved(settings, data)}), data
+
+
+def _fitted(recipe: Recipe, own: Recipe, data: "TokenData", note: Callable[[str], None]) -> Recipe:
+    """The recipe with windows, and if need be fewer batch rows, that a short text fills."""
+    fitting = shrunk(recipe["train"], len(data.train), fixed=own.get("train", {}))
+    if fitting:
+        note(f"little text: {', '.join(f'{key} {value}' for key, value in fitting.items())}, to fit it")
+    return merge(recipe, {"train": fitting})
 
 
 def _kind(corpus: "Corpus", settings: DataConfig) -> str:
@@ -78,10 +81,10 @@ def _chosen(corpus: "Corpus", settings: DataConfig, note: Callable[[str], None])
 
 def _vocabulary(corpus: "Corpus", settings: DataConfig) -> Recipe:
     """The vocabulary that fits the text, where it is to be made."""
-    from ltc_textgen.presets.auto import vocabulary_size
+    from ltc_textgen.presets.auto import fitting_vocab_size
 
     size = corpus.size("train") if _kind(corpus, settings) == "wordpiece" else None
-    return {"data": {"vocabulary_size": vocabulary_size(size)}} if size else {}
+    return {"data": {"vocab_size": fitting_vocab_size(size)}} if size else {}
 
 
 def _sized(own: Recipe, data: "TokenData", note: Callable[[str], None]) -> Recipe:
@@ -127,10 +130,10 @@ def _judge(preset: str, recipe: Recipe, own: Recipe, data: "TokenData", note: Ca
 
     fitting = shrunk(recipe["train"], len(data.train), fixed=own.get("train", {}))
     if fitting:
-        lanes, length = recipe["train"]["batch_size"], recipe["train"]["sequence_length"]
+        rows, length = recipe["train"]["batch_size"], recipe["train"]["sequence_length"]
         raise UsageError(
-            f"preset {preset}: its {lanes} lanes of {length} tokens need more than the {len(data.train):,} tokens of "
-            "the text: use --preset auto, or set " + " and ".join(f"{key}={value}" for key, value in fitting.items())
+            f"preset {preset}: its {rows} batch rows of {length} tokens need more than the {len(data.train):,} tokens "
+            "of the text: use --preset auto, or set " + " and ".join(f"{key}={value}" for key, value in fitting.items())
         )
     for line in misfits(preset, recipe["model"], len(data.train), data.tokenizer.vocab_size):
         note(line)

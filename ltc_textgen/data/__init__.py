@@ -1,1 +1,1 @@
-"""From text to batches: corpora, tokenizers, token files, lanes."""
+"""From text to batches: corpora, tokenizers, token files, batches."""

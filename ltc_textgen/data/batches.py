@@ -37,30 +37,30 @@ RELEASE = 1 << 24
 """Tokens after which the pages they were read from are released."""
 
 
-class Lanes:
-    """Parallel contiguous lanes over a token stream.
+class Batches:
+    """BPTT windows of a token stream, one contiguous part of the stream for each batch row.
 
     Args:
         tokens: Token ids, one-dimensional; a memory map stays on disk.
-        batch_size: Lanes, over all processes.
+        batch_size: Rows, over all processes.
         sequence_length: T, tokens of a window.
         rank: Which process this is, 0 to world - 1.
-        world: Processes, each of which gets batch_size / world neighbouring lanes.
+        world: Processes, each of which gets batch_size / world neighbouring rows.
 
     Raises:
         DataError: If the stream is shorter than one window.
-        UsageError: If it is too short for that many lanes, or the lanes cannot be shared out evenly.
+        UsageError: If it is too short for that many rows, or the processes do not divide them evenly.
     """
 
     def __init__(
         self, tokens: np.ndarray, batch_size: int, sequence_length: int, rank: int = 0, world: int = 1
     ) -> None:
         if batch_size < 1 or sequence_length < 1:
-            raise UsageError(f"lanes: batch_size and sequence_length must be >= 1, got {batch_size}, {sequence_length}")
+            raise UsageError(f"batch_size and sequence_length must be >= 1, got {batch_size}, {sequence_length}")
         if not 0 <= rank < world:
-            raise UsageError(f"lanes: rank must be in 0..{world - 1}, got {rank}")
+            raise UsageError(f"rank must be in 0..{world - 1}, got {rank}")
         if batch_size % world:
-            raise UsageError(f"batch_size: {batch_size} lanes cannot be shared evenly by {world} processes")
+            raise UsageError(f"batch_size: {batch_size} rows cannot be divided evenly among {world} processes")
         most = (len(tokens) - 1) // sequence_length
         if most < 1:
             raise DataError(
@@ -69,25 +69,25 @@ class Lanes:
             )
         if batch_size > most:
             raise UsageError(
-                f"batch_size: {len(tokens):,} tokens fill {most} lanes of {sequence_length} tokens, not {batch_size}; "
+                f"batch_size: {len(tokens):,} tokens fill {most} rows of {sequence_length} tokens, not {batch_size}; "
                 "choose a smaller batch_size or sequence_length, or give more text"
             )
         self.steps_per_epoch = most // batch_size
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self._tokens, self._read = tokens, 0
-        share = batch_size // world
+        own = batch_size // world
         length = self.steps_per_epoch * sequence_length
-        self._starts = [lane * length for lane in range(rank * share, (rank + 1) * share)]
+        self._starts = [row * length for row in range(rank * own, (rank + 1) * own)]
 
     def window(self, step: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Bool[Tensor, " B"]]:
         """The window of this process at a step >= 0; depends on nothing else.
 
         Returns:
-            Inputs, targets (the token after each input), both int64, and True for lanes whose state is to be at rest
-            before the window.
+            Inputs, targets (the token after each input), both int64, and True for rows whose state is reset before
+            the window.
         """
         if step < 0:
-            raise UsageError(f"lanes: step must be >= 0, got {step}")
+            raise UsageError(f"step must be >= 0, got {step}")
         index = step % self.steps_per_epoch
         offset, length = index * self.sequence_length, self.sequence_length
         rows = [self._tokens[start + offset : start + offset + length + 1] for start in self._starts]

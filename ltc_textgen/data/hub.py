@@ -20,6 +20,7 @@ from ltc_textgen.data.cache import cache_directory
 from ltc_textgen.data.hub_download import download
 from ltc_textgen.data.text_files import Chunk
 from ltc_textgen.errors import DataError
+from ltc_textgen.io.output import one_line
 
 PATIENCE = 2.5
 """Seconds within which the hub must answer the first request."""
@@ -70,7 +71,7 @@ class Preflight:
         except httpx2.TimeoutException:
             return
         except Exception as error:  # whatever it is: it did not answer
-            self._problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._problem = one_line(error)
             return
         # Too many requests, or a failing server; 501 is a server that does not know HEAD.
         failing = status == 429 or (status >= 500 and status != 501)
@@ -295,7 +296,7 @@ def _reason(error: BaseException) -> str:
         return "there is no such repository, or it is private (then log in: hf auth login)"
     if name in {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
         return "the repository has no tokenizer.json or vocab.txt"
-    text = " ".join(str(error).split())
+    text = one_line(error)
     text = re.sub(r" Example of usage: .*", "; add one after a colon, as in user/set:configuration", text)
     return f"{text[:400]} ({name})"
 

@@ -17,6 +17,7 @@ from ltc_textgen.data.normalize import REPLACEMENT, StreamNormalizer
 from ltc_textgen.data.sniff import likely_encoding
 from ltc_textgen.data.text_files import Chunk, Reading, open_unpacked, reject_binary
 from ltc_textgen.errors import DataError, UsageError
+from ltc_textgen.io.output import one_line
 
 MOST_ROW = 1 << 26
 """Bytes of one row, of which a file of rows may have any number."""
@@ -325,7 +326,7 @@ def _parquet(path: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
                     row += 1
                     yield f"row {row}", values
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        reason = one_line(error)
         raise DataError(f"{path}: truncated, or no Parquet file ({reason})") from error
 
 

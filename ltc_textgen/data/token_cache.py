@@ -111,7 +111,7 @@ def prepare(
     built = name in {"char", "byte", "wordpiece"}
     if tokenizer is None and not built:
         tokenizer = find_tokenizer(name)
-    kind = f"{name} {config.vocabulary_size}" if tokenizer is None else tokenizer.fingerprint
+    kind = f"{name} {config.vocab_size}" if tokenizer is None else tokenizer.fingerprint
     recipe = f"{FORMAT} {tokenizers.__version__} {corpus.fingerprint} {kind}"
     key = hashlib.sha256(recipe.encode()).hexdigest()
     directory = cache_directory() / "tokens" / key[:32]
@@ -121,7 +121,7 @@ def prepare(
             facts = _checked(directory, notify)
             if facts is None:
                 start = time.perf_counter()
-                make = partial(_build, name, corpus, config.vocabulary_size)
+                make = partial(_build, name, corpus, config.vocab_size)
                 facts = _write(directory, corpus, make if tokenizer is None else lambda: tokenizer, progress)
                 train, valid, seconds = facts["train"]["tokens"], facts["valid"]["tokens"], time.perf_counter() - start
                 notify(

@@ -141,16 +141,16 @@ def shards(chunks: Iterator[Chunk], kind: str) -> Iterator[Shard]:
 
 
 def encode_shard(tokenizer: TextTokenizer, shard: Shard) -> tuple[np.ndarray, Counts]:
-    """Token ids of a shard, a separator before each document, as uint16 or uint32; and what was counted."""
-    separator = np.array([tokenizer.separator_id], dtype=token_type(tokenizer))
+    """Token ids of a shard, the EOS token before each document, as uint16 or uint32; and what was counted."""
+    eos = np.array([tokenizer.eos_token_id], dtype=token_type(tokenizer))
     ids: list[np.ndarray] = []
     encoded = tokenizer.encode_arrays([text for text, _ in shard.parts])
     for part, (_, starts) in zip(encoded, shard.parts, strict=True):
         if starts:
-            ids.append(separator)
-        ids.append(part.astype(separator.dtype))
+            ids.append(eos)
+        ids.append(part.astype(eos.dtype))
     together = np.concatenate(ids)
-    unknown = tokenizer.unknown_id
+    unknown = tokenizer.unk_token_id
     counts = Counts(len(together), 0 if unknown is None else int(np.count_nonzero(together == unknown)))
     inside = shard.inside
     for text, starts in shard.parts:

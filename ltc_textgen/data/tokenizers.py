@@ -16,9 +16,10 @@ from tokenizers import Tokenizer
 from ltc_textgen.data.detokenize import ByteStream, StreamDecoder, WindowStream, WordStream
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.output import one_line
 from ltc_textgen.io.paths import os_reason, special_file
 
-SEPARATOR = "<|separator|>"
+EOS_TOKEN = "<|separator|>"
 UNKNOWN = "<|unknown|>"
 KINDS = ("bert", "char", "byte", "wordpiece", "custom")
 MOST_TOKENS = 1 << 23
@@ -37,21 +38,21 @@ class TextTokenizer:
     Args:
         content: A tokenizer.json.
         kind: What it is: bert, char, byte, wordpiece, or custom for any other.
-        separator: EOS token, which precedes every document of a token file; it decodes to nothing.
+        eos_token: EOS token, which precedes every document of a token file; it decodes to nothing.
 
     Raises:
         DataError: If the content is no tokenizer, holds nothing but special tokens, lacks the EOS token, or has ids
             that are too large, not unique or mostly unused.
     """
 
-    def __init__(self, content: str, kind: str, separator: str = SEPARATOR) -> None:
+    def __init__(self, content: str, kind: str, eos_token: str = EOS_TOKEN) -> None:
         parts = _validated(content)
         self._tokenizer = parse_tokenizer(content)
         # Text that spells a special token is ordinary text.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.content, self.kind, self.separator = content, kind, separator
+        self.content, self.kind, self.eos_token = content, kind, eos_token
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         _check_ids(vocabulary)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
@@ -62,17 +63,17 @@ class TextTokenizer:
             raise DataError(
                 f"the tokenizer has {len(vocabulary)} tokens, all of them special: its vocabulary is missing"
             )
-        if separator not in vocabulary:
-            raise DataError(f"the tokenizer has no EOS token {separator!r}")
-        self.separator_id: int = vocabulary[separator]
+        if eos_token not in vocabulary:
+            raise DataError(f"the tokenizer has no EOS token {eos_token!r}")
+        self.eos_token_id: int = vocabulary[eos_token]
         try:
             unknown = _unknown_token(parts["model"])
-            self.unknown_id: int | None = vocabulary.get(unknown) if unknown is not None else None
+            self.unk_token_id: int | None = vocabulary.get(unknown) if unknown is not None else None
             self._pieces = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
-            self._silent = frozenset(i for i in (*self._special, self.separator_id) if i != self.unknown_id)
+            self._silent = frozenset(i for i in (*self._special, self.eos_token_id) if i != self.unk_token_id)
             self._style, self._table = self._decoding(parts)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(f"not a usable tokenizer.json ({type(error).__name__}: {_first_line(error)})") from error
+            raise DataError(f"not a usable tokenizer.json ({type(error).__name__}: {one_line(error)})") from error
         self._codes: np.ndarray | None = None
         self._check_kind()
 
@@ -118,12 +119,12 @@ class TextTokenizer:
 
     def unknown_characters(self, text: str) -> list[str]:
         """The different characters of a text that become the unknown token, in order of appearance."""
-        if self.unknown_id is None or self.kind in {"byte", "wordpiece"}:
+        if self.unk_token_id is None or self.kind in {"byte", "wordpiece"}:
             return []
         characters = list(dict.fromkeys(text))
         found = self.encode_arrays([c for c in characters if not "\ud800" <= c <= "\udfff"])
         plain = iter(found)
-        return [c for c in characters if "\ud800" <= c <= "\udfff" or self.unknown_id in next(plain)]
+        return [c for c in characters if "\ud800" <= c <= "\udfff" or self.unk_token_id in next(plain)]
 
     def unwritable_characters(self, text: str) -> list[str]:
         """The different characters of a text that no token writes, so that a stop string with one never occurs."""
@@ -191,18 +192,18 @@ class TextTokenizer:
         Raises:
             LTCError: If there is no space or no permission.
         """
-        unknown = None if self.unknown_id is None else self._pieces[self.unknown_id]
+        unknown = None if self.unk_token_id is None else self._pieces[self.unk_token_id]
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.separator,
-            "eos_token": self.separator,
-            "pad_token": self.separator,
+            "bos_token": self.eos_token,
+            "eos_token": self.eos_token,
+            "pad_token": self.eos_token,
             "unk_token": unknown,
             "padding_side": "left",
             "model_max_length": 10**15,
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,
-            "ltc_textgen": {"kind": self.kind, "separator": self.separator},
+            "ltc_textgen": {"kind": self.kind, "eos_token": self.eos_token},
         }
         directory.mkdir(parents=True, exist_ok=True)
         contents = {"tokenizer.json": self.content, "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
@@ -223,13 +224,14 @@ class TextTokenizer:
         if not isinstance(settings, dict) or settings.get("kind") not in KINDS:
             raise DataError(f"{directory / 'tokenizer_config.json'}: not written by ltc (no 'ltc_textgen' entry)")
         try:
-            return cls(content, settings["kind"], settings.get("separator", SEPARATOR))
+            former = settings.get("separator", EOS_TOKEN)  # its name in earlier versions
+            return cls(content, settings["kind"], settings.get("eos_token", former))
         except DataError as error:
             raise DataError(f"{directory / 'tokenizer.json'}: {error}") from error
 
     def _check_kind(self) -> None:
         """Raises DataError if the vocabulary is not what the kind promises, as in a file that was changed."""
-        if self.kind == "char" and self.unknown_id is None:
+        if self.kind == "char" and self.unk_token_id is None:
             raise DataError("the tokenizer is called char, but has no unknown token")
         if self.kind == "byte" and self._table[:256] != [bytes([byte]) for byte in range(256)]:
             raise DataError("the tokenizer is called byte, but its first 256 tokens are not the bytes")
@@ -237,7 +239,7 @@ class TextTokenizer:
     def _character_codes(self) -> np.ndarray:
         """Id of every code point, (0x110000,)."""
         if self._codes is None:
-            self._codes = np.full(0x110000, self.unknown_id, dtype=np.uint32)
+            self._codes = np.full(0x110000, self.unk_token_id, dtype=np.uint32)
             for index, piece in enumerate(self._pieces):
                 if len(piece) == 1:
                     self._codes[ord(piece)] = index
@@ -251,7 +253,7 @@ class TextTokenizer:
         added = {token["id"] for token in parts.get("added_tokens", [])}
         if self.kind == "char":
             table = [
-                b"\xef\xbf\xbd" if i == self.unknown_id else piece.encode() for i, piece in enumerate(self._pieces)
+                b"\xef\xbf\xbd" if i == self.unk_token_id else piece.encode() for i, piece in enumerate(self._pieces)
             ]
             style = "bytes"
         elif "ByteLevel" in types:
@@ -282,7 +284,7 @@ def parse_tokenizer(content: str) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the Rust side raises bare Exception, and BaseException where it panics
-        raise DataError(f"not a tokenizer.json ({_first_line(error)})") from error
+        raise DataError(f"not a tokenizer.json ({one_line(error)})") from error
 
 
 def _validated(content: str) -> dict[str, Any]:
@@ -293,7 +295,7 @@ def _validated(content: str) -> dict[str, Any]:
         vocabulary = model.get("vocab", {})
         added = [(token["content"], token["id"]) for token in parts.get("added_tokens") or []]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"not a tokenizer.json ({type(error).__name__}: {_first_line(error)})") from error
+        raise DataError(f"not a tokenizer.json ({type(error).__name__}: {one_line(error)})") from error
     if isinstance(vocabulary, dict):
         ids = {**vocabulary, **dict(added)}
         if not all(isinstance(index, int) and 0 <= index < MOST_TOKENS for index in ids.values()):
@@ -347,7 +349,7 @@ def json_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({os_reason(error, path)})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({_first_line(error)})") from error
+        raise DataError(f"{path}: not JSON ({one_line(error)})") from error
     return content
 
 
@@ -369,7 +371,3 @@ def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
     if decoder["type"] == "Sequence":
         return [kind for part in decoder["decoders"] for kind in _decoder_types(part)]
     return [str(decoder["type"])]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ltc_textgen.data.normalize import normalize_lines
 from ltc_textgen.data.tokenizers import (
-    SEPARATOR,
+    EOS_TOKEN,
     UNKNOWN,
     TextTokenizer,
     byte_of_character,
@@ -39,21 +39,21 @@ _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]", "<|im_end
 def character_tokenizer(alphabet: Iterable[str]) -> TextTokenizer:
     """One token per character of `alphabet`, sorted; every other character is the unknown token."""
     characters = sorted(set(alphabet))
-    vocabulary = {character: index for index, character in enumerate([*characters, SEPARATOR, UNKNOWN])}
+    vocabulary = {character: index for index, character in enumerate([*characters, EOS_TOKEN, UNKNOWN])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([SEPARATOR, UNKNOWN])
+    tokenizer.add_special_tokens([EOS_TOKEN, UNKNOWN])
     return TextTokenizer(tokenizer.to_str(), "char")
 
 
 def byte_tokenizer() -> TextTokenizer:
-    """One token per byte of UTF-8: the id is the byte, 256 is the separator."""
+    """One token per byte of UTF-8: the id is the byte, 256 is the EOS token."""
     characters = sorted(byte_of_character().items(), key=lambda item: item[1])
-    tokenizer = Tokenizer(models.BPE(dict(characters) | {SEPARATOR: 256}, []))
+    tokenizer = Tokenizer(models.BPE(dict(characters) | {EOS_TOKEN: 256}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([SEPARATOR])
+    tokenizer.add_special_tokens([EOS_TOKEN])
     return TextTokenizer(tokenizer.to_str(), "byte")
 
 
@@ -64,12 +64,12 @@ def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
 
     Args:
         texts: The corpus, in any cutting; the first 50 million characters are used.
-        size: Pieces wanted. Fewer result if the corpus has not so many, and never less than the 513 for the separator
+        size: Pieces wanted. Fewer result if the corpus has not so many, and never less than the 513 for the EOS token
             and the bytes.
     """
     alphabet = sorted(byte_of_character())
-    every = [SEPARATOR, *alphabet, *(CONTINUES + character for character in alphabet)]
-    learner = _wordpiece({SEPARATOR: 0})
+    every = [EOS_TOKEN, *alphabet, *(CONTINUES + character for character in alphabet)]
+    learner = _wordpiece({EOS_TOKEN: 0})
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(size, len(every)),
         min_frequency=2,
@@ -83,7 +83,7 @@ def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
     needed = set(every)
     more = [piece for piece in sorted(learned, key=lambda piece: learned[piece]) if piece not in needed]
     tokenizer = _wordpiece({piece: index for index, piece in enumerate(every + more)})
-    tokenizer.add_special_tokens([SEPARATOR])
+    tokenizer.add_special_tokens([EOS_TOKEN])
     return TextTokenizer(tokenizer.to_str(), "wordpiece")
 
 
@@ -122,10 +122,10 @@ def read_tokenizer(path: Path, kind: str = "custom") -> TextTokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    separator = next((token for token in _ENDS if token in vocabulary), SEPARATOR)
-    tokenizer.add_special_tokens([AddedToken(separator, special=True, normalized=False)])
+    eos_token = next((token for token in _ENDS if token in vocabulary), EOS_TOKEN)
+    tokenizer.add_special_tokens([AddedToken(eos_token, special=True, normalized=False)])
     try:
-        return TextTokenizer(tokenizer.to_str(), kind, separator)
+        return TextTokenizer(tokenizer.to_str(), kind, eos_token)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

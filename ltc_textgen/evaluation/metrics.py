@@ -1,13 +1,13 @@
 """Measures of how well a model predicts a text: what is scored, and what it is divided by.
 
-**What is scored.** The documents form one stream of tokens, with a separator before each:
+**What is scored.** The documents form one stream of tokens, with an EOS token before each:
 
-    stream    |  the  cat  |  a  dog          ( | is the separator)
+    stream    |  the  cat  |  a  dog          ( | is the EOS token)
     scored       the  cat  |  a  dog
 
-The first separator is the context of the first token and is not scored; every other token is, once. A separator between
-documents is scored like any token, since the model has to say where a document ends; its nats count in every measure,
-while words and bytes are those of the documents alone.
+The first EOS token is the context of the first token and is not scored; every other token is, once. An EOS token
+between documents is scored like any token, since the model has to say where a document ends; its nats count in every
+measure, while words and bytes are those of the documents alone.
 
 **With carried state** (`window=None`) the network reads the stream from the first to the last token without a reset, in
 chunks that bound memory and do not change the result.
@@ -62,7 +62,7 @@ class Scores:
         perplexity: Its exponential; inf beyond the range of float64.
         word_perplexity: The same per word.
         bits_per_byte: Negative log-likelihood in bits per byte of the raw text.
-        tokens: Tokens scored, separators between documents included.
+        tokens: Tokens scored, EOS tokens between documents included.
         words: Runs of non-blank characters, plus line ends.
         bytes: Bytes of the documents in UTF-8.
         unknown_tokens: Tokens scored that are the tokenizer's unknown token.
@@ -185,7 +185,7 @@ def read_text(model: LiquidNetwork, tokenizer: TextTokenizer, documents: Iterabl
     zipped += len(zipper.flush())
     if words == 0 or len(stream) < 2:
         raise DataError("the text to evaluate on is blank: give a file with words in it")
-    unknown = 0 if tokenizer.unknown_id is None else int((stream[1:] == tokenizer.unknown_id).sum())
+    unknown = 0 if tokenizer.unk_token_id is None else int((stream[1:] == tokenizer.unk_token_id).sum())
     return EvaluationText(stream, words, size, unknown, tokenizer.lossless and not unknown, 8 * zipped / size)
 
 
@@ -200,12 +200,12 @@ def tokenize(tokenizer: TextTokenizer, documents: Iterable[str]) -> tuple[np.nda
             size += len(text.encode())
             yield text, True
 
-    separator = np.array([tokenizer.separator_id], np.uint32)
-    stream = [separator[:0]]
+    eos = np.array([tokenizer.eos_token_id], np.uint32)
+    stream = [eos[:0]]
     parts = text_parts(counted(), tokenizer.kind)
     while group := list(islice(parts, PARTS_AT_ONCE)):
         for ids, (_, starts) in zip(tokenizer.encode_arrays([text for text, _ in group]), group, strict=True):
-            stream += [separator, ids] if starts else [ids]
+            stream += [eos, ids] if starts else [ids]
     return np.concatenate(stream), words, size
 
 

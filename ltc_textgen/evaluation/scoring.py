@@ -32,7 +32,7 @@ def score_tokens(
     tokens: np.ndarray,
     *,
     window: int | None = None,
-    lanes: int = 1,
+    rows: int = 1,
     chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, int]:
@@ -42,7 +42,7 @@ def score_tokens(
         model: Network, in any mode; it is scored in evaluation mode, without gradients.
         tokens: Token ids, (T,), any integers, T >= 2; may be memory-mapped.
         window: As in `evaluate`.
-        lanes: With carried state: split the stream into so many parts and read them as one batch, each from the
+        rows: With carried state: split the stream into so many batch rows, each of which starts from the
             initial state. Faster; inexact at the first tokens of all parts but the first. 1 is exact.
         chunk: Tokens of a row that are read at once; the result does not depend on it.
         progress: As in `evaluate`.
@@ -52,9 +52,9 @@ def score_tokens(
 
     Raises:
         DataError: If there are fewer than 2 tokens.
-        UsageError: If window, lanes or chunk is below 1.
+        UsageError: If window, rows or chunk is below 1.
     """
-    for name, value in (("window", window), ("lanes", lanes), ("chunk", chunk)):
+    for name, value in (("window", window), ("rows", rows), ("chunk", chunk)):
         if value is not None and value < 1:
             raise UsageError(f"{name}: expected at least 1, got {value}")
     pairs = len(tokens) - 1
@@ -63,10 +63,10 @@ def score_tokens(
     scorer = _Scorer(model, tokens, chunk, progress)
     with evaluating(model), torch.inference_mode():
         if window is None:
-            lanes = min(lanes, pairs)
-            state = scorer.score(lanes, pairs // lanes, None)
-            if pairs % lanes:  # continue the last part
-                scorer.score(1, pairs % lanes, state.select(torch.tensor([lanes - 1])))
+            rows = min(rows, pairs)
+            state = scorer.score(rows, pairs // rows, None)
+            if pairs % rows:  # continue the last part
+                scorer.score(1, pairs % rows, state.select(torch.tensor([rows - 1])))
         else:
             while full := (pairs - scorer.done) // window:
                 scorer.score(min(full, max(1, BATCH_TOKENS // min(window, chunk))), window, None)

@@ -9,7 +9,7 @@ import torch
 
 from ltc_textgen.errors import LTCError
 from ltc_textgen.export.host.network import Network
-from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.shapes import Float
 
 CHAINED = 10_000
@@ -24,9 +24,7 @@ CHUNK = 250
 Progress = Callable[[int, int], None]
 
 
-def compare(
-    network: LiquidTimeConstantNetwork, exported: Network, *, tokens: int, progress: Progress | None = None
-) -> float:
+def compare(network: LiquidNetwork, exported: Network, *, tokens: int, progress: Progress | None = None) -> float:
     """Run an export and the network over one chain of tokens, each with its own state, never synchronised.
 
     The batch has two rows: tokens that the export samples itself, and random tokens at uneven times. The network runs
@@ -46,7 +44,7 @@ def compare(
     """
     chance = np.random.default_rng(0)
     state, reference, largest = exported.rest(2), None, 0.0
-    own = int(exported.about["separator"])
+    own = int(exported.about["eos_token_id"])
     for done in range(0, tokens, CHUNK):
         length = min(CHUNK, tokens - done)
         ids = chance.integers(network.settings.input_size, size=(2, length))
@@ -112,7 +110,7 @@ def perplexity(exported: Network, tokens: np.ndarray, progress: Progress | None 
 
 def tokens_per_second(exported: Network, seconds: float = 1.0) -> float:
     """Greedy decoding speed of one sequence: the median over five fifths of `seconds`."""
-    state, token, rates = exported.rest(), np.array([exported.about["separator"]]), []
+    state, token, rates = exported.rest(), np.array([exported.about["eos_token_id"]]), []
     for _ in range(5):
         begin, count = time.perf_counter(), 0
         while (passed := time.perf_counter() - begin) < seconds / 5:

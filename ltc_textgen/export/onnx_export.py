@@ -125,10 +125,10 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "writer": f"ltc-textgen {version('ltc-textgen')}",
-        "vocabulary": run.tokenizer.vocab_size,
+        "vocab_size": run.tokenizer.vocab_size,
         "tokenizer": run.tokenizer.kind,
         "tokenizer_sha256": run.tokenizer.fingerprint,
-        "separator": run.tokenizer.separator_id,
+        "eos_token_id": run.tokenizer.eos_token_id,
         "weights_sha256": digest(own_tensors(run.network)),
         "network": run.network.settings.model_dump(mode="json", exclude_defaults=True),
     }
@@ -198,7 +198,7 @@ def write_host_files(directory: Path, run: Run, about: dict[str, Any], result: E
 
 def _facts(about: dict[str, Any], result: Exported) -> dict[str, str]:
     """The values of README.template.md for this network."""
-    rows = [("`token`", "int64", "(batch,)", "id, 0 to " + str(about["vocabulary"] - 1))]
+    rows = [("`token`", "int64", "(batch,)", "id, 0 to " + str(about["vocab_size"] - 1))]
     rows += [("`elapsed`", "float32", "(batch,)", "time to the next token; 1 for ordinary text")]
     rows += [
         (f"`{state['name']}`", "float32", str(("batch", *state["shape"])).replace("'", ""), f"`{state['next']}`")
@@ -215,11 +215,11 @@ def _facts(about: dict[str, Any], result: Exported) -> dict[str, str]:
     )
     return {
         "inputs": "\n".join(f"| {' | '.join(row)} |" for row in rows),
-        "vocabulary": str(about["vocabulary"]),
+        "vocab_size": str(about["vocab_size"]),
         "constants": ", ".join(f"`{name}`" for name in about["time_constants"]),
         "difference": f"{result.max_difference:.1e}",
         "tokens": f"{result.tokens:,}",
         "size": f"{result.bytes / 1e6:.2f} MB",
-        "separator": str(about["separator"]),
+        "eos_token_id": str(about["eos_token_id"]),
         "int8": note,
     }

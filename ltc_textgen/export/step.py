@@ -5,8 +5,8 @@ token (B,), elapsed (B,), state tensors  ->  logits (B, V), state tensors after 
 
 from torch import nn
 
-from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.blocks import LayerState, LiquidBlock, PlainLayer
+from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
 
@@ -18,7 +18,7 @@ class TokenStep(nn.Module):
         network: Its weights are shared, and it is put into evaluation mode.
     """
 
-    def __init__(self, network: LiquidTimeConstantNetwork) -> None:
+    def __init__(self, network: LiquidNetwork) -> None:
         super().__init__()
         self.network = network.eval()
         # A convolution of width 1 has an empty state, which cannot be an input of a graph.

@@ -43,14 +43,14 @@ class Request:
         prompt: Token ids, at least one.
         sampling: How to draw, and how many samples of how many tokens.
         seed: Seed of the draws, in [0, 2**63).
-        separator: Token at which a sample ends.
+        eos_token_id: Token at which a sample ends.
         state: State before the prompt, of one sequence; the initial state if None.
     """
 
     prompt: list[int]
     sampling: SamplingConfig
     seed: int
-    separator: int
+    eos_token_id: int
     state: LiquidState | None = None
 
     def fork(self) -> Int[Tensor, " B"]:
@@ -66,8 +66,8 @@ class Request:
         if self.sampling.repetition_penalty == 1:
             return None
         seen = torch.zeros(self.sampling.num_samples, vocabulary, dtype=torch.bool)
-        # The separator that stands for an empty prompt is no text that could be repeated.
-        seen[:, [token for token in self.prompt if token != self.separator]] = True
+        # The EOS token that stands for an empty prompt is no text that could be repeated.
+        seen[:, [token for token in self.prompt if token != self.eos_token_id]] = True
         return seen
 
 
@@ -135,7 +135,7 @@ class TorchEngine:
             self._hidden, self._state = read(self._model, self._last[:, None], self._state)
         sampling = self._request.sampling
         logits = self._model.lm_head.logits(self._hidden)
-        logits = shape_logits(logits, sampling, self._seen, self._request.separator)
+        logits = shape_logits(logits, sampling, self._seen, self._request.eos_token_id)
         self._last = logits.argmax(dim=1).cpu() if sampling.greedy else draw(logits, self._streams.next())
         if self._seen is not None:
             self._seen.scatter_(1, self._last[:, None].to(self._seen.device), True)
@@ -206,8 +206,8 @@ def native_choice(request: Request) -> Choice:
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
-        forbidden=request.separator if sampling.ignore_eos else None,
-        stops=(request.separator,),
+        forbidden=request.eos_token_id if sampling.ignore_eos else None,
+        stops=(request.eos_token_id,),
     )
 
 

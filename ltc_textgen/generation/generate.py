@@ -1,6 +1,6 @@
 """Text generation: the prompt is read in chunks, then tokens are drawn with constant memory and work per token.
 
-A text ends with finish_reason "stop" at a stop string (which is not part of the text) or at the separator, the token
+A text ends with finish_reason "stop" at a stop string (which is not part of the text) or at the EOS token, the token
 between the documents of the training text (`ignore_eos`: it is never drawn); otherwise with "length" after
 `max_tokens`. A text holds whole characters only: the bytes of one that is not complete at its end are left out.
 
@@ -39,7 +39,7 @@ class TextChunk:
     Args:
         sample: Number of the sample, from 0.
         text: Text to append; may be empty in the last chunk.
-        tokens: Tokens drawn for this sample so far, including a separator that ended it.
+        tokens: Tokens drawn for this sample so far, including an EOS token that ended it.
         seconds: Time since the prompt was read.
         prompt_tokens: Tokens read before the first was drawn.
         seed: Seed of the generation.
@@ -115,7 +115,7 @@ def generate_stream(
     Args:
         model: Network, on any device.
         tokenizer: The tokenizer that the model was trained with.
-        prompt: Text to continue. If empty, generation starts as a document does: after a separator.
+        prompt: Text to continue. If empty, generation starts as a document does: after an EOS token.
         sampling: How to draw, how much, and where to stop; the defaults of `SamplingConfig` if None.
         state: State before the prompt, of one sequence; the initial state if None. With a `TextState` an empty prompt
             continues that text.
@@ -154,7 +154,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
 
     Args:
         tokenizer: Unknown characters become its unknown token, if it has one.
-        prompt: Any text; the empty one gives the separator.
+        prompt: Any text; the empty one gives the EOS token.
         notify: Called with a sentence that names the characters that became the unknown token.
 
     Raises:
@@ -162,14 +162,14 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     """
     prompt = normalize(prompt, "prompt")
     if not prompt:
-        return [tokenizer.separator_id]
+        return [tokenizer.eos_token_id]
     ids = tokenizer.encode(prompt)
     if not ids:
         raise UsageError(
             f"prompt: the {tokenizer.kind} tokenizer finds no token in {prompt[:40]!r}; "
             "write some words, or leave the prompt empty"
         )
-    unknown = 0 if tokenizer.unknown_id is None else ids.count(tokenizer.unknown_id)
+    unknown = 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
     if unknown:
         strange = tokenizer.unknown_characters(prompt)
         names = f" ({', '.join(map(repr, strange[:10]))}{', ...' if len(strange) > 10 else ''})" if strange else ""
@@ -184,7 +184,7 @@ class _Sample:
 
     def __init__(self, number: int, tokenizer: TextTokenizer, prompt: list[int], sampling: SamplingConfig) -> None:
         self.number, self.tokens = number, 0
-        self._separator, self._limit = tokenizer.separator_id, sampling.max_tokens
+        self._eos_token_id, self._limit = tokenizer.eos_token_id, sampling.max_tokens
         self._decoder, self._scanner = tokenizer.stream(), StopScanner(sampling.stop)
         # The decoder reads the prompt too, which decides whether the first word needs a space before it.
         shown = "".join([self._decoder.push(token) for token in prompt])
@@ -193,7 +193,7 @@ class _Sample:
     def push(self, token: int) -> tuple[str, FinishReason | None]:
         """The text that this token completes, and why the sample ends with it, if it does."""
         self.tokens += 1
-        ends = token == self._separator
+        ends = token == self._eos_token_id
         text = self._scanner.push(self._own("" if ends else self._decoder.push(token)))
         if not self._scanner.stopped and (ends or self.tokens == self._limit):
             # What the decoder still holds at the end may be the first bytes of a character.
@@ -226,7 +226,7 @@ def _stream(
         return
     samples = [_Sample(i, tokenizer, prompt, sampling) for i in range(sampling.num_samples)]
     with evaluating(model):
-        source = open_engine(model, Request(prompt, sampling, seed, tokenizer.separator_id, state), engine)
+        source = open_engine(model, Request(prompt, sampling, seed, tokenizer.eos_token_id, state), engine)
         start = time.perf_counter()
         while samples:
             tokens = source.draw()

@@ -103,7 +103,7 @@ def shape_logits(
     logits: Float[Tensor, "B V"],
     sampling: SamplingConfig,
     seen: Bool[Tensor, "B V"] | None = None,
-    separator: int | None = None,
+    eos_token_id: int | None = None,
 ) -> Float[Tensor, "B V"]:
     """Apply all of the sampling options to logits, in float32, in the order of this module.
 
@@ -111,15 +111,15 @@ def shape_logits(
         logits: The model's output at one token.
         sampling: What to apply. Greedy sampling applies the penalty alone: no filter removes the likeliest token.
         seen: Tokens to penalize; None if there is no penalty.
-        separator: The token between documents; forbidden if `sampling.ignore_eos`.
+        eos_token_id: The EOS token; forbidden if `sampling.ignore_eos`.
 
     Raises:
         LogitsError: See `check_logits`.
     """
     logits = logits.float()
     check_logits(logits)
-    if sampling.ignore_eos and separator is not None:
-        logits = forbid(logits, separator)
+    if sampling.ignore_eos and eos_token_id is not None:
+        logits = forbid(logits, eos_token_id)
     if seen is not None:
         logits = penalize(logits, seen, sampling.repetition_penalty)
         check_logits(logits)

@@ -91,7 +91,6 @@ def new_directory(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
                 os.fsync(file.fileno())
         sync(temporary)
         move_directory(temporary, out)
-        sync(out.parent)
     except OSError as error:
         _undo(temporary, made)
         raise LTCError(f"cannot write {out}: {os_reason(error, out)}") from error
@@ -113,24 +112,32 @@ def _check_replaceable(out: Path, marker: str, overwrite: bool) -> None:
         raise UsageError(f"--out {out}: an export is there already; give another directory, or --overwrite")
 
 
-def move_directory(temporary: Path, out: Path) -> None:
-    """Rename a directory to `out`; a directory of that name is set aside first and then removed.
+def move_directory(temporary: Path, out: Path, aside: Path | None = None) -> None:
+    """Rename a directory to `out`; a directory of that name is renamed first, and then removed.
+
+    Args:
+        temporary: The new directory, on the same file system.
+        out: Its name from now on.
+        aside: Name of the old one meanwhile; after a crash it may still be there. One of this process if None.
 
     Raises:
         OSError: If that fails; `out` is then what it was.
     """
     if not out.exists():
         temporary.rename(out)
+        sync(out.parent)
         return
     # Not every system can exchange two directories in one call: for a moment there is none.
-    before = out.with_name(f".{out.name}.{os.getpid()}.old")
-    out.rename(before)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.old") if aside is None else aside
+    shutil.rmtree(aside, ignore_errors=True)
+    out.rename(aside)
     try:
         temporary.rename(out)
     except OSError:
-        before.rename(out)
+        aside.rename(out)
         raise
-    shutil.rmtree(before)
+    sync(out.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _undo(temporary: Path, made: list[Path]) -> None:

@@ -233,7 +233,7 @@ class CfC(LiquidLayer):
     @property
     def forms(self) -> list[ClosedForm]:
         """The closed forms that a token passes, in order."""
-        return list(self.layers)  # type: ignore[arg-type]
+        return [layer for layer in self.layers if isinstance(layer, ClosedForm)]
 
     @property
     def output_size(self) -> int:

@@ -12,6 +12,7 @@ CfC runs in the order of the layers, from inter to motor neurons.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -128,43 +129,51 @@ def _without_prefix(weights: Any) -> Mapping[str, Tensor]:
 
 def _synaptic(weights: _Weights, constraints: str, steps: int, output_size: int | None) -> SynapticLTC:
     inputs, units = weights.size("sensory_w", "inputs", "neurons")
-    weights.require(("gleak", "vleak", "cm"), units)
-    for prefix, sources in (("", units), ("sensory_", inputs)):
-        weights.require((prefix + name for name in ("w", "sigma", "mu", "erev", "sparsity_mask")), sources, units)
     outputs = weights.size("output_w", "outputs")[0] if "output_w" in weights else output_size or units
-    if not 1 <= outputs <= units:
-        raise ArtifactError(f"ncps weights: expected 1 to {units} outputs, got {outputs}")
-    weights.require(weights.keys() & {"input_w", "input_b"}, inputs)
-    weights.require(weights.keys() & {"output_w", "output_b"}, outputs)
+    _require_synapses(weights, inputs, units, outputs)
     adjacency, sensory = (
         _polarity(weights[prefix + "sparsity_mask"], weights[prefix + "erev"]) for prefix in ("", "sensory_")
     )
     wiring = Wiring(adjacency, sensory, (range(units),), outputs)
-    cell = SynapticLTC(inputs, units, wiring=wiring, steps=steps, step_size=1 / steps)
-
-    def raw(name: str) -> Tensor:
-        value = weights[name]
-        if constraints == "implicit":
-            return value
-        exists = weights[name.replace("w", "sparsity_mask")] != 0 if name.endswith("w") else torch.tensor(True)
-        if bool((value[exists.expand_as(value)] < 0).any()):
-            raise ArtifactError(
-                f"ncps weights: {name} has negative values, which clipped constraints exclude; call "
-                "apply_weight_constraints() before saving, or pass constraints='implicit'"
-            )
-        return inverse_softplus(value.clamp_min(SMALLEST))
-
+    layer = SynapticLTC(inputs, units, wiring=wiring, steps=steps, step_size=1 / steps)
+    raw = weights.__getitem__ if constraints == "implicit" else partial(_unclipped, weights)
     ours = {"rest": weights["vleak"], "raw_leak": raw("gleak"), "raw_capacitance": raw("cm")}
     for group, prefix in (("recurrent.", ""), ("sensory.", "sensory_")):
         ours |= {group + name: weights[prefix + name] for name in ("sigma", "mu")}
         ours |= {group + "reversal": weights[prefix + "erev"], group + "raw_weight": raw(prefix + "w")}
         ours[group + "mask"] = weights[prefix + "sparsity_mask"] != 0
-    ours["input_scale"] = weights.get("input_w", torch.ones(inputs))
-    ours["input_shift"] = weights.get("input_b", torch.zeros(inputs))
-    ours["output_scale"] = weights.get("output_w", torch.ones(outputs))
-    ours["output_shift"] = weights.get("output_b", torch.zeros(outputs))
-    cell.to(weights["w"].dtype).load_state_dict(ours)
-    return cell
+    for name, size in (("input", inputs), ("output", outputs)):
+        ours[f"{name}_scale"] = weights.get(f"{name}_w", torch.ones(size))
+        ours[f"{name}_shift"] = weights.get(f"{name}_b", torch.zeros(size))
+    layer.to(weights["w"].dtype).load_state_dict(ours)
+    return layer
+
+
+def _require_synapses(weights: _Weights, inputs: int, units: int, outputs: int) -> None:
+    """Reject weights of an LTC whose shapes do not fit each other."""
+    if not 1 <= outputs <= units:
+        raise ArtifactError(f"ncps weights: expected 1 to {units} outputs, got {outputs}")
+    weights.require(("gleak", "vleak", "cm"), units)
+    for prefix, sources in (("", units), ("sensory_", inputs)):
+        weights.require((prefix + name for name in ("w", "sigma", "mu", "erev", "sparsity_mask")), sources, units)
+    weights.require(weights.keys() & {"input_w", "input_b"}, inputs)
+    weights.require(weights.keys() & {"output_w", "output_b"}, outputs)
+
+
+def _unclipped(weights: _Weights, name: str) -> Tensor:
+    """A weight that ncps keeps positive by clipping, as the argument of the softplus that keeps ours positive.
+
+    Raises:
+        ArtifactError: If one that takes part is negative.
+    """
+    value = weights[name]
+    exists = weights[name.replace("w", "sparsity_mask")] != 0 if name.endswith("w") else torch.tensor(True)
+    if bool((value[exists.expand_as(value)] < 0).any()):
+        raise ArtifactError(
+            f"ncps weights: {name} has negative values, which clipped constraints exclude; call "
+            "apply_weight_constraints() before saving, or pass constraints='implicit'"
+        )
+    return inverse_softplus(value.clamp_min(SMALLEST))
 
 
 def _polarity(mask: Tensor, reversal: Tensor) -> np.ndarray:
@@ -176,43 +185,52 @@ def _polarity(mask: Tensor, reversal: Tensor) -> np.ndarray:
 def _closed_form(weights: _Weights, mode: Mode | None, activation: Activation) -> CfC:
     layers = sorted({name.split(".")[0] for name in weights if name.startswith("layer_")})
     parts = [weights.below(layer) for layer in layers] or [weights]
-    pure = "w_tau" in parts[0]
-    if mode is not None and (mode == "pure") != pure:
-        raise ArtifactError(f"ncps weights: mode {mode} does not fit, these are {'' if pure else 'not '}of mode pure")
-    kind: Mode = "pure" if pure else mode or "default"
+    kind = _mode(parts[0], mode)
     sizes = [part.size("ff1.bias", "neurons")[0] for part in parts]
-    linears = sorted((n for n in parts[0] if n.startswith("backbone.") and n.endswith(".weight")), key=_position)
-    units, features = parts[0].size(linears[0] if linears else "ff1.weight", "outputs", "inputs + neurons")
+    backbone = sorted((n for n in parts[0] if n.startswith("backbone.") and n.endswith(".weight")), key=_position)
+    units, features = parts[0].size(backbone[0] if backbone else "ff1.weight", "outputs", "inputs + neurons")
     inputs = features - sizes[0]
     for part, size, before in zip(parts, sizes, [inputs, *sizes], strict=False):
-        _require_form(part, size, before, units, linears, kind)
-    cell = CfC(
+        _require_form(part, size, before, units, backbone, kind)
+    layer = CfC(
         inputs,
         sum(sizes),
         mode=kind,
-        backbone_units=units if linears else 0,
-        backbone_layers=len(linears),
+        backbone_units=units if backbone else 0,
+        backbone_layers=len(backbone),
         activation=activation,
         wiring=_layered_wiring(parts, sizes, inputs) if layers else None,
         steps=1,
         step_size=1.0,
     )
-    cell.to(parts[0]["ff1.weight"].dtype)
-    for form, part in zip(cell.forms, parts, strict=True):
-        _load_form(form, part, [name.removesuffix(".weight") for name in linears])
-    return cell
+    layer.to(parts[0]["ff1.weight"].dtype)
+    for form, part in zip(layer.forms, parts, strict=True):
+        _load_form(form, part, [name.removesuffix(".weight") for name in backbone])
+    return layer
 
 
-def _require_form(part: _Weights, size: int, inputs: int, units: int, linears: list[str], mode: Mode) -> None:
+def _mode(part: _Weights, asked: Mode | None) -> Mode:
+    """The mode of a closed form: "pure" shows in its weights, the others do not.
+
+    Raises:
+        ArtifactError: If it is not the one asked for.
+    """
+    pure = "w_tau" in part
+    if asked is not None and (asked == "pure") != pure:
+        raise ArtifactError(f"ncps weights: mode {asked} does not fit, these are {'' if pure else 'not '}of mode pure")
+    return "pure" if pure else asked or "default"
+
+
+def _require_form(part: _Weights, size: int, inputs: int, units: int, backbone: list[str], mode: Mode) -> None:
     """Reject a closed form whose tensors do not fit each other."""
     if inputs < 1:
         raise ArtifactError(
-            f"ncps weights: {linears[0] if linears else 'ff1.weight'} leaves no inputs beside the state"
+            f"ncps weights: {backbone[0] if backbone else 'ff1.weight'} leaves no inputs beside the state"
         )
-    for name, features in zip(linears, [inputs + size] + [units] * len(linears), strict=False):
+    for name, features in zip(backbone, [inputs + size] + [units] * len(backbone), strict=False):
         part.require([name], units, features)
         part.require([name.removesuffix("weight") + "bias"], units)
-    features = units if linears else inputs + size
+    features = units if backbone else inputs + size
     heads = _heads(mode)
     part.require((f"{head}.weight" for head in heads), size, features)
     part.require((f"{head}.bias" for head in heads), size)

@@ -51,6 +51,7 @@ class LiquidNetwork(nn.Module):
         torch.Size([1, 8, 65])
     """
 
+    settings: ModelConfig
     layers: nn.ModuleList
     lm_head: FullHead | AdaptiveHead
     tokenizer: Any = None

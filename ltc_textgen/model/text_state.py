@@ -19,6 +19,7 @@ from safetensors.torch import save
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import digest
+from ltc_textgen.io.output import one_line
 from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
@@ -125,7 +126,7 @@ class TextState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 header = file.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
-            raise ArtifactError(f"{path} is damaged or not a state file: {str(error).splitlines()[0]}") from None
+            raise ArtifactError(f"{path} is damaged or not a state file: {one_line(error)}") from None
         if header.get("kind") != "ltc state":
             raise ArtifactError(f"{path} is not a state file")
         if header.get("format") != FORMAT:

@@ -98,8 +98,8 @@ def measured_speed(device: torch.device, threads: int | None = None, seconds: fl
     return 2 * 1024 * 256 * 768 / max(best, 1e-9)
 
 
-def vocabulary_size(text_bytes: int) -> int:
-    """Pieces of a vocabulary to be trained on a text: the root of its length, from the 4096 of 2 MB; a power of 2."""
+def fitting_vocab_size(text_bytes: int) -> int:
+    """Tokens of a vocabulary to be trained on a text: 4096 for 2 MB, growing as the root of the size; a power of 2."""
     return 1 << min(14, max(9, round(math.log2(4096 * math.sqrt(text_bytes / 2e6)))))
 
 

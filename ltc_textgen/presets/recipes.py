@@ -152,10 +152,10 @@ def choose_preset(corpus: str, tokenizer: str) -> str:
 
 
 def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict[str, int]:
-    """What a preset's batch_size and sequence_length must become for a text too short for one window of each lane.
+    """What a preset's batch_size and sequence_length must become for a text too short for one window in each batch row.
 
-    Shorter windows first, down to an eighth, then fewer lanes: from shorter windows there is too little to learn. A
-    text shorter than such a window stays too short, and is refused where the lanes are cut.
+    Shorter windows first, down to an eighth, then fewer rows: from shorter windows there is too little to learn. A
+    text shorter than such a window stays too short, and is refused where it is cut into rows.
 
     Args:
         train: Training settings.
@@ -165,18 +165,18 @@ def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict
     Returns:
         The settings that change, none if the text is long enough; a text may be too short for any.
     """
-    lanes, length = (
+    rows, length = (
         train.get(name, TrainConfig.model_fields[name].default) for name in ("batch_size", "sequence_length")
     )
-    if (tokens - 1) // length >= lanes:
+    if (tokens - 1) // length >= rows:
         return {}
     changes = {}
     if "sequence_length" not in fixed:
         least = 1 if "batch_size" in fixed else max(1, length // 8)
-        room = (tokens - 1) // (lanes if "batch_size" in fixed else 1)
-        length = max(least, min(length, max(length // 8, (tokens - 1) // lanes), room))
+        room = (tokens - 1) // (rows if "batch_size" in fixed else 1)
+        length = max(least, min(length, max(length // 8, (tokens - 1) // rows), room))
         changes["sequence_length"] = length
-    if "batch_size" not in fixed and (tokens - 1) // length < lanes:
+    if "batch_size" not in fixed and (tokens - 1) // length < rows:
         changes["batch_size"] = max(1, (tokens - 1) // length)
     return changes
 

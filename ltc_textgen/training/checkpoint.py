@@ -4,7 +4,7 @@
         model.safetensors       weights of this step
         best.safetensors        the best weights so far (a hard link to the run's model.safetensors where possible)
         optimizer.safetensors   moments of the optimizer, by parameter name
-        lanes.safetensors       the recurrent state of every batch row
+        state.safetensors       the recurrent state of every batch row
         random.safetensors      torch's generators, by rank
         progress.json           step, seconds, losses, position in metrics.jsonl, Python's and numpy's generators
         manifest.json           SHA-256 of each of them, and of the configuration, the tokenizer and the corpus
@@ -31,17 +31,18 @@ import torch
 from torch import nn
 
 from ltc_textgen.errors import ArtifactError, LTCError
-from ltc_textgen.io.atomic import sync
+from ltc_textgen.io.atomic import move_directory, sync
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, verify_manifest, write_json
 from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.shapes import Tensor
 
 CHECKPOINTS = "checkpoints"
-PARTS = ("model", "optimizer", "lanes", "random")
+PARTS = ("model", "optimizer", "state", "random")
 PROGRESS = "progress.json"
 MANIFEST = "manifest.json"
 BEST = "best.safetensors"
-REQUIRED = frozenset({f"{part}.safetensors" for part in PARTS} | {PROGRESS})
+FORMER_STATE = "lanes.safetensors"
+"""What earlier versions called state.safetensors."""
 
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".tmp-"
@@ -95,7 +96,8 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         _write_files(temporary, tensors, progress, best, about or {})
-        _replace_directory(temporary, target)
+        # There is one if it was skipped as damaged on resuming, or a validation on resuming has made it out of date.
+        move_directory(temporary, target, _aside(target))
     except (OSError, LTCError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise LTCError(
@@ -151,11 +153,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if manifest.get("format") not in ("1", "2") or (manifest["format"] == "2" and seal != _digest(manifest)):
         raise ArtifactError(f"{path / MANIFEST} is damaged: its checksum does not match, or it is of a later version")
     listed = manifest.get("files")
-    missing = REQUIRED - set(listed if isinstance(listed, dict) else {})
+    files = {part: f"{part}.safetensors" for part in PARTS}
+    if isinstance(listed, dict) and FORMER_STATE in listed:
+        files["state"] = FORMER_STATE
+    missing = {*files.values(), PROGRESS} - set(listed if isinstance(listed, dict) else {})
     if missing:
         raise ArtifactError(f"{path / 'manifest.json'} is damaged: it does not list {min(missing)}")
     verify_manifest(path)
-    tensors = {part: current_names(read_tensors(path / f"{part}.safetensors")[0]) for part in PARTS}
+    tensors = {part: current_names(read_tensors(path / name)[0]) for part, name in files.items()}
     return Checkpoint(path, tensors, read_json(path / PROGRESS))
 
 
@@ -254,25 +259,15 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _replace_directory(temporary: Path, target: Path) -> None:
-    # One that was passed over as damaged on resuming, or that a validation on resuming has made out of date.
-    doomed = _set_aside(target) if target.exists() else None
-    temporary.replace(target)
-    sync(target.parent)
-    if doomed:
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _remove(path: Path) -> None:
     """Remove a checkpoint in two steps, so that a crash in between leaves no half of one under its name."""
-    shutil.rmtree(_set_aside(path), ignore_errors=True)
+    shutil.rmtree(_aside(path), ignore_errors=True)
+    shutil.rmtree(path.rename(_aside(path)), ignore_errors=True)
 
 
-def _set_aside(path: Path) -> Path:
-    doomed = path.with_name(f"{_SET_ASIDE}{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    return doomed
+def _aside(path: Path) -> Path:
+    """The name of a checkpoint that is being replaced or removed; `remove_leftovers` knows it."""
+    return path.with_name(f"{_SET_ASIDE}{path.name}")
 
 
 def _what_remains(parent: Path) -> str:

@@ -136,7 +136,7 @@ class Runtime:
         _refuse_lone_process(self.world)
         if config.batch_size % self.world:
             raise UsageError(
-                f"train.batch_size: {config.batch_size} lanes cannot be shared equally by {self.world} processes; "
+                f"train.batch_size: {config.batch_size} rows cannot be divided evenly among {self.world} processes; "
                 f"choose a multiple of {self.world}"
             )
         self.threads = _set_threads(config.threads, self.world)

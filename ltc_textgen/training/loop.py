@@ -20,7 +20,7 @@ from ltc_textgen.training.distributed import Runtime, explaining
 from ltc_textgen.training.metrics import check_trackers, log_interval
 from ltc_textgen.training.report import Pace, Reporter, SurvivingReporter, make_reporter
 from ltc_textgen.training.resume import identity, refuse_disagreement
-from ltc_textgen.training.run_lock import RunLock, refuse_other_run
+from ltc_textgen.training.run_lock import lock_run, refuse_other_run
 from ltc_textgen.training.session import Session, Watch, build, restore, save
 from ltc_textgen.training.step import train_step
 from ltc_textgen.training.validation import keep_weights, probe, validate
@@ -109,7 +109,7 @@ def train(
     check_trackers(run.train.report_to)
     with explaining(), ExitStack() as stack:
         runtime = Runtime(run.train, str(out / "tracking"), unused_parameters=run.model.get("head") == "adaptive")
-        stack.enter_context(RunLock(out) if runtime.is_main else nullcontext())
+        stack.enter_context(lock_run(out) if runtime.is_main else nullcontext())
         if runtime.is_main:
             checkpoint.remove_leftovers(out)
         runtime.wait()
@@ -170,40 +170,46 @@ def _refuse_disagreement(run: RunConfig, data: TokenData, runtime: Runtime) -> N
 
 
 def _begin(session: Session, resume: bool, anyway: bool) -> bool:
-    """Take the run up or start it; the directory then holds all but the weights. Returns whether it had ended."""
-    runtime, hears, data = session.runtime, session.reporter, session.data
+    """Resume or start the run; the directory then holds all but the weights. Returns whether it had ended."""
     resumed = resume and restore(session, anyway)
-    progress = session.progress
-    over = resumed and session.budget.is_over(progress)
-    ended = over and progress.validated_step == progress.step
-    if runtime.is_main:
-        if not resumed:
-            session.metrics.truncate(0)
-        if not ended:  # such a run stays as it is
-            runs.save_run(session.out, session.model, data.tokenizer, session.run, _facts(session))
-            if resumed and progress.best_step is None:
-                keep_weights(session)  # those that may be there belong to other settings, or to steps made again
-    count = sum(p.numel() for p in session.model.parameters())
-    where = f"{runtime.device}, {runtime.threads} threads" + (
-        f", {runtime.world} processes" if runtime.world > 1 else ""
-    )
-    hears.note(f"{data.corpus_name}: {len(data.train):,} tokens to train on, {len(data.valid):,} to validate on")
-    hears.note(f"{count:,} parameters; {where}; run directory {session.out}")
+    over = resumed and session.budget.is_over(session.progress)
+    ended = over and session.progress.validated_step == session.progress.step
+    if session.runtime.is_main:
+        _write_directory(session, resumed, ended)
+    _report_sizes(session)
+    note = session.reporter.note
     if resumed:
-        hears.note(f"resumed at step {progress.step}, after {progress.seconds:.1f} s")
+        note(f"resumed at step {session.progress.step}, after {session.progress.seconds:.1f} s")
         if over and not ended:
-            hears.note("no steps are left with these settings: more --epochs, --max-steps or --time-budget go on")
+            note("no steps are left with these settings: raise --epochs, --max-steps or --time-budget to continue")
     elif resume:
-        hears.note(f"{session.out}: a new run, since there was no checkpoint to go on from")
-    if unknown := data.train_unknown + data.valid_unknown:
-        all_tokens = len(data.train) + len(data.valid)
-        hears.note(
-            f"{unknown:,} of the {all_tokens:,} tokens are unknown to the tokenizer ({unknown / all_tokens:.2%})"
-        )
-    runtime.wait()
+        note(f"{session.out}: a new run, since there is no checkpoint to resume from")
+    session.runtime.wait()
     steps = {"step": session.progress.step, "total_steps": session.budget.steps}
-    hears.start(_facts(session) | steps | {"out": str(session.out)})
+    session.reporter.start(_facts(session) | steps | {"out": str(session.out)})
     return ended
+
+
+def _write_directory(session: Session, resumed: bool, ended: bool) -> None:
+    """Everything in the run directory but the weights; that of a run that had ended stays as it is."""
+    if not resumed:
+        session.metrics.truncate(0)
+    if ended:
+        return
+    runs.save_run(session.out, session.model, session.data.tokenizer, session.run, _facts(session))
+    if resumed and session.progress.best_step is None:
+        keep_weights(session)  # weights that may be there are of other settings, or of steps that are repeated
+
+
+def _report_sizes(session: Session) -> None:
+    runtime, data, note = session.runtime, session.data, session.reporter.note
+    processes = f", {runtime.world} processes" if runtime.world > 1 else ""
+    where = f"{runtime.device}, {runtime.threads} threads{processes}; run directory {session.out}"
+    note(f"{data.corpus_name}: {len(data.train):,} tokens to train on, {len(data.valid):,} to validate on")
+    note(f"{sum(p.numel() for p in session.model.parameters()):,} parameters; {where}")
+    if unknown := data.train_unknown + data.valid_unknown:
+        tokens = len(data.train) + len(data.valid)
+        note(f"{unknown:,} of the {tokens:,} tokens are unknown to the tokenizer ({unknown / tokens:.2%})")
 
 
 def _timed_validation(session: Session, watch: Watch) -> None:

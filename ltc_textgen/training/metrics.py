@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from ltc_textgen.errors import LTCError, UsageError
+from ltc_textgen.io.output import one_line
 
 METRICS = "metrics.jsonl"
 
@@ -112,7 +113,7 @@ class Trackers:
             try:
                 accelerator.init_trackers(name, config=flat)
             except Exception as error:  # each of these packages has its own
-                raise LTCError(f"train.report_to: a tracker cannot be started: {_in_one_line(error)}") from error
+                raise LTCError(f"train.report_to: a tracker cannot be started: {one_line(error)}") from error
             self._trackers = list(accelerator.trackers)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -131,16 +132,12 @@ class Trackers:
                 tell(tracker)
             except Exception as error:  # each of these packages has its own
                 self._trackers.remove(tracker)
-                self._notify(f"{tracker.name} has failed and is told nothing more: {_in_one_line(error)}")
+                self._notify(f"{tracker.name} has failed and is told nothing more: {one_line(error)}")
 
 
 def log_interval(step: int) -> int:
     """Steps between lines: 10 at first, growing with the run, so that a curve has some thousand points per decade."""
     return int(max(10, 10 ** (len(str(step)) - 3)))
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def json_number(value: Any) -> Any:

@@ -48,7 +48,7 @@ def dump(
         model: The network after the step, which has left its weights as they were.
         inputs: The window.
         targets: The token after each input.
-        state: State of the lanes before the window.
+        state: State of the batch rows before the window.
         generators: torch's generators before the step, from which dropout draws.
         step: Its number.
 

@@ -163,7 +163,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     if config.optimizer == "muon":
         if config.mixed_precision == "fp16":
             raise UsageError("optimizer = muon goes with mixed_precision = no or bf16, not fp16")
-        groups = _with_muon(groups, matrices_of(model.layers), config.muon_learning_rate)  # type: ignore[arg-type]
+        groups = _with_muon(groups, matrices_of(model.get_submodule("layers")), config.muon_learning_rate)
     for group in groups:
         group.setdefault("peak", config.learning_rate)
     return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)

@@ -6,8 +6,8 @@ terminal) continues without reporting.
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import TextIOBase
 from typing import IO, Any, cast
 
@@ -277,41 +277,20 @@ def clock(seconds: float) -> str:
 
 
 class SurvivingReporter(Reporter):
-    """Passes everything on until the other side cannot be written to any more; from then on says nothing.
+    """Passes every event on until the reporter's stream cannot be written to any more, and drops them from then on.
 
     Args:
-        listener: Who hears about the run.
+        reporter: Reports the run.
     """
 
-    def __init__(self, listener: Reporter) -> None:
-        self._listener = listener
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        for event in vars(Reporter):
+            if not event.startswith("_"):
+                setattr(self, event, partial(self._pass_on, event))
 
-    def note(self, text: str) -> None:
-        self._tell(lambda listener: listener.note(text))
-
-    def start(self, facts: dict[str, Any]) -> None:
-        self._tell(lambda listener: listener.start(facts))
-
-    def tokenizing(self, state: Tokenizing) -> None:
-        self._tell(lambda listener: listener.tokenizing(state))
-
-    def step(self, pace: Pace) -> None:
-        self._tell(lambda listener: listener.step(pace))
-
-    def validation(self, result: Validation) -> None:
-        self._tell(lambda listener: listener.validation(result))
-
-    def checkpoint(self, step: int, seconds: float) -> None:
-        self._tell(lambda listener: listener.checkpoint(step, seconds))
-
-    def end(self, result: dict[str, Any]) -> None:
-        self._tell(lambda listener: listener.end(result))
-
-    def close(self) -> None:
-        self._tell(lambda listener: listener.close())
-
-    def _tell(self, message: Callable[[Reporter], None]) -> None:
+    def _pass_on(self, event: str, *values: Any) -> None:
         try:
-            message(self._listener)
+            getattr(self._reporter, event)(*values)
         except OSError:  # a closed pipe, a terminal that hung up
-            self._listener = Reporter()
+            self._reporter = Reporter()

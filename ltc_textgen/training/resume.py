@@ -19,8 +19,8 @@ from ltc_textgen.renamed import with_current_names
 from ltc_textgen.training.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
 from ltc_textgen.training.distributed import Runtime
 
-LANES_START_AFRESH = frozenset({"tokenizer", "corpus", "model", "batch_size", "sequence_length"})
-"""Differences after which the states of the lanes belong to other text, or to another network."""
+STATES_RESET = frozenset({"tokenizer", "corpus", "model", "batch_size", "sequence_length"})
+"""Differences after which the states of the batch rows belong to other text, or to another network."""
 
 LOSSES_DIFFER = frozenset({"tokenizer", "corpus", "model"})
 """Differences after which a validation loss cannot be compared with those before."""
@@ -32,10 +32,10 @@ _MEANING = {
     "tokenizer": "ids may stand for other text, so the network has to learn anew what they mean",
     "corpus": "the run goes on in another text, at the window of its step, and finds its best weights anew",
     "model": "the network computes otherwise with the same weights, and finds its best ones anew",
-    "batch_size": "the text is cut into other lanes, which start from rest; epochs have another number of steps",
-    "sequence_length": "the text is cut into other windows; lanes start from rest; epochs have another number of steps",
-    "processes": "the lanes are shared out anew with their states; sums round and dropout draws otherwise, so the run "
-    "is as good as the uninterrupted one, but not the same to the bit",
+    "batch_size": "the text is cut into other batch rows, whose states are reset; epochs have another number of steps",
+    "sequence_length": "the text is cut into other windows; states are reset; epochs have another number of steps",
+    "processes": "the batch rows are distributed anew with their states; sums round and dropout draws otherwise, so "
+    "the run is as good as the uninterrupted one, but not the same to the bit",
 }
 
 

@@ -7,13 +7,13 @@ not written into.
 import json
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-
-from filelock import FileLock, Timeout
+from typing import NoReturn
 
 from ltc_textgen.errors import LTCError, UsageError
+from ltc_textgen.io.lock import exclusive
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.metrics import METRICS
 
@@ -25,58 +25,55 @@ class DirectoryLockedError(LTCError):
     """Another process trains into the directory. Exit code 1."""
 
 
-class RunLock:
-    """Holds a run directory for this process; creates it if need be, and removes it again if nothing was put in it.
+@contextmanager
+def lock_run(directory: Path) -> Iterator[None]:
+    """Hold a run directory for this process; create it if need be, and remove it again if nothing was put in it.
 
-    The lock itself is the operating system's (flock), so a killed run leaves nothing to clean up. The holder's
-    process id is written beside it only to be named to whoever comes second; a stale note means nothing.
+    The lock is the operating system's, so a killed run leaves nothing to clean up. The holder's process id is written
+    beside it only to be named to whoever comes second; a stale note means nothing.
 
     Raises:
-        DirectoryLockedError: On entering, if another process holds the directory; the message names its process id.
-        LTCError: On entering, if the directory cannot be created or written to.
+        DirectoryLockedError: If another process holds the directory; the message names its process id.
+        LTCError: If the directory cannot be created or written to.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._created = False
-        self._lock = FileLock(directory / LOCK_FILE, timeout=0)
+    def occupied(_: float) -> NoReturn:
+        raise DirectoryLockedError(
+            f"{directory}: {_holder(directory)} is training into this directory; "
+            "wait for it, stop it, or choose another --out"
+        )
 
-    def __enter__(self) -> "RunLock":
+    created = not directory.exists()
+    with ExitStack() as stack:
+        if created:
+            stack.callback(_remove_if_empty, directory)
         try:
-            self._created = not self.directory.exists()
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            holder = {"pid": os.getpid(), "host": socket.gethostname()}
-            (self.directory / HOLDER_FILE).write_text(json.dumps(holder), encoding="utf-8")
-        except Timeout:
-            raise DirectoryLockedError(
-                f"{self.directory}: {self._holder()} is training into this directory; "
-                "wait for it, stop it, or choose another --out"
-            ) from None
+            stack.enter_context(exclusive(directory / LOCK_FILE, occupied))
+            note = {"pid": os.getpid(), "host": socket.gethostname()}
+            (directory / HOLDER_FILE).write_text(json.dumps(note), encoding="utf-8")
         except OSError as error:
-            self._lock.release()
-            raise LTCError(
-                f"{self.directory}: cannot write to this directory ({error.strerror or error}); choose another --out"
-            ) from None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):  # a disk that has failed meanwhile: what it did to the run is the error to tell
-            (self.directory / HOLDER_FILE).unlink(missing_ok=True)
-        self._lock.release()
-        with suppress(OSError):
-            if self._created and {path.name for path in self.directory.iterdir()} <= {LOCK_FILE}:
-                (self.directory / LOCK_FILE).unlink(missing_ok=True)
-                self.directory.rmdir()
-
-    def _holder(self) -> str:
+            reason = error.strerror or error
+            raise LTCError(f"{directory}: cannot write to this directory ({reason}); choose another --out") from None
         try:
-            holder = json.loads((self.directory / HOLDER_FILE).read_text(encoding="utf-8"))
-            return f"process {int(holder['pid'])} on {holder['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"
+            yield
+        finally:
+            with suppress(OSError):  # of a disk that has failed meanwhile, the run's own error is the one to report
+                (directory / HOLDER_FILE).unlink(missing_ok=True)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        if {path.name for path in directory.iterdir()} <= {LOCK_FILE}:
+            (directory / LOCK_FILE).unlink(missing_ok=True)
+            directory.rmdir()
+
+
+def _holder(directory: Path) -> str:
+    try:
+        holder = json.loads((directory / HOLDER_FILE).read_text(encoding="utf-8"))
+        return f"process {int(holder['pid'])} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 STARTED = "training.json"

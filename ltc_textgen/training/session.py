@@ -15,7 +15,7 @@ from torch import nn
 
 from ltc_textgen import runs
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.batches import Lanes, release_pages
+from ltc_textgen.data.batches import Batches, release_pages
 from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
@@ -24,14 +24,15 @@ from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.training import checkpoint
 from ltc_textgen.training.budget import Budget
+from ltc_textgen.training.checkpoint import Checkpoint
 from ltc_textgen.training.distributed import Runtime
 from ltc_textgen.training.metrics import METRICS, MetricsLog, Trackers
 from ltc_textgen.training.optimizer import make_optimizer
 from ltc_textgen.training.progress import Progress
 from ltc_textgen.training.report import Reporter
 from ltc_textgen.training.resume import (
-    LANES_START_AFRESH,
     LOSSES_DIFFER,
+    STATES_RESET,
     agreed_checkpoint,
     differences,
     for_manifest,
@@ -58,13 +59,13 @@ class Session:
         module: The network as `accelerate` prepared it; its forward is the one to call in training.
         adam: The optimizer itself.
         optimizer: The optimizer as `accelerate` prepared it.
-        lanes: Windows of the training text, of this process.
+        batches: Windows of the training text, of this process.
         budget: When it validates and ends.
         reporter: Who hears about it.
         metrics: metrics.jsonl.
         trackers: Further ones.
         progress: How far it has come.
-        state: State of this process's lanes after the last step; None where all of them start afresh.
+        state: State of this process's batch rows after the last step; None where all of them are reset.
         saved_step: Step of the last checkpoint, -1 if there is none.
     """
 
@@ -76,7 +77,7 @@ class Session:
     module: nn.Module
     adam: torch.optim.Optimizer
     optimizer: "AcceleratedOptimizer"
-    lanes: Lanes
+    batches: Batches
     budget: Budget
     reporter: Reporter
     metrics: MetricsLog
@@ -87,7 +88,7 @@ class Session:
 
     @property
     def rows(self) -> int:
-        """Lanes of this process."""
+        """Batch rows of this process."""
         return self.run.train.batch_size // self.runtime.world
 
     def record(self, values: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
         checkpoint.seed_everything(config.seed + runtime.rank)  # each process drops out other units
     adam = make_optimizer(model, config)
     module, optimizer = runtime.prepare(model, adam)
-    lanes = Lanes(data.train, config.batch_size, config.sequence_length, runtime.rank, runtime.world)
+    batches = Batches(data.train, config.batch_size, config.sequence_length, runtime.rank, runtime.world)
     return Session(
         run=run,
         out=out,
@@ -117,8 +118,8 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
         module=module.train(),
         adam=adam,
         optimizer=optimizer,
-        lanes=lanes,
-        budget=Budget.plan(config, lanes.steps_per_epoch, len(data.valid)),
+        batches=batches,
+        budget=Budget.plan(config, batches.steps_per_epoch, len(data.valid)),
         reporter=reporter,
         metrics=MetricsLog(out / METRICS),
         trackers=Trackers(runtime.accelerator, out.name, _all_settings(run, model), reporter.note),
@@ -145,9 +146,9 @@ def own_identity(session: Session) -> dict[str, Any]:
 
 def save(session: Session) -> None:
     """Write a checkpoint. Must be called by all processes."""
-    # Lanes that all start afresh have no state to keep: one that is learned is that of the weights, not a number.
+    # Where every row is reset there is no state to keep: a learned initial state is part of the weights.
     states = {} if session.state is None else session.state.tensors()
-    lanes = {name: session.runtime.gather_rows(tensor) for name, tensor in states.items()}
+    rows = {name: session.runtime.gather_rows(tensor) for name, tensor in states.items()}
     generators = session.runtime.gather_objects(
         (checkpoint.random_states(), checkpoint.torch_random_states(session.runtime.device))
     )
@@ -167,7 +168,7 @@ def save(session: Session) -> None:
     tensors = {
         "model": checkpoint.model_tensors(session.model),
         "optimizer": checkpoint.optimizer_tensors(session.adam),
-        "lanes": lanes,
+        "state": rows,
         "random": {f"{rank}.{name}": t for rank, (_, torch_) in enumerate(generators) for name, t in torch_.items()},
     }
     weights = session.out / runs.WEIGHTS
@@ -185,12 +186,12 @@ def save(session: Session) -> None:
 
 
 def restore(session: Session, anyway: bool = False) -> bool:
-    """Go on from the newest usable checkpoint; False if there is none. Must be called by all processes.
+    """Resume from the newest usable checkpoint; False if there is none. Must be called by all processes.
 
     Args:
         session: A run at its beginning.
-        anyway: Whether to go on with another corpus, tokenizer, batch or number of processes, and with other settings
-            of the model that its weights fit; the user is told what differs.
+        anyway: Whether to resume with another corpus, tokenizer, batch or number of processes, and with other settings
+            of the model that its weights fit; what differs is reported.
 
     Raises:
         UsageError: If the checkpoint belongs to another run in one of these ways and `anyway` is not given.
@@ -199,9 +200,16 @@ def restore(session: Session, anyway: bool = False) -> bool:
     found = agreed_checkpoint(session.out, session.runtime, session.reporter.note)
     if found is None:
         return False
-    record = found.progress
-    changed = _changes(session, record["identity"], anyway)
-    _tell_changes(session, record)
+    changed = _changes(session, found.progress["identity"], anyway)
+    _report_changes(session, found.progress)
+    _restore_weights(session, found, changed)
+    _restore_state(session, found, changed)
+    _restore_progress(session, found, changed)
+    _restore_random(session, found)
+    return True
+
+
+def _restore_weights(session: Session, found: Checkpoint, changed: set[str]) -> None:
     try:
         checkpoint.load_model_tensors(session.model, found.tensors["model"])
     except ArtifactError as error:
@@ -209,27 +217,40 @@ def restore(session: Session, anyway: bool = False) -> bool:
             raise
         raise UsageError(f"{session.out}: cannot resume, not even with --resume-anyway: {error}") from None
     checkpoint.load_optimizer_tensors(session.adam, found.tensors["optimizer"])
-    rank, device = session.runtime.rank, session.runtime.device
-    mine = slice(rank * session.rows, (rank + 1) * session.rows)
-    if found.tensors["lanes"] and not changed & LANES_START_AFRESH:
-        lanes = {name: tensor[mine].clone() for name, tensor in found.tensors["lanes"].items()}
-        session.state = LiquidState.from_tensors(lanes).to(device)
-    session.progress = Progress.from_dict(record["progress"])
+    scaler, scale = session.runtime.accelerator.scaler, found.progress["scaler"]
+    if scaler and scale:
+        scaler.load_state_dict(scale)
+
+
+def _restore_state(session: Session, found: Checkpoint, changed: set[str]) -> None:
+    """The state of this process's batch rows, where they still read the text that it belongs to."""
+    if found.tensors["state"] and not changed & STATES_RESET:
+        first = session.runtime.rank * session.rows
+        own = {name: tensor[first : first + session.rows].clone() for name, tensor in found.tensors["state"].items()}
+        session.state = LiquidState.from_tensors(own).to(session.runtime.device)
+
+
+def _restore_progress(session: Session, found: Checkpoint, changed: set[str]) -> None:
+    """How far the run has come; metrics and best weights of steps that will be repeated are undone."""
+    session.progress = Progress.from_dict(found.progress["progress"])
     if changed & LOSSES_DIFFER:
         session.progress.forget_validations()
     session.saved_step = session.progress.step
-    if record["scaler"] and session.runtime.accelerator.scaler:
-        session.runtime.accelerator.scaler.load_state_dict(record["scaler"])
     if session.runtime.is_main:
         session.metrics.truncate(session.progress.metrics_bytes)
         if session.progress.best_step is not None:
             _restore_best(found.path / checkpoint.BEST, session.out / runs.WEIGHTS)
-    if rank < len(record["random"]):  # a process that was not there before keeps the generators that it began with
-        checkpoint.load_random_states(record["random"][rank])
-        prefix = f"{rank}."
-        mine_torch = {n.removeprefix(prefix): t for n, t in found.tensors["random"].items() if n.startswith(prefix)}
-        checkpoint.load_torch_random_states(mine_torch, device)
-    return True
+
+
+def _restore_random(session: Session, found: Checkpoint) -> None:
+    """The random generators of this process; one that the checkpoint does not know keeps those it has."""
+    rank, states = session.runtime.rank, found.progress["random"]
+    if rank >= len(states):
+        return
+    checkpoint.load_random_states(states[rank])
+    prefix = f"{rank}."
+    own = {n.removeprefix(prefix): t for n, t in found.tensors["random"].items() if n.startswith(prefix)}
+    checkpoint.load_torch_random_states(own, session.runtime.device)
 
 
 def _restore_best(source: Path, target: Path) -> None:
@@ -259,7 +280,7 @@ def _changes(session: Session, before: dict[str, Any], anyway: bool) -> set[str]
     return {each.key for each in found}
 
 
-def _tell_changes(session: Session, record: dict[str, Any]) -> None:
+def _report_changes(session: Session, record: dict[str, Any]) -> None:
     then, now = record["train"], session.run.train.model_dump(mode="json")
     changed = [f"{key} {then.get(key)} -> {value}" for key, value in now.items() if then.get(key) != value]
     if then.get("optimizer", "adamw") != now["optimizer"]:

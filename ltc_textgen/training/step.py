@@ -1,4 +1,4 @@
-"""One optimizer step: truncated backpropagation through the next window of every lane."""
+"""One optimizer step: truncated backpropagation through the next window of every batch row."""
 
 import math
 from contextlib import nullcontext
@@ -16,8 +16,8 @@ from ltc_textgen.training.session import Session, Watch
 def train_step(session: Session, watch: Watch) -> str | None:
     """Make a step and record it in `session.progress`.
 
-    A step whose loss or gradient is not finite in any process changes no weight in any of them; their lanes start
-    from rest afterwards, since the state may be broken too.
+    A step whose loss or gradient is not finite in any process changes no weight in any of them; their states are
+    reset afterwards, since the state may be broken too.
 
     Returns:
         Name of the signal that some process has received, None without one.
@@ -27,7 +27,7 @@ def train_step(session: Session, watch: Watch) -> str | None:
     """
     config, progress, accelerator = session.run.train, session.progress, session.runtime.accelerator
     _set_learning_rate(session)
-    inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.lanes.window(progress.step))
+    inputs, targets, reset = (tensor.to(session.runtime.device) for tensor in session.batches.window(progress.step))
     reset = _restarted(reset, config.state_reset_prob)
     before = start_state(session, reset)
     generators = checkpoint.torch_random_states(session.runtime.device) if nonfinite.is_last_chance(progress) else {}
@@ -56,21 +56,21 @@ def train_step(session: Session, watch: Watch) -> str | None:
     return signal_name
 
 
-def _restarted(reset: Bool[Tensor, " B"], share: float) -> Bool[Tensor, " B"]:
-    """`reset`, and a share of the other lanes, drawn anew for every window."""
-    return reset | (torch.rand(reset.shape) < share).to(reset.device) if share else reset
+def _restarted(reset: Bool[Tensor, " B"], prob: float) -> Bool[Tensor, " B"]:
+    """`reset`, and each other row with probability `prob`, drawn anew for every window."""
+    return reset | (torch.rand(reset.shape) < prob).to(reset.device) if prob else reset
 
 
 def start_state(session: Session, reset: Bool[Tensor, " B"], rows: Int[Tensor, " _"] | None = None) -> LiquidState:
-    """The state that lanes carry into their next window: where they left off, or the first one where a text begins.
+    """The state before the next window: the carried one, or the initial one in rows that are reset.
 
-    A first state that is learned takes part even if no lane begins, with a gradient of zero: several processes have to
+    A learned initial state takes part even if no row is reset, with a gradient of zero: several processes have to
     agree on the parameters that have a gradient.
 
     Args:
         session: The run.
-        reset: Whether a lane begins.
-        rows: Lanes that are wanted; all if None.
+        reset: Rows whose state is reset.
+        rows: Rows that are wanted; all if None.
     """
     carried = session.state
     if rows is not None:

@@ -12,10 +12,10 @@ from ltc_textgen.generation.generate import generate
 from ltc_textgen.training.report import Validation, clock
 from ltc_textgen.training.session import Session, Watch
 
-LANE_TOKENS = 2048
-"""Least tokens of a lane: long enough that the start from rest, which costs a lane some nats, does not show."""
+ROW_TOKENS = 2048
+"""Least tokens of a batch row: enough that its start from the initial state, which costs some nats, does not show."""
 
-LANES = 32
+ROWS = 32
 
 PROBE_TOKENS = 128
 
@@ -34,7 +34,7 @@ def validate(session: Session, watch: Watch) -> None:
     if session.runtime.is_main:
         with torch.random.fork_rng(devices=_cuda(session.runtime.device)):
             valid = session.data.valid[: progress.valid_tokens]
-            nll, tokens = score_tokens(session.model, valid, lanes=lanes_for(len(valid)))
+            nll, tokens = score_tokens(session.model, valid, rows=rows_for(len(valid)))
             result = (nll / tokens, _sample(session))
     _, val_loss = watch.lap(session, result[0] if result else 0.0)
     best = math.isfinite(val_loss) and (progress.best_loss is None or val_loss < progress.best_loss)
@@ -56,11 +56,11 @@ def probe(session: Session, watch: Watch) -> None:
     A budget that is too short for the whole text gets as much of it as fits.
     """
     valid, progress, budget = session.data.valid, session.progress, session.budget.seconds
-    part = valid[: LANES * PROBE_TOKENS + 1]
-    for text in (part[: LANES + 1], part):  # the first call of anything is slow
+    part = valid[: ROWS * PROBE_TOKENS + 1]
+    for text in (part[: ROWS + 1], part):  # the first call of anything is slow
         watch.lap(session)
         if session.runtime.is_main:
-            score_tokens(session.model, text, lanes=lanes_for(len(valid)))
+            score_tokens(session.model, text, rows=rows_for(len(valid)))
     seconds, _ = watch.lap(session)
     progress.validation_seconds = whole = seconds * len(valid) / len(part)
     if budget is None or whole <= SHORTEST * budget or len(part) == len(valid):
@@ -79,9 +79,9 @@ def keep_weights(session: Session) -> None:
     runs.save_weights(session.out / runs.WEIGHTS, session.model, fingerprints)
 
 
-def lanes_for(tokens: int) -> int:
-    """Parts in which a text of so many tokens is scored side by side."""
-    return max(1, min(LANES, tokens // LANE_TOKENS))
+def rows_for(tokens: int) -> int:
+    """Batch rows in which a text of so many tokens is scored."""
+    return max(1, min(ROWS, tokens // ROW_TOKENS))
 
 
 def _sample(session: Session) -> str | None:

@@ -180,7 +180,7 @@ def test_words_are_those_of_the_training_part(tmp_path):
     assert (data.train_unknown, data.valid_unknown) == (0, 5)
     last = [names[i] for i in data.valid[-6:]]
     assert last == ["the", "<eos>", "<unk>", "<unk>", "<unk>", "<eos>"]
-    assert data.tokenizer.separator == "<eos>"
+    assert data.tokenizer.eos_token == "<eos>"
 
 
 def output(capsys) -> tuple[str, dict]:

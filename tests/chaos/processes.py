@@ -77,7 +77,7 @@ def nan_on_one_rank(place: Place) -> str:
     return "3 skipped in both; stopped at step 21 with a dump; checkpoints finite"
 
 
-@fault(17, "resumed with another number of processes", "refused; with the flag the lanes are shared out anew")
+@fault(17, "resumed with another number of processes", "rejected; with the flag the batch rows are distributed anew")
 def other_world(place: Place) -> str:
     from scenarios import plan
 

@@ -1,4 +1,4 @@
-"""`ltc inspect`, `ltc eval`, `ltc generate`: damaged curves, plots, couplings, named corpora, bars, separators."""
+"""`ltc inspect`, `ltc eval`, `ltc generate`: damaged curves, plots, couplings, named corpora, bars, EOS tokens."""
 
 import io
 import json
@@ -165,13 +165,13 @@ def test_evaluation_tells_how_far_it_is(
     assert told[-1] == (tokens, tokens)
 
 
-def test_a_separator_that_is_likeliest_is_passed_over_if_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_likely_eos_token_is_never_drawn_if_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_run(run)
-    separator = loaded.tokenizer.separator_id
+    eos = loaded.tokenizer.eos_token_id
     logits = loaded.model.lm_head.logits
 
     def likely(hidden: torch.Tensor) -> torch.Tensor:
-        return logits(hidden).index_fill(-1, torch.tensor([separator]), 1e4)
+        return logits(hidden).index_fill(-1, torch.tensor([eos]), 1e4)
 
     monkeypatch.setattr(loaded.model.lm_head, "logits", likely)
     for ignored, reason, tokens in ((False, "stop", 1), (True, "length", 30)):

@@ -40,11 +40,11 @@ def test_the_automatic_recipe_brings_its_vocabulary(
     assert result.code == 0, result.err
     assert "recipe: embedded, for embedded with wordpiece tokens" in result.err
     assert settings_of(tmp_path / "run")["data"] == {
-        **DataConfig().model_dump(mode="json"), "data": "embedded", "tokenizer": "wordpiece", "vocabulary_size": 4096
+        **DataConfig().model_dump(mode="json"), "data": "embedded", "tokenizer": "wordpiece", "vocab_size": 4096
     }  # fmt: skip
     assert len(loaded) == 1, "the corpus is looked for once"
-    ltc("train", "--max-steps", 1, "--out", tmp_path / "mine", "--set", "vocabulary_size=300", *TINY)
-    assert settings_of(tmp_path / "mine")["data"]["vocabulary_size"] == 300
+    ltc("train", "--max-steps", 1, "--out", tmp_path / "mine", "--set", "vocab_size=300", *TINY)
+    assert settings_of(tmp_path / "mine")["data"]["vocab_size"] == 300
 
 
 def test_an_automatic_preset_lies_below_a_config_file(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
@@ -65,9 +65,9 @@ def test_a_short_text_needs_no_settings(tmp_path: Path, ltc: Callable[..., Outco
     text.write_text(STORY[:320])
     result = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "run")
     assert result.code == 0, result.err
-    lanes = load_preset("char-fast")["train"]["batch_size"]
+    rows = load_preset("char-fast")["train"]["batch_size"]
     tokens = json.loads((tmp_path / "run" / "training.json").read_text())["facts"]["train_tokens"]
-    length = (tokens - 1) // lanes
+    length = (tokens - 1) // rows
     assert f"little text: sequence_length {length}, to fit it" in result.err
     assert settings_of(tmp_path / "run")["train"]["sequence_length"] == length
     wished = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "2", "--preset", "char-fast")

@@ -29,14 +29,14 @@ def text_file(tmp_path: Path, fresh_cache: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece"])
 def test_the_tokens_are_the_text(text_file: Path, kind: str) -> None:
-    data = prepare(DataConfig(data=str(text_file), tokenizer=kind, vocabulary_size=600))
+    data = prepare(DataConfig(data=str(text_file), tokenizer=kind, vocab_size=600))
     tokenizer = data.tokenizer
     assert tokenizer.kind == kind
     assert data.train.dtype == np.uint16
     for split in ("train", "valid"):
         text = "".join(getattr(data.corpus, split)())
         tokens = getattr(data, split).tolist()
-        assert tokens == [tokenizer.separator_id, *tokenizer.encode(text)]
+        assert tokens == [tokenizer.eos_token_id, *tokenizer.encode(text)]
         assert tokenizer.decode(tokens) == text
     valid = "".join(data.corpus.valid())
     assert data.valid_bytes == len(valid.encode())
@@ -51,12 +51,12 @@ def test_documents_are_set_apart_and_unknown_tokens_counted(tmp_path: Path, fres
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare(DataConfig(data=str(tmp_path / "a.jsonl"), tokenizer="char", valid_fraction=0.44))
     pieces = [data.tokenizer.token(index) for index in data.train.tolist()]
-    mark = data.tokenizer.separator
+    mark = data.tokenizer.eos_token
     assert pieces == [mark, *"abc", mark, *"ba\n", mark, *"ca"][: len(pieces)]
     assert data.corpus.name == str(tmp_path / "a.jsonl")
     unknown = [c for c in "".join(data.corpus.valid()) if c not in "".join(data.corpus.train())]
     assert data.valid_unknown == len(unknown) > 0
-    assert np.count_nonzero(data.valid == data.tokenizer.separator_id) == len(list(data.corpus.valid()))
+    assert np.count_nonzero(data.valid == data.tokenizer.eos_token_id) == len(list(data.corpus.valid()))
 
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path, fresh_cache: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path, fresh_cache: Path) 
 
 
 def test_the_second_time_nothing_is_tokenised(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = DataConfig(data=str(text_file), tokenizer="wordpiece", vocabulary_size=600)
+    config = DataConfig(data=str(text_file), tokenizer="wordpiece", vocab_size=600)
     first = prepare(config)
     monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("made again"))
     said: list[str] = []
@@ -84,8 +84,8 @@ def test_the_second_time_nothing_is_tokenised(text_file: Path, monkeypatch: pyte
 
 
 def test_every_setting_has_its_own_tokens(text_file: Path) -> None:
-    base = DataConfig(data=str(text_file), tokenizer="wordpiece", vocabulary_size=600)
-    changes = [{}, {"tokenizer": "byte"}, {"vocabulary_size": 700}, {"valid_fraction": 0.2}]
+    base = DataConfig(data=str(text_file), tokenizer="wordpiece", vocab_size=600)
+    changes = [{}, {"tokenizer": "byte"}, {"vocab_size": 700}, {"valid_fraction": 0.2}]
     keys = {prepare(base.model_copy(update=change)).fingerprint for change in changes}
     assert len(keys) == 4
     text_file.write_text(text_file.read_text() + "more")

@@ -40,7 +40,7 @@ def text_file(tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 
 def made(path: Path, kind: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenData, dict[str, object]]:
     monkeypatch.setenv("LTC_CACHE", str(path.parent / cache))
-    data = prepare(DataConfig(data=str(path), tokenizer=kind, vocabulary_size=600))
+    data = prepare(DataConfig(data=str(path), tokenizer=kind, vocab_size=600))
     (folder,) = (found for found in (cache_directory() / "tokens").iterdir() if found.is_dir())
     assert sorted(found.name for found in folder.iterdir()) == sorted([*token_cache._FILES, "facts.json"])
     return data, json.loads((folder / "facts.json").read_text())
@@ -127,7 +127,7 @@ def slow(*_):
     time.sleep(0.03)
 original = token_writer.TokenWriter._count
 token_writer.TokenWriter._count = lambda *arguments: (original(*arguments), slow())
-prepare(DataConfig(data=sys.argv[1], tokenizer="wordpiece", vocabulary_size=600))
+prepare(DataConfig(data=sys.argv[1], tokenizer="wordpiece", vocab_size=600))
 """
 
 

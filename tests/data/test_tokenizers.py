@@ -46,13 +46,13 @@ def test_hard_text_comes_back(kind: str, text: str) -> None:
     tokenizer = made(kind)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert tokenizer.separator_id not in ids
+    assert tokenizer.eos_token_id not in ids
     assert tokenizer.lossless
 
 
 def test_every_byte_is_a_piece_so_that_nothing_is_unknown() -> None:
     tokenizer = made("wordpiece")
-    assert tokenizer.unknown_id is None
+    assert tokenizer.unk_token_id is None
     assert tokenizer.vocab_size <= 700
     for byte in range(256):
         text = chr(byte) + "zz" + chr(byte)
@@ -62,7 +62,7 @@ def test_every_byte_is_a_piece_so_that_nothing_is_unknown() -> None:
 def test_characters_outside_the_vocabulary_are_unknown() -> None:
     tokenizer = character_tokenizer("cab")
     assert [tokenizer.token(i) for i in range(3)] == ["a", "b", "c"]
-    assert tokenizer.encode("abc?") == [0, 1, 2, tokenizer.unknown_id]
+    assert tokenizer.encode("abc?") == [0, 1, 2, tokenizer.unk_token_id]
     assert tokenizer.decode(tokenizer.encode("abc?\n")) == "abc��"
     assert tokenizer.lossless
 
@@ -98,7 +98,7 @@ def test_decode_agrees_with_the_library(kind: str, data: st.DataObject) -> None:
 def test_broken_characters_are_shown_as_the_library_does(kind: str, data: st.DataObject) -> None:
     tokenizer = made(kind)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=12))
-    ids = [index for index in ids if index != tokenizer.separator_id]
+    ids = [index for index in ids if index != tokenizer.eos_token_id]
     assert tokenizer.decode(ids) == Tokenizer.from_str(tokenizer.content).decode(ids, skip_special_tokens=False)
 
 
@@ -124,11 +124,11 @@ def test_the_fast_path_agrees_with_the_library(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_separators_write_nothing(kind: str) -> None:
+def test_eos_tokens_decode_to_nothing(kind: str) -> None:
     tokenizer = made(kind)
     ids = tokenizer.encode("the cat")
-    assert tokenizer.decode([tokenizer.separator_id, *ids, tokenizer.separator_id]) == tokenizer.decode(ids)
-    assert tokenizer.decode([tokenizer.separator_id]) == ""
+    assert tokenizer.decode([tokenizer.eos_token_id, *ids, tokenizer.eos_token_id]) == tokenizer.decode(ids)
+    assert tokenizer.decode([tokenizer.eos_token_id]) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,11 +141,11 @@ def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path) -> None:
     text = "the cat sat on 1,000 mats.\n[SEP]<|separator|></s> é"
     assert again.encode(text) == ours.encode(text)
     assert again.decode(ours.encode(text)) == ours.decode(ours.encode(text))
-    for name in ("kind", "vocab_size", "separator_id", "unknown_id", "fingerprint", "lossless"):
+    for name in ("kind", "vocab_size", "eos_token_id", "unk_token_id", "fingerprint", "lossless"):
         assert getattr(again, name) == getattr(ours, name), name
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == ours.vocab_size
-    assert theirs.eos_token_id == theirs.bos_token_id == ours.separator_id
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.eos_token_id
     assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
 
 
@@ -170,7 +170,7 @@ def test_bert_splits_words_into_pieces() -> None:
     tokenizer = made("bert")
     pieces = [tokenizer.token(index) for index in tokenizer.encode("Lobsters")]
     assert pieces == ["lobster", "##s"]
-    assert tokenizer.encode("x" * 101) == [tokenizer.unknown_id]
+    assert tokenizer.encode("x" * 101) == [tokenizer.unk_token_id]
 
 
 def test_training_is_deterministic_across_processes() -> None:
@@ -222,9 +222,9 @@ def test_a_path_names_a_file_or_a_folder(tmp_path: Path) -> None:
     assert find_tokenizer(str(tmp_path)).encode("the lobster crossed 1,000") == expected
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     cased = find_tokenizer(str(tmp_path / "vocab.txt"))
-    assert cased.encode("The") == [cased.unknown_id]
+    assert cased.encode("The") == [cased.unk_token_id]
     (tmp_path / "other.json").write_text(metaspace_json())
-    assert find_tokenizer(str(tmp_path / "other.json")).separator == "</s>"
+    assert find_tokenizer(str(tmp_path / "other.json")).eos_token == "</s>"
     made("char").save(tmp_path / "saved")
     assert find_tokenizer(str(tmp_path / "saved")).kind == "char"
 

@@ -13,8 +13,8 @@ from ltc_textgen.evaluation import count_words, evaluate, score_tokens, tokenize
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.model.state import LiquidState
 
-CHARS = character_tokenizer("ab\n ")  # ids: \n 0, space 1, a 2, b 3, separator 4, unknown 5
-A, B, SEPARATOR, UNKNOWN = 2, 3, CHARS.separator_id, CHARS.unknown_id
+CHARS = character_tokenizer("ab\n ")  # ids: \n 0, space 1, a 2, b 3, EOS 4, unknown 5
+A, B, EOS_TOKEN, UNKNOWN = 2, 3, CHARS.eos_token_id, CHARS.unk_token_id
 
 
 class Bigram(LiquidTimeConstantNetwork):
@@ -51,9 +51,9 @@ class Forgetful(LiquidTimeConstantNetwork):
 
 
 def table():
-    """Rows: last token; columns: next token. Newline, space, a, b, separator, unknown."""
+    """Rows: last token; columns: next token. Newline, space, a, b, EOS, unknown."""
     rows = torch.full((6, 6), 1 / 6)
-    rows[SEPARATOR] = torch.tensor([0.05, 0.05, 0.5, 0.25, 0.1, 0.05])
+    rows[EOS_TOKEN] = torch.tensor([0.05, 0.05, 0.5, 0.25, 0.1, 0.05])
     rows[A] = torch.tensor([0.125, 0.125, 0.125, 0.5, 0.1, 0.025])
     rows[B] = torch.tensor([0.2, 0.25, 0.25, 0.1, 0.1, 0.1])
     return rows
@@ -100,7 +100,7 @@ def test_a_case_computed_by_hand():
 
 def test_long_documents_are_tokenised_as_in_training(monkeypatch):
     documents = ["ab " * 40, "b\n" * 7]
-    expected = [SEPARATOR, *CHARS.encode(documents[0]), SEPARATOR, *CHARS.encode(documents[1])]
+    expected = [EOS_TOKEN, *CHARS.encode(documents[0]), EOS_TOKEN, *CHARS.encode(documents[1])]
     for size in (1 << 16, 9):
         monkeypatch.setattr("ltc_textgen.data.tokenize.PART", size)
         stream, words, count = tokenize(CHARS, documents)
@@ -122,21 +122,21 @@ def test_windows_reset_and_carried_state_does_not():
     assert evaluate(model, CHARS, text, window=999).nll_per_token == pytest.approx(carried.nll_per_token, rel=1e-9)
 
 
-def test_lanes_start_from_rest_and_the_last_goes_on():
+def test_rows_start_from_the_initial_state_and_the_last_one_continues():
     chances = torch.tensor([0.1, 0.2, 0.4, 0.8])
     first, second, third, later = (-math.log(p) for p in chances.tolist())
-    tokens = np.full(12, A)  # 11 scored: lanes of 3, 3, 3 and 2 more for the last
-    nll, count = score_tokens(Forgetful(chances), tokens, lanes=3)
+    tokens = np.full(12, A)  # 11 scored: rows of 3, 3, 3 and 2 more for the last
+    nll, count = score_tokens(Forgetful(chances), tokens, rows=3)
     assert count == 11
     assert nll == pytest.approx(3 * (first + second + third) + 2 * later, rel=1e-6)
-    nll, count = score_tokens(Forgetful(chances), tokens, lanes=500)
+    nll, count = score_tokens(Forgetful(chances), tokens, rows=500)
     assert (nll, count) == (pytest.approx(11 * first, rel=1e-6), 11)
 
 
-def test_lanes_equal_a_slow_loop_over_each():
+def test_rows_equal_a_slow_loop_over_each():
     model = make_model(coupling="full", block="plain")
-    tokens = np.random.default_rng(1).integers(0, 257, 39)  # 38 scored: lanes of 9, 9, 9 and 9 + 2
-    nll, _ = score_tokens(model, tokens, lanes=4, chunk=5)
+    tokens = np.random.default_rng(1).integers(0, 257, 39)  # 38 scored: rows of 9, 9, 9 and 9 + 2
+    nll, _ = score_tokens(model, tokens, rows=4, chunk=5)
     parts = [tokens[0:10], tokens[9:19], tokens[18:28], tokens[27:39]]
     assert nll == pytest.approx(sum(by_hand(model, part) for part in parts), rel=1e-6)
 
@@ -148,7 +148,7 @@ def test_lanes_equal_a_slow_loop_over_each():
 def test_equals_a_slow_loop(window, more):
     model, tokenizer = make_model(**more), byte_tokenizer()
     text = ["The cat sat on the mat. ", "It wäs the mat of a cat\nthat sat.\n"]
-    stream = [tok for t in text for tok in (tokenizer.separator_id, *tokenizer.encode(t))]
+    stream = [tok for t in text for tok in (tokenizer.eos_token_id, *tokenizer.encode(t))]
     scores = evaluate(model, tokenizer, text, window=window)
     assert scores.tokens == len(stream) - 1
     assert scores.bytes == len(stream) - 2
@@ -192,7 +192,7 @@ def record(*lists):
 
 
 def test_progress_counts_every_token():
-    for options in ({}, {"window": 7}, {"lanes": 4}):
+    for options in ({}, {"window": 7}, {"rows": 4}):
         done, all_ = [], []
         score_tokens(make_model(), np.arange(100), chunk=9, progress=record(done, all_), **options)
         assert done[-1] == 99
@@ -255,8 +255,8 @@ def test_bad_arguments_are_named():
     model = make_model()
     with pytest.raises(UsageError, match="window: expected at least 1, got 0"):
         score_tokens(model, np.arange(5), window=0)
-    with pytest.raises(UsageError, match="lanes: expected at least 1, got -1"):
-        score_tokens(model, np.arange(5), lanes=-1)
+    with pytest.raises(UsageError, match="rows"):
+        score_tokens(model, np.arange(5), rows=-1)
     with pytest.raises(UsageError, match="chunk: expected at least 1, got 0"):
         score_tokens(model, np.arange(5), chunk=0)
     with pytest.raises(DataError, match="at least 2 tokens to score, got 1"):

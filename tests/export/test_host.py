@@ -63,8 +63,13 @@ def tokenizer(kind: str) -> TextTokenizer:
 
 
 def write_text_files(directory: Path, made: TextTokenizer) -> dict[str, Any]:
-    about = {"format": 1, "tokenizer": made.kind, "tokenizer_sha256": made.fingerprint, "separator": made.separator_id}
-    about |= {"vocabulary": made.vocab_size, "states": [], "time_constants": []}
+    about = {
+        "format": 2,
+        "tokenizer": made.kind,
+        "tokenizer_sha256": made.fingerprint,
+    }
+    about |= {"eos_token_id": made.eos_token_id}
+    about |= {"vocab_size": made.vocab_size, "states": [], "time_constants": []}
     (directory / "tokenizer.json").write_text(made.content, encoding="utf-8")
     (directory / "decoding.json").write_text(json.dumps(made.decoding_table()), encoding="utf-8")
     for source in (HOST / "ltc.js", HOST.parent.parent / "data" / "detokenize.py"):
@@ -165,8 +170,8 @@ def test_a_file_that_is_not_of_the_directory_is_rejected(tmp_path: Path) -> None
 
 
 WRONG: list[tuple[str, object]] = [
-    ("format", 2), ("vocabulary", 0), ("vocabulary", True), ("vocabulary", 1e3), ("separator", -1),
-    ("separator", 10**6), ("tokenizer", None), ("tokenizer_sha256", 3), ("states", {}), ("states", [[]]),
+    ("format", 1), ("vocab_size", 0), ("vocab_size", True), ("vocab_size", 1e3), ("eos_token_id", -1),
+    ("eos_token_id", 10**6), ("tokenizer", None), ("tokenizer_sha256", 3), ("states", {}), ("states", [[]]),
     ("time_constants", "tau"), ("files", []),
     ("states", [{"name": "a", "next": "b", "shape": [2], "initial": [0.0]}]),
     ("states", [{"name": "a", "next": "b", "shape": [2], "initial": [0.0, "1"]}]),

@@ -209,7 +209,7 @@ def step_of(model: onnx.ModelProto) -> None:
 def test_a_graph_that_is_not_that_of_its_description_is_rejected(exported: Path) -> None:
     model = onnx.load(exported / "model.onnx")
     about = json.loads(model.metadata_props[0].value)
-    for key, value in (("vocabulary", about["vocabulary"] + 1), ("states", []), ("time_constants", ["tau_7"])):
+    for key, value in (("vocab_size", about["vocab_size"] + 1), ("states", []), ("time_constants", ["tau_7"])):
         model.metadata_props[0].value = json.dumps(about | {key: value})
         with pytest.raises(ExportError):
             step_of(model)
@@ -269,7 +269,7 @@ def test_an_export_through_a_link_replaces_what_the_link_names(
 
 def test_texts_side_by_side_are_the_same_as_alone(exported: Path) -> None:
     network = Network(exported / "model.onnx")
-    vocabulary = network.about["vocabulary"]
+    vocabulary = network.about["vocab_size"]
     ids = np.random.default_rng(1).integers(vocabulary, size=(20, 3))
     elapsed = np.random.default_rng(2).uniform(0, 2, size=(20, 3)).astype(np.float32)
     together, alone_states = network.rest(3), [network.rest() for _ in range(3)]

@@ -12,7 +12,7 @@ from ltc_textgen.export import TokenStep, check, onnx_graph
 from ltc_textgen.export.host.network import Network
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
-ABOUT = {"format": 1, "separator": 0, "vocabulary": 40, "tokenizer": "byte", "tokenizer_sha256": ""}
+ABOUT = {"format": 2, "eos_token_id": 0, "vocab_size": 40, "tokenizer": "byte", "tokenizer_sha256": ""}
 
 
 def network(**settings: object) -> LiquidTimeConstantNetwork:

@@ -76,7 +76,7 @@ def make_model(tokenizer, seed=0, ends=True, **more):
     with torch.no_grad():
         model.lm_head.projection.weight.mul_(4)
         if not ends:
-            model.lm_head.projection.bias[tokenizer.separator_id] = -1e4
+            model.lm_head.projection.bias[tokenizer.eos_token_id] = -1e4
     return model
 
 
@@ -89,7 +89,7 @@ def chars():
 def model(chars):
     model = make_model(chars)
     with torch.no_grad():
-        model.lm_head.projection.bias[chars.separator_id] += 4  # texts of different lengths
+        model.lm_head.projection.bias[chars.eos_token_id] += 4  # texts of different lengths
     return model
 
 
@@ -120,7 +120,7 @@ def slow_reference(model, tokenizer, prompt, sampling, sample):
         chances = logits.double().softmax(1).cumsum(1)[0]
         token = int((chances <= uniform * chances[-1]).sum()) if sampling.temperature else int(logits.argmax())
         ids.append(token)
-        if token == tokenizer.separator_id:
+        if token == tokenizer.eos_token_id:
             break
     return ids[start:]
 
@@ -140,7 +140,7 @@ def test_writes_what_a_slow_loop_over_the_whole_text_writes(model, chars, sampli
         ids = slow_reference(model, chars, prompt, sampling, completion.sample)
         assert completion.text == chars.decode(ids)
         assert completion.tokens == len(ids)
-        assert completion.finish_reason == ("stop" if ids[-1] == chars.separator_id else "length")
+        assert completion.finish_reason == ("stop" if ids[-1] == chars.eos_token_id else "length")
         assert completion.prompt_tokens == len(prompt)
 
 
@@ -181,8 +181,8 @@ def test_stop_string_over_several_tokens_is_never_shown(chars):
     assert (cut.text, cut.finish_reason) == ("abc\nabd\nab", "length")
 
 
-def test_separator_ends_a_text(chars):
-    script = [*chars.encode("ab"), chars.separator_id, *chars.encode("cd")]
+def test_the_eos_token_ends_a_text(chars):
+    script = [*chars.encode("ab"), chars.eos_token_id, *chars.encode("cd")]
     [completion] = generate(Scripted(chars.vocab_size, script), chars, "a", GREEDY)
     assert (completion.text, completion.tokens, completion.finish_reason) == ("ab", 3, "stop")
 
@@ -193,7 +193,7 @@ def test_a_text_ends_with_a_whole_character():
     scripted = Scripted(tokens.vocab_size, script)
     pieces = list(generate_stream(scripted, tokens, "a", SamplingConfig(temperature=0, max_tokens=4)))
     assert [piece.text for piece in pieces] == ["é", ""]
-    [ended] = generate(Scripted(tokens.vocab_size, [*script[:4], tokens.separator_id]), tokens, "a", GREEDY)
+    [ended] = generate(Scripted(tokens.vocab_size, [*script[:4], tokens.eos_token_id]), tokens, "a", GREEDY)
     assert (ended.text, ended.tokens, ended.finish_reason) == ("é", 5, "stop")
     whole = list(generate_stream(scripted, tokens, "a", SamplingConfig(temperature=0, max_tokens=5)))
     assert [piece.text for piece in whole] == ["é", "€"]
@@ -210,7 +210,7 @@ def test_streamed_text_is_the_decoded_text(kind, seed, chars, bert):
     }[kind]()
     draw = torch.Generator().manual_seed(seed)
     script = torch.randint(tokenizer.vocab_size, (60,), generator=draw)
-    script = script[script != tokenizer.separator_id].tolist()
+    script = script[script != tokenizer.eos_token_id].tolist()
     prompt = "the cat" if kind != "char" else "beef cafe"
     ids = tokenizer.encode(prompt)
     scripted = Scripted(tokenizer.vocab_size, script, skip=len(ids))
@@ -226,7 +226,7 @@ def test_streamed_text_is_the_decoded_text(kind, seed, chars, bert):
 def test_the_text_goes_on_where_the_prompt_ends(bert):
     def continuation(prompt, words):
         script = [BERT.index(word) for word in words]
-        model = Scripted(len(BERT), [*script, bert.separator_id], skip=max(1, len(bert.encode(prompt))))
+        model = Scripted(len(BERT), [*script, bert.eos_token_id], skip=max(1, len(bert.encode(prompt))))
         return generate(model, bert, prompt, GREEDY)[0].text
 
     assert continuation("the cat", ["##s", "don"]) == "s don"
@@ -237,10 +237,10 @@ def test_the_text_goes_on_where_the_prompt_ends(bert):
     assert continuation("", ["the", "cat"]) == "the cat"
 
 
-def test_empty_prompt_starts_after_a_separator(chars):
+def test_empty_prompt_starts_after_an_eos_token(chars):
     scripted = Scripted(chars.vocab_size, chars.encode("ab"))
     [completion] = generate(scripted, chars, "", SamplingConfig(temperature=0, max_tokens=2, repetition_penalty=1.1))
-    assert scripted.reads[0].tolist() == [[chars.separator_id]]
+    assert scripted.reads[0].tolist() == [[chars.eos_token_id]]
     assert (completion.text, completion.prompt_tokens) == ("ab", 1)
 
 
@@ -329,7 +329,7 @@ from ltc_textgen.generation import generate_stream
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 chars = character_tokenizer("abcdefgh ")
 model = LiquidTimeConstantNetwork(chars.vocab_size, 8, steps=1, step_size=1.0)
-model.lm_head.projection.bias.data[chars.separator_id] = -1e4
+model.lm_head.projection.bias.data[chars.eos_token_id] = -1e4
 sampling = SamplingConfig(max_tokens=10_000, seed=0, repetition_penalty=1.1, stop=("never this",))
 found = []
 tracemalloc.start()

@@ -348,7 +348,7 @@ def test_broken_weights_are_named_after_what_could_still_be_written() -> None:
     model = make_model(vocabulary=chars.vocab_size)
     with torch.no_grad():
         model.embed_tokens.weight[chars.encode("c")] = math.nan
-        model.lm_head.projection.bias[chars.separator_id] = -1e4
+        model.lm_head.projection.bias[chars.eos_token_id] = -1e4
     written: list[str] = []
     stream = generate_stream(model, chars, "ab", SamplingConfig(max_tokens=10_000, seed=0), engine="native")
     with pytest.raises(LogitsError, match="sample 0 are NaN or infinite"):

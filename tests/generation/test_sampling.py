@@ -185,7 +185,7 @@ def test_streams_differ_between_samples_and_seeds():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_ignored_separator_is_never_likely(temperature: float) -> None:
+def test_an_ignored_eos_token_is_never_likely(temperature: float) -> None:
     logits = torch.tensor([[1.0, 9.0, 2.0], [0.0, 5.0, -1.0]])
     sampling = SamplingConfig(temperature=temperature, ignore_eos=True, top_k=1)
     shaped = shape_logits(logits, sampling, None, 1)

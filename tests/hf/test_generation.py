@@ -15,7 +15,7 @@ from ltc_textgen.hf.generation import StopStrings
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
 TOKENIZER = character_tokenizer(STORY)
-GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": TOKENIZER.separator_id}
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": TOKENIZER.eos_token_id}
 
 
 def network(seed: int = 0) -> LiquidTimeConstantNetwork:
@@ -30,7 +30,7 @@ def encode(*texts: str) -> torch.Tensor:
 
 def written(text: str, prompt: int) -> dict:
     """Options that make the network write `text`."""
-    ids = [*TOKENIZER.encode(text), TOKENIZER.separator_id]
+    ids = [*TOKENIZER.encode(text), TOKENIZER.eos_token_id]
     return {"prefix_allowed_tokens_fn": lambda row, read: [ids[min(len(read) - prompt, len(ids) - 1)]]}
 
 
@@ -44,7 +44,7 @@ def test_stop_strings_need_no_letters_of_the_latin_alphabet(in_config: bool) -> 
         config = GenerationConfig(**options, **stop)
         stop = {"generation_config": config}
         options = {}
-    options |= {"pad_token_id": TOKENIZER.separator_id} | written("a boat and more", ids.shape[1])
+    options |= {"pad_token_id": TOKENIZER.eos_token_id} | written("a boat and more", ids.shape[1])
     result = network().generate(ids, tokenizer=TOKENIZER, **stop, **options)
     assert TOKENIZER.decode(result[0].tolist()) == "the boat a boat", "the first one belongs to the prompt"
     if in_config:
@@ -109,7 +109,7 @@ def test_a_cache_does_not_go_back_and_is_something() -> None:
 
 def padded(right: bool) -> torch.Tensor:
     long, short = TOKENIZER.encode("the sea"), TOKENIZER.encode("sea")
-    pad = [TOKENIZER.separator_id] * (len(long) - len(short))
+    pad = [TOKENIZER.eos_token_id] * (len(long) - len(short))
     return torch.tensor([long, short + pad if right else pad + short])
 
 
@@ -118,7 +118,7 @@ def test_padding_on_the_right_without_a_mask() -> None:
     with pytest.raises(UsageError, match="padding is on the right"):
         model.generate(padded(right=True), **GREEDY)
     model.generate(padded(right=False), **GREEDY)
-    model.generate(torch.full((3, 1), TOKENIZER.separator_id), **GREEDY)
+    model.generate(torch.full((3, 1), TOKENIZER.eos_token_id), **GREEDY)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 7), (7,)])

@@ -33,7 +33,7 @@ def directory(path: Path, own: TextTokenizer) -> Path:
     config = RunConfig.parse({"model": SETTINGS})
     model = LiquidTimeConstantNetwork.from_settings(config.model_config_for(own.vocab_size))
     with torch.no_grad():  # untrained, it would write what makes no text
-        model.lm_head.projection.bias[[own.separator_id, own.unknown_id, *own.encode("\n")]] = -20.0
+        model.lm_head.projection.bias[[own.eos_token_id, own.unk_token_id, *own.encode("\n")]] = -20.0
     save_run(path, model, own, config, {})
     save_weights(path / "model.safetensors", model, {"tokenizer": own.fingerprint})
     return path
@@ -72,11 +72,11 @@ PAIRS = [("On day 7 the sea was", " calm"), ("On day 7 the sea was", " wild, and
 def test_likelihoods_are_ours(lm: Any) -> None:
     found = lm.loglikelihood(requests(*PAIRS), disable_tqdm=True)
     for (context, continuation), (value, greedy) in zip(PAIRS, found, strict=True):
-        before = CHARACTERS.encode(context) or [CHARACTERS.separator_id]
+        before = CHARACTERS.encode(context) or [CHARACTERS.eos_token_id]
         expected = log_likelihood(lm.model, before, CHARACTERS.encode(continuation))
         assert value == pytest.approx(expected, rel=1e-4)
         assert not greedy, "of an untrained model"
-    assert lm.prefix_token_id == CHARACTERS.separator_id, "before a text stands what stood there in training"
+    assert lm.prefix_token_id == CHARACTERS.eos_token_id, "before a text stands what stood there in training"
 
 
 @pytest.mark.parametrize("size", [30, 64, 150])
@@ -84,7 +84,7 @@ def test_rolling_likelihoods_are_ours(size: int, lm: Any) -> None:
     """In windows of 64 tokens, the first of which is context; the last window reaches back to be full."""
     text = STORY[:size]
     (found,) = lm.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
-    stream, expected = [CHARACTERS.separator_id, *CHARACTERS.encode(text)], 0.0
+    stream, expected = [CHARACTERS.eos_token_id, *CHARACTERS.encode(text)], 0.0
     for start in range(0, size, LENGTH):
         count = min(LENGTH, size - start)
         first = start if count == LENGTH or start == 0 else size - LENGTH
@@ -148,12 +148,12 @@ def test_bert_needs_to_be_told_that_it_begins_no_texts(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(bert_tokenizer_json())
     own = read_tokenizer(tmp_path / "tokenizer.json", "bert")
     lm = harness(directory(tmp_path / "run", own), add_bos_token=False)
-    assert lm.prefix_token_id == own.separator_id
+    assert lm.prefix_token_id == own.eos_token_id
     pairs = [("the river crossed", " the city"), ("", "a king")]
     found = lm.loglikelihood(requests(*pairs), disable_tqdm=True)
     for (context, continuation), (value, _) in zip(pairs, found, strict=True):
-        before = own.encode(context) or [own.separator_id]
+        before = own.encode(context) or [own.eos_token_id]
         assert value == pytest.approx(log_likelihood(lm.model, before, own.encode(continuation)), rel=1e-4)
     (rolling,) = lm.loglikelihood_rolling(requests(("the river crossed the city",)), disable_tqdm=True)
     ids = own.encode("the river crossed the city")
-    assert rolling == pytest.approx(log_likelihood(lm.model, [own.separator_id], ids), rel=1e-4)
+    assert rolling == pytest.approx(log_likelihood(lm.model, [own.eos_token_id], ids), rel=1e-4)

@@ -84,7 +84,7 @@ def test_time_constants_of_a_card_are_those_of_the_layers(run_directory: Path) -
     ids = sharing.written(model.eval(), 40)
     assert ids.shape == (1, 41)
     assert ids.equal(sharing.written(model, 40))
-    assert ids[0, 0] == TOKENIZER.separator_id
+    assert ids[0, 0] == TOKENIZER.eos_token_id
     model.train()
     text = sharing.model_card(model, "me/story", run_directory)
     assert model.training

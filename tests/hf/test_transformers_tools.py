@@ -83,7 +83,7 @@ def test_the_tokenizer_of_a_run_directory(own: TextTokenizer, run: str, request:
     assert len(tokenizer) == own.vocab_size
     assert tokenizer(text).input_ids == own.encode(text)
     assert tokenizer.decode(own.encode(STORY[:300])) == STORY[:300]
-    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == own.separator_id
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == own.eos_token_id
     batch = tokenizer(["On", "On day"], return_tensors="pt", padding=True)
     assert batch.attention_mask[0].tolist() == [0] * 4 + [1] * 2, "padding is on the left"
 
@@ -223,7 +223,7 @@ def test_constraints_hold_with_and_without_a_cache(constraint: dict, mode: dict,
     torch.manual_seed(2)
     model = LiquidTimeConstantNetwork(CHARACTERS.vocab_size, **settings).eval()
     ids = torch.cat([encode("the sea"), encode("the boa")])
-    options = GREEDY | {"pad_token_id": CHARACTERS.separator_id} | mode
+    options = GREEDY | {"pad_token_id": CHARACTERS.eos_token_id} | mode
     free = model.generate(ids, **options)
     if "bad_words_ids" in constraint:
         written = set(free[:, ids.shape[1] :].flatten().tolist())

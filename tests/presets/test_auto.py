@@ -8,17 +8,17 @@ import torch
 from outcomes import STORY
 
 from ltc_textgen.config import ModelConfig, RunConfig
-from ltc_textgen.data.batches import Lanes
+from ltc_textgen.data.batches import Batches
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.presets.auto import (
     ANCHORS,
     REFERENCE_SPEED,
     Job,
+    fitting_vocab_size,
     measured_speed,
     misfits,
     parameters,
     size,
-    vocabulary_size,
 )
 from ltc_textgen.presets.recipes import load_preset
 
@@ -87,7 +87,7 @@ def test_every_job_gives_a_valid_recipe(vocabulary: int, tokens: int, seconds: f
 
 @pytest.mark.parametrize(("text", "pieces"), [(2_000_000, 4096), (20_000, 512), (300_000, 2048), (10**10, 16_384)])
 def test_the_vocabulary_follows_the_text(text: int, pieces: int) -> None:
-    assert vocabulary_size(text) == pieces
+    assert fitting_vocab_size(text) == pieces
 
 
 def test_parameters_are_about_those_of_the_model() -> None:
@@ -139,7 +139,7 @@ def test_auto_trains_on_a_short_text_and_says_what_it_chose(tmp_path: Path, ltc)
     run = json.loads((tmp_path / "run" / "training.json").read_text())["run"]
     assert (run["model"]["num_layers"], run["model"]["coupling"]) == (1, "diagonal")
     assert f"width {run['model']['hidden_size']}," in told[1]
-    Lanes(np.arange(2700), run["train"]["batch_size"], run["train"]["sequence_length"])
+    Batches(np.arange(2700), run["train"]["batch_size"], run["train"]["sequence_length"])
 
 
 def test_a_preset_beside_its_text_is_told_or_refused(tmp_path: Path, ltc) -> None:
@@ -151,7 +151,7 @@ def test_a_preset_beside_its_text_is_told_or_refused(tmp_path: Path, ltc) -> Non
     (tmp_path / "text.txt").write_text(STORY[:1000])
     refused = ltc("train", *options, tmp_path / "b", "--preset", "char-best")
     assert refused.code == 2
-    assert "preset char-best: its 16 lanes of " in refused.error
+    assert "preset char-best: its 16 batch rows of " in refused.error
     assert " tokens need more than the 901 tokens of the text" in refused.error
     assert "use --preset auto, or set sequence_length=" in refused.error
     quiet = ltc("train", *options, tmp_path / "c", "--preset", "auto")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ltc_textgen.config import RunConfig
-from ltc_textgen.data.batches import Lanes
+from ltc_textgen.data.batches import Batches
 from ltc_textgen.errors import UsageError
 from ltc_textgen.presets import recipes
 
@@ -112,4 +112,4 @@ def test_a_short_text_shrinks_what_the_user_did_not_set(tokens: int, fixed: tupl
     train = {"batch_size": 16, "sequence_length": 64}
     assert recipes.shrunk(train, tokens, fixed) == expected
     if not fixed:
-        Lanes(np.zeros(tokens, np.uint16), **{**train, **expected})
+        Batches(np.zeros(tokens, np.uint16), **{**train, **expected})

@@ -54,7 +54,7 @@ def main(corpus: Path, out: Path) -> None:
     starting = {
         "learned_initial_state": True,
         "dropout": 0.0,
-    }  # in most steps no lane begins, and nothing pulls at the start
+    }  # in most steps no row is reset, and the initial state has no gradient
     attempt("starting", settings(corpus, starting, max_steps=30, learning_rate=0.02), "starting")
     attempt("whole", dropping, "whole")
 

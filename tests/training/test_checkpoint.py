@@ -90,7 +90,7 @@ def test_pruning_comes_last(tmp_path, monkeypatch):
     assert newest(tmp_path)[0].progress == {"step": 1}
 
 
-FILES = [*sorted(checkpoint.REQUIRED), "manifest.json"]
+FILES = [*sorted(f"{part}.safetensors" for part in checkpoint.PARTS), checkpoint.PROGRESS, "manifest.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_the_first_format_whose_manifest_has_no_checksum_is_read
 def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path):
     path = write(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    for files in ({k: v for k, v in manifest["files"].items() if k != "lanes.safetensors"}, [], None):
+    for files in ({k: v for k, v in manifest["files"].items() if k != "state.safetensors"}, [], None):
         (path / "manifest.json").write_text(json.dumps({"format": "1", "files": files}))
         with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
             read_checkpoint(path)
@@ -141,8 +141,8 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path):
 
 def test_if_all_are_damaged_the_run_is_refused_and_nothing_is_removed(tmp_path):
     for step in (1, 2):
-        (write(tmp_path, step) / "lanes.safetensors").write_bytes(b"x")
-    with pytest.raises(ArtifactError, match=r"no checkpoint can be used; .*step-00000002/lanes\.safetensors"):
+        (write(tmp_path, step) / "state.safetensors").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"no checkpoint can be used; .*step-00000002/state\.safetensors"):
         newest_checkpoint(tmp_path, lambda _: None)
     assert len(list_checkpoints(tmp_path)) == 2
 
@@ -152,7 +152,7 @@ def test_no_checkpoint_is_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("part", ["model", "optimizer", "lanes"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "state"])
 def test_numbers_that_are_not_finite_are_never_written(tmp_path, part, value):
     write(tmp_path, 1)
     broken = tensors()

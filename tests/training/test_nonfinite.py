@@ -140,7 +140,7 @@ def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(
 
 
 def test_stopped_after_a_skipped_step_and_resumed_it_is_the_same_run(corpus, tmp_path, monkeypatch):
-    """The lanes start afresh then, and a first state that is learned goes on learning from it."""
+    """The states are reset then, and a learned initial state still gets its gradient."""
     run = settings(corpus, {"learned_initial_state": True}, max_steps=12, eval_steps=100)
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step == 5 else loss)
     train(run, tmp_path / "whole", reporter=Listener())

@@ -1,4 +1,4 @@
-"""Lanes that begin anew now and then, and the state that they learn to begin from."""
+"""Batch rows that are reset at random, and the learned initial state."""
 
 import os
 import signal

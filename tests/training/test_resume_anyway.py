@@ -39,7 +39,7 @@ def begun(stopped, tmp_path):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """The state of the lanes and the weights with which each run goes on."""
+    """The state and the weights from which each run resumes."""
     seen = []
     original = loop_module._begin
 
@@ -89,8 +89,8 @@ def other_run(kind, corpus, directory):
     [
         ("corpus", "the run goes on in another text"),
         ("tokenizer", "ids may stand for other text"),
-        ("batch_size", "other lanes, which start from rest"),
-        ("sequence_length", "lanes start from rest"),
+        ("batch_size", "batch rows"),
+        ("sequence_length", "states are reset"),
         ("model", "computes otherwise with the same weights"),
     ],
 )
@@ -108,7 +108,7 @@ def test_it_is_refused_and_with_the_flag_done_and_explained(begun, corpus, tmp_p
     (warning,) = (note for note in heard.notes if "resumed although" in note)
     assert told in warning
     state, loaded = starts[0]
-    assert state is None, "the lanes start from rest"
+    assert state is None, "the states are reset"
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items()), "with the weights of before"
 
     written = load_run(begun)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ltc_textgen.errors import LTCError
-from ltc_textgen.training.run_lock import HOLDER_FILE, LOCK_FILE, DirectoryLockedError, RunLock
+from ltc_textgen.training.run_lock import HOLDER_FILE, LOCK_FILE, DirectoryLockedError, lock_run
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ltc_textgen.training.run_lock import RunLock
-with RunLock(Path(sys.argv[1])):
+from ltc_textgen.training.run_lock import lock_run
+with lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -29,7 +29,7 @@ def holder(tmp_path):
 
 
 def test_the_second_process_is_told_who_holds_the_directory(holder, tmp_path):
-    with pytest.raises(DirectoryLockedError, match=f"process {holder.pid} on ") as caught, RunLock(tmp_path / "run"):
+    with pytest.raises(DirectoryLockedError, match=f"process {holder.pid} on ") as caught, lock_run(tmp_path / "run"):
         pass
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
@@ -39,37 +39,37 @@ def test_a_lock_whose_holder_was_killed_is_taken_over(holder, tmp_path):
     holder.kill()
     holder.wait()
     assert (tmp_path / "run" / HOLDER_FILE).exists(), "the dead process left its note"
-    with RunLock(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         assert json.loads((tmp_path / "run" / HOLDER_FILE).read_text())["pid"] == os.getpid()
 
 
 def test_two_runs_in_one_process_exclude_each_other_too(tmp_path):
     with (
-        RunLock(tmp_path / "run"),
+        lock_run(tmp_path / "run"),
         pytest.raises(DirectoryLockedError, match=str(os.getpid())),
-        RunLock(tmp_path / "run"),
+        lock_run(tmp_path / "run"),
     ):
         pass
 
 
 def test_refusing_the_second_does_not_release_the_first(tmp_path):
-    with RunLock(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         for _ in range(2):
-            with pytest.raises(DirectoryLockedError), RunLock(tmp_path / "run"):
+            with pytest.raises(DirectoryLockedError), lock_run(tmp_path / "run"):
                 pass
         assert (tmp_path / "run" / HOLDER_FILE).exists()
 
 
 def test_a_directory_that_got_nothing_is_removed_again(tmp_path):
-    with RunLock(tmp_path / "new"):
+    with lock_run(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()
-    with RunLock(tmp_path / "used"):
+    with lock_run(tmp_path / "used"):
         (tmp_path / "used" / "result").touch()
     assert (tmp_path / "used" / "result").exists()
     assert not (tmp_path / "used" / HOLDER_FILE).exists()
     (tmp_path / "before").mkdir()
-    with RunLock(tmp_path / "before"):
+    with lock_run(tmp_path / "before"):
         pass
     assert (tmp_path / "before" / LOCK_FILE).exists()
 
@@ -79,18 +79,18 @@ def test_a_disk_that_fails_meanwhile_does_not_hide_what_went_wrong(tmp_path, mon
         raise OSError(30, "Read-only file system")
 
     def break_down():
-        with RunLock(tmp_path / "run"):
+        with lock_run(tmp_path / "run"):
             patch.setattr(Path, "unlink", fail)
             raise KeyError
 
     with monkeypatch.context() as patch, pytest.raises(KeyError):
         break_down()
-    with RunLock(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         pass
 
 
 def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LTCError, match="cannot write to this directory .*Not a directory") as caught:
-        RunLock(tmp_path / "file" / "run").__enter__()
+        lock_run(tmp_path / "file" / "run").__enter__()
     assert "\n" not in str(caught.value)

@@ -87,7 +87,7 @@ def test_damaged_later_ones_never_crowd_out_the_one_just_written(tmp_path):
     for step in (10, 20, 30):
         write(tmp_path, step, keep=3)
     for step in (20, 30):
-        (tmp_path / "checkpoints" / f"step-{step:08d}" / "lanes.safetensors").write_bytes(b"x")
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.safetensors").write_bytes(b"x")
     assert newest_checkpoint(tmp_path, lambda _: None).progress == {"step": 10}
     write(tmp_path, 15, keep=1)
     assert kept(tmp_path) == [15]

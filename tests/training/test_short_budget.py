@@ -12,7 +12,7 @@ def test_it_validates_on_the_beginning_and_says_so(tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(validation_module, "SHORTEST", 1e-9)
     heard = Listener()
     result = train(run, tmp_path / "short", reporter=heard)
-    probed = validation_module.LANES * validation_module.PROBE_TOKENS + 1
+    probed = validation_module.ROWS * validation_module.PROBE_TOKENS + 1
     assert result.valid_tokens == probed - 1
     assert result.best_val_loss is not None
     (note,) = (note for note in heard.notes if "validating on all" in note)

@@ -40,7 +40,7 @@ def write_corpus(directory: Path, words: int = 3000, seed: int = 0) -> Path:
 
 
 def settings(corpus: Path, model: dict | None = None, **train) -> RunConfig:
-    """A run over `corpus` by characters; 4 lanes of 16 tokens on one thread."""
+    """A run over `corpus` by characters; 4 batch rows of 16 tokens on one thread."""
     values = {"batch_size": 4, "sequence_length": 16, "threads": 1, "sample_tokens": 8, "device": "cpu", **train}
     return RunConfig(data={"data": str(corpus), "tokenizer": "char"}, model={**TINY, **(model or {})}, train=values)
 
@@ -94,7 +94,7 @@ def same_tensors(ours: Path, theirs: Path) -> None:
 def assert_same_run(ours: Path, theirs: Path) -> None:
     """Two runs ended with the same last weights, best weights, moments, states and loss curve, to the last bit."""
     assert list_checkpoints(ours)[0].name == list_checkpoints(theirs)[0].name
-    for name in ("model", "optimizer", "lanes", "random", "best"):
+    for name in ("model", "optimizer", "state", "random", "best"):
         same_tensors(*(list_checkpoints(run)[0] / f"{name}.safetensors" for run in (ours, theirs)))
     same_tensors(ours / "model.safetensors", theirs / "model.safetensors")
     assert curve(ours) == curve(theirs)

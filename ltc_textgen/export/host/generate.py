@@ -121,7 +121,7 @@ class Text:
         content = files.read("tokenizer.json")
         if hashlib.sha256(content).hexdigest() != about["tokenizer_sha256"]:
             raise ExportError("tokenizer.json is not the one that this model was trained with")
-        self.kind, self._size = about["tokenizer"], about["vocabulary"]
+        self.kind, self._size = about["tokenizer"], about["vocab_size"]
         self._vocabulary, self.unknown = vocabulary_of(parsed(content, "tokenizer.json"), self._size)
         self._tokenizer: Any = None if self.kind in ("char", "byte") else self._loaded(content)
         self._table = parsed(files.read("decoding.json"), "decoding.json")
@@ -187,14 +187,15 @@ def vocabulary_of(document: dict[str, Any], size: int) -> tuple[dict[str, int], 
     Raises:
         ExportError: If an id is not one of the network's.
     """
-    model, added = document.get("model"), document.get("added_tokens") or []
+    model: Any = document.get("model")
+    added = document.get("added_tokens") or []
     try:
-        entries = model["vocab"]  # type: ignore[index]
+        entries = model["vocab"]
         unigram = isinstance(entries, list)
         ids = {entry[0]: index for index, entry in enumerate(entries)} if unigram else dict(entries)
         given = [*ids.values(), *(token["id"] for token in added)]
         ids |= {token["content"]: token["id"] for token in added}
-        unknown = model.get("unk_id") if unigram else ids.get(model.get("unk_token"))  # type: ignore[union-attr]
+        unknown = model.get("unk_id") if unigram else ids.get(model.get("unk_token"))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ExportError("tokenizer.json is damaged: it holds no vocabulary") from error
     if not all(is_integer(token, 0, size) for token in given):
@@ -245,7 +246,7 @@ def printable(text: str) -> str:
 
 def write(network: Network, text: Text, ids: list[int], options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """Continue a prompt: parts of the text and the number of tokens so far, as they are made."""
-    separator = network.about["separator"]
+    eos_token_id = network.about["eos_token_id"]
     state, decoder, uniform = network.rest(), text.stream(), Uniform(options.seed)
     logits = np.empty(0)
     for token in ids:
@@ -265,9 +266,9 @@ def write(network: Network, text: Text, ids: list[int], options: argparse.Namesp
 
     for count in range(1, options.max_tokens + 1):
         if options.ignore_eos:
-            logits[0, separator] = -np.inf
+            logits[0, eos_token_id] = -np.inf
         token = choose(logits[0], uniform, options.temperature, options.top_k, options.top_p)
-        if token == separator:
+        if token == eos_token_id:
             break
         yield own(decoder.push(token)), count
         if count < options.max_tokens:
@@ -334,7 +335,7 @@ def generate(options: argparse.Namespace) -> None:
     name = "model.int8.onnx" if options.int8 else "model.onnx"
     network = Network(files.read(name), options.threads, name)
     text = Text(files, network.about)
-    ids = text.prompt(options.prompt, report) if options.prompt else [network.about["separator"]]
+    ids = text.prompt(options.prompt, report) if options.prompt else [network.about["eos_token_id"]]
     shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
     first, tokens = 0.0, 0
     print(shown(options.prompt), end="", flush=True)

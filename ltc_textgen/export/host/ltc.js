@@ -4,7 +4,7 @@
 //   const network = await Network.open(ort, bytes, about);
 //   for await (const {text, tau} of write(network, new Text(files), "It was", {temperature: 0.8})) ...
 
-export const FORMAT = 1;
+export const FORMAT = 2;
 
 export class Network {
   // `model`: the bytes of model.onnx or model.int8.onnx; `about`: export.json.
@@ -247,11 +247,11 @@ class WordStream {
   }
 }
 
-// Continues a prompt: {text, tau, count} as it is made. `settings`: those of `choose`, maxTokens, elapsed, ignoreSeparator.
+// Continues a prompt: {text, tau, count} as it is made. `settings`: those of `choose`, maxTokens, elapsed, ignoreEos.
 export async function* write(network, text, prompt, settings = {}) {
-  const { maxTokens = 200, elapsed = 1, ignoreSeparator = false } = settings;
-  const separator = network.about.separator;
-  const ids = prompt ? text.encode(prompt) : [separator];
+  const { maxTokens = 200, elapsed = 1, ignoreEos = false } = settings;
+  const eosTokenId = network.about.eos_token_id;
+  const ids = prompt ? text.encode(prompt) : [eosTokenId];
   if (!ids.length) throw new Error("the tokenizer finds no token in the prompt");
   const decoder = text.stream();
   let state = network.rest();
@@ -273,9 +273,9 @@ export async function* write(network, text, prompt, settings = {}) {
   };
   let count = 0;
   while (count < maxTokens) {
-    const token = choose(result.logits, { ...settings, forbidden: ignoreSeparator ? separator : -1 });
+    const token = choose(result.logits, { ...settings, forbidden: ignoreEos ? eosTokenId : -1 });
     count++;
-    if (token === separator) break;
+    if (token === eosTokenId) break;
     yield { text: own(decoder.push(token)), tau: result.tau, count };
     if (count < maxTokens) {
       result = await network.step(token, state, elapsed);

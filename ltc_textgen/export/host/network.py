@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 """Version of the exports that this program reads."""
 
 METADATA = "ltc_textgen"
@@ -123,12 +123,12 @@ def require_description(about: dict[str, Any], name: str) -> None:
     """
     if about.get("format") != FORMAT:
         raise ExportError(f"{name} is of format {str(about.get('format'))[:20]}, this program reads format {FORMAT}")
-    vocabulary, states = about.get("vocabulary"), about.get("states")
-    if not is_integer(vocabulary, 1, 2**31):
-        raise ExportError(f"{name}: vocabulary: expected a number of tokens")
-    assert vocabulary is not None
-    if not is_integer(about.get("separator"), 0, vocabulary):
-        raise ExportError(f"{name}: separator: expected a token id below {vocabulary}")
+    vocab_size, states = about.get("vocab_size"), about.get("states")
+    if not is_integer(vocab_size, 1, 2**31):
+        raise ExportError(f"{name}: vocab_size: expected a number of tokens")
+    assert vocab_size is not None
+    if not is_integer(about.get("eos_token_id"), 0, vocab_size):
+        raise ExportError(f"{name}: eos_token_id: expected a token id below {vocab_size}")
     for key in ("tokenizer", "tokenizer_sha256"):
         if not isinstance(about.get(key), str):
             raise ExportError(f"{name}: {key}: expected a string")
@@ -261,7 +261,7 @@ class Network:
             results = self._session.run(names, {"token": tokens, "elapsed": time_passed, **state}, options)
         except Exception as error:  # see above
             raise ExportError(f"{self._name} cannot be run: {first_line(error)}") from error
-        if results[0].shape != (len(tokens), self.about["vocabulary"]):
+        if results[0].shape != (len(tokens), self.about["vocab_size"]):
             raise ExportError(f"{self._name} is damaged: its logits are of shape {results[0].shape}")
         return list(results)
 

@@ -37,7 +37,7 @@ async function load() {
   const tokenizer = json(await checked("tokenizer.json", about));
   const decoding = json(await checked("decoding.json", about));
   const network = await Network.open(ort, model, about);
-  say(`${name}, ${(model.length / 1e6).toFixed(2)} MB, ${about.vocabulary} tokens`);
+  say(`${name}, ${(model.length / 1e6).toFixed(2)} MB, ${about.vocab_size} tokens`);
   return { network, text: new Text(tokenizer, decoding, about.tokenizer) };
 }
 
@@ -59,7 +59,7 @@ function draw(tau) {
 }
 
 async function go({ network, text }) {
-  const settings = { ignoreSeparator: true };
+  const settings = { ignoreEos: true };
   for (const name of ["temperature", "topP", "maxTokens", "elapsed"]) {
     if (!at(name).value || !at(name).checkValidity()) return say(`${at(name).min} to ${at(name).max} is expected: ${at(name).parentNode.textContent}`);
     settings[name] = at(name).valueAsNumber;
