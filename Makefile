@@ -27,6 +27,7 @@ lint: $(VENV)/.dev  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 chaos: $(VENV)/.dev  ## inject every fault that training must survive: kills, full disks, flipped bits, lost processes
 	$(BIN)/python tests/chaos/run.py $(ARGS)

@@ -224,7 +224,7 @@ class TextTokenizer:
         if not isinstance(settings, dict) or settings.get("kind") not in KINDS:
             raise DataError(f"{directory / 'tokenizer_config.json'}: not written by ltc (no 'ltc_textgen' entry)")
         try:
-            former = settings.get("separator", EOS_TOKEN)  # its name in earlier versions
+            former: str = settings.get("separator", EOS_TOKEN)  # its name in earlier versions
             return cls(content, settings["kind"], settings.get("eos_token", former))
         except DataError as error:
             raise DataError(f"{directory / 'tokenizer.json'}: {error}") from error

@@ -35,7 +35,7 @@ from ltc_textgen.config import CacheConfig, DynamicConfig
 from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, LTCError
 from ltc_textgen.model.blocks import evaluating
-from ltc_textgen.model.network import CHUNK, LiquidNetwork
+from ltc_textgen.model.network import CHUNK, LiquidNetwork, read_chunks
 from ltc_textgen.shapes import Float, Int, Tensor
 
 EPSILON = 1e-12
@@ -78,7 +78,7 @@ def score_adaptively(
 
     Raises:
         DataError: If there are fewer than 2 tokens.
-        LTCError: If the weights that learned are no numbers any more.
+        LTCError: If dynamic evaluation diverges.
     """
     pairs = len(tokens) - 1
     if pairs < 1:
@@ -98,14 +98,14 @@ def _read(
     progress: Callable[[int, int], None] | None,
 ) -> Adapted:
     pairs, step = len(tokens) - 1, learner.config.segment if learner else CHUNK
-    device, state, own, mixed = reader.embed_tokens.weight.device, None, 0.0, 0.0
-    for start in range(0, pairs, step):
-        part = torch.from_numpy(np.asarray(tokens[start : start + step + 1]).astype(np.int64)).to(device)
-        hidden, state = reader.advance(part[None, :-1], state)
-        losses = reader.lm_head.loss(hidden[0], part[1:])
-        apart = losses.detach()
-        own += float(apart.cpu().double().sum())
-        mixed += float(memory.mix(hidden[0].detach(), part[1:], apart).cpu().double().sum()) if memory else 0.0
+    own, mixed = 0.0, 0.0
+    segments = zip(range(0, pairs, step), read_chunks(reader, tokens[None, :-1], chunk=step), strict=True)
+    for start, (hidden, _) in segments:
+        targets = torch.from_numpy(tokens[start + 1 : start + step + 1].astype(np.int64)).to(hidden.device)
+        losses = reader.lm_head.loss(hidden[0], targets)
+        scored = losses.detach()
+        own += float(scored.cpu().double().sum())
+        mixed += float(memory.mix(hidden[0].detach(), targets, scored).cpu().double().sum()) if memory else 0.0
         if learner:
             if not math.isfinite(own):
                 raise LTCError(
@@ -113,7 +113,6 @@ def _read(
                     f"{learner.config.learning_rate:g} (--dynamic-lr)"
                 )
             learner.learn(losses.mean())
-            state = state.detach()
         release_pages(tokens)
         if progress:
             progress(min(start + step, pairs), pairs)
@@ -174,7 +173,7 @@ class ContinuousCache:
             targets: The tokens.
             losses: -ln p of each by the model.
         """
-        size, share = self._config.size, self._config.weight
+        size, weight = self._config.size, self._config.weight
         now = F.normalize(hidden.float(), dim=1)
         places = now if self._places is None else torch.cat([self._places, now])
         known = targets if self._tokens is None else torch.cat([self._tokens, targets])
@@ -185,9 +184,9 @@ class ContinuousCache:
             for at in range(0, len(now), rows)
         ]
         self._places, self._tokens = places[-size:].clone(), known[-size:].clone()
-        if not share:
+        if not weight:
             return losses
-        mixture = -torch.logaddexp(math.log1p(-share) - losses, math.log(share) + torch.cat(found))
+        mixture = -torch.logaddexp(math.log1p(-weight) - losses, math.log(weight) + torch.cat(found))
         if before == 0:
             mixture[0] = losses[0]
         return mixture

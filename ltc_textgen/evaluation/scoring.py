@@ -16,7 +16,7 @@ import torch
 from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.model.blocks import evaluating
-from ltc_textgen.model.network import CHUNK, LiquidNetwork
+from ltc_textgen.model.network import CHUNK, LiquidNetwork, read_chunks
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Float, Int, Tensor
 
@@ -91,18 +91,15 @@ class _Scorer:
     def score(self, rows: int, length: int, state: LiquidState | None) -> LiquidState:
         """Score the next rows * length tokens, as rows of one batch."""
         start, self.done = self.done, self.done + rows * length
-        device = self._model.embed_tokens.weight.device
-        for at in range(0, length, self._chunk):
-            columns = start + at + np.arange(min(self._chunk, length - at))
-            index = columns[None, :] + length * np.arange(rows)[:, None]
-            inputs, targets = (
-                torch.from_numpy(self._tokens[index + shift].astype(np.int64)).to(device) for shift in (0, 1)
-            )
-            hidden, state = self._model.advance(inputs, state)
-            self.nll += self._sum(hidden.flatten(0, 1), targets.flatten())
+        inputs, targets = (self._tokens[start + shift : self.done + shift].reshape(rows, length) for shift in (0, 1))
+        steps = range(0, length, self._chunk)
+        for at, (hidden, after) in zip(steps, read_chunks(self._model, inputs, state, chunk=self._chunk), strict=True):
+            wanted = torch.from_numpy(targets[:, at : at + self._chunk].astype(np.int64))
+            self.nll += self._sum(hidden.flatten(0, 1), wanted.flatten().to(hidden.device))
             release_pages(self._tokens)
             if self._progress:
-                self._progress(start + rows * (at + len(columns)), len(self._tokens) - 1)
+                self._progress(start + rows * (at + wanted.shape[1]), len(self._tokens) - 1)
+            state = after
         assert state is not None
         return state
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -328,7 +329,7 @@ class Padding(NamedTuple):
 
 def read_chunks(
     network: LiquidNetwork,
-    input_ids: Int[Tensor, "B _"],
+    input_ids: Int[Tensor, "B _"] | np.ndarray,
     state: LiquidState | None = None,
     elapsed: Float[Tensor, "B _"] | None = None,
     chunk: int = CHUNK,
@@ -337,19 +338,23 @@ def read_chunks(
 
     Args:
         network: In the mode that the caller wants (see `evaluating`).
-        input_ids: Token ids, on any device; no token gives no chunk.
+        input_ids: Token ids, (B, T): on any device, or an array of any integers, which may be memory-mapped; no token
+            gives no chunk.
         state: State before the first token.
         elapsed: Time from each token to the next; 1 if None.
         chunk: Tokens read at once.
 
     Yields:
-        Hidden vectors of the chunk's tokens, and the state after them.
+        Hidden vectors of the chunk's tokens, and the state after them, through which no gradient flows.
     """
     device = network.embed_tokens.weight.device
     for start in range(0, input_ids.shape[1], chunk):
         part = slice(start, start + chunk)
         time = None if elapsed is None else elapsed[:, part]
-        hidden, state = network.advance(input_ids[:, part].to(device), state, time)
+        ids = input_ids[:, part]
+        ids = torch.from_numpy(ids.astype(np.int64)) if isinstance(ids, np.ndarray) else ids
+        hidden, after = network.advance(ids.to(device), state, time)
+        state = after.detach()
         yield hidden, state
 
 
