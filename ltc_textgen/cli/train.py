@@ -151,11 +151,11 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     from ltc_textgen.training.checkpoint import list_checkpoints
     from ltc_textgen.training.metrics import check_trackers
     from ltc_textgen.training.report import SurvivingReporter
-    from ltc_textgen.training.run_lock import refuse_other_run
+    from ltc_textgen.training.run_lock import reject_other_run
 
     choose_device(settings.device)
     check_trackers(settings.report_to)
-    refuse_other_run(out, resume)
+    reject_other_run(out, resume)
     reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
     if resume and not list_checkpoints(out):
         reporter.note(f"{out} holds no checkpoint: nothing to resume, a new run starts there{_runs_beside(out)}")

@@ -1,8 +1,8 @@
 """When a run validates and when it ends: exactly one of epochs, max_steps and time_budget governs.
 
 In a run by steps everything here depends on the step alone. In a run by time it depends on the recorded seconds of
-`Progress`, which all processes agree on and a checkpoint keeps. Time is kept back for the last validation, so that
-the run ends with its budget.
+`Progress`, which all processes agree on and a checkpoint keeps. Time is reserved for the last validation, so that
+the run ends within its budget.
 """
 
 from collections.abc import Mapping
@@ -16,22 +16,22 @@ from ltc_textgen.training.progress import Progress
 VALIDATIONS = 20
 """Validations in a run, if they are cheap enough."""
 
-SHARE = 0.05
-"""Validation may take up to about this share of a run by time; half as often again in a run by steps."""
+FRACTION = 0.05
+"""Validation may take up to about this fraction of a run by time, and twice this of a run by steps."""
 
 FORWARD_SPEEDUP = 2.5
-"""Validation reads about so many tokens in the time in which training reads one. A run by time measures it."""
+"""Tokens that validation reads in the time in which training reads one; a run by time measures it."""
 
 
 LENGTHS = ("epochs", "max_steps", "time_budget")
-"""Settings of which one says how long a run is."""
+"""Settings of which one sets the length of a run."""
 
 
 def lengths(train: Mapping[str, Any]) -> list[str]:
-    """Which of `LENGTHS` the settings of a training give: none or one.
+    """Which of `LENGTHS` a configuration sets: none or one.
 
     Raises:
-        UsageError: If they give more.
+        UsageError: If it sets more.
     """
     given = [name for name in LENGTHS if train.get(name) is not None]
     if len(given) > 1:
@@ -46,7 +46,7 @@ class Budget:
     Args:
         steps: Steps of the whole run, None if time governs.
         seconds: Seconds of the whole run, None if steps govern.
-        eval_steps: Steps between validations; None in a run by time whose configuration does not say.
+        eval_steps: Steps between validations; None in a run by time without `eval_steps`.
     """
 
     steps: int | None
@@ -65,16 +65,16 @@ class Budget:
             return cls(None, config.time_budget, config.eval_steps)
         steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
         tokens_per_step = config.batch_size * config.sequence_length
-        affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / (2 * SHARE)
+        affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / (2 * FRACTION)
         every = config.eval_steps or max(1, round(steps / VALIDATIONS), round(affordable))
         return cls(steps, None, every)
 
     def reserve(self, progress: Progress) -> float:
-        """Seconds to keep back for the last validation."""
+        """Seconds reserved for the last validation."""
         return progress.validation_seconds or 0.0
 
     def done(self, progress: Progress) -> float:
-        """Share of the run that is done, 0 to 1: what the learning rate follows."""
+        """Fraction of the run that is done, 0 to 1, which the learning rate follows."""
         if self.steps is not None:
             return min(1.0, progress.step / self.steps)
         return min(1.0, progress.seconds / self._stepping_until(progress))
@@ -86,12 +86,12 @@ class Budget:
         return progress.step > 0 and progress.seconds + 0.5 * progress.step_seconds >= self._stepping_until(progress)
 
     def validation_is_due(self, progress: Progress) -> bool:
-        """Whether to validate now, before the next step. The validation at the end does not depend on this."""
+        """Whether to validate now, before the next step. The last validation does not depend on it."""
         if progress.step == 0 or progress.validated_step == progress.step:
             return False
         if self.eval_steps is not None:
             return progress.step % self.eval_steps == 0
-        gap = max(self._seconds / VALIDATIONS, self.reserve(progress) / SHARE)
+        gap = max(self._seconds / VALIDATIONS, self.reserve(progress) / FRACTION)
         remaining = self._stepping_until(progress) - progress.seconds
         return progress.seconds - progress.validated_at >= gap and remaining > gap / 2
 

@@ -9,7 +9,7 @@
         progress.json           step, seconds, losses, position in metrics.jsonl, Python's and numpy's generators
         manifest.json           SHA-256 of each of them, and of the configuration, the tokenizer and the corpus
 
-Written into a temporary directory beside its place, synced, renamed, and only then are old ones removed. Nothing is
+Written into a temporary directory, synced, renamed into place, and only then are old ones removed. Nothing is
 pickled, so a checkpoint from a stranger cannot run code. The second half of the module converts between the objects of
 a running training and the named tensors of a checkpoint.
 """
@@ -77,17 +77,17 @@ def write_checkpoint(
         tensors: Named tensors on the CPU for each of `PARTS`.
         progress: What goes into progress.json; JSON values only.
         best: File of the best weights so far, kept with the checkpoint.
-        about: What goes into the manifest beside the checksums; a number under "val_loss" is the validation loss of
+        about: What goes into the manifest besides the checksums; a number under "val_loss" is the validation loss of
             these very weights.
-        keep: Newest checkpoints that remain, this one included. (One of a later step was passed over as damaged when
-            this run was taken up; it is removed.)
-        keep_best: Older ones that remain as well: those of the lowest "val_loss".
+        keep: Newest checkpoints that remain, this one included. (One of a later step was skipped as damaged on
+            resuming; it is removed.)
+        keep_best: Older ones that remain as well, by lowest "val_loss".
 
     Raises:
         LTCError: If a number among the weights, moments or states is not finite (nothing is written), or the disk
-            refuses (the checkpoints before remain, the temporary directory does not).
+            is full or read-only (earlier checkpoints remain, the temporary directory does not).
     """
-    refuse_non_finite(step, tensors)
+    reject_non_finite(step, tensors)
     parent = run / CHECKPOINTS
     target = parent / f"step-{step:08d}"
     temporary = parent / f"{_TEMPORARY}{target.name}"
@@ -102,7 +102,7 @@ def write_checkpoint(
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise LTCError(
             f"{target}: the checkpoint could not be written ({reason}); "
-            f"{_what_remains(parent)}. Make room or give write permission, then go on with --resume"
+            f"{_what_remains(parent)}. Free space or give write permission, then continue with --resume"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -124,7 +124,7 @@ def newest_checkpoint(run: Path, report: Callable[[str], None]) -> Checkpoint | 
 
     Args:
         run: Run directory.
-        report: Told, in one line each, about checkpoints that are refused and passed over.
+        report: Called with one line about each checkpoint that is rejected and skipped.
 
     Raises:
         ArtifactError: If there are checkpoints and every one is damaged; the message names the newest one's fault.
@@ -135,7 +135,7 @@ def newest_checkpoint(run: Path, report: Callable[[str], None]) -> Checkpoint | 
             return read_checkpoint(path)
         except ArtifactError as error:
             faults.append(str(error))
-            report(f"checkpoint refused: {error}; trying the one before")
+            report(f"checkpoint rejected: {error}; trying the one before")
     if faults:
         raise ArtifactError(f"{run}: no checkpoint can be used; {faults[0]}")
     return None
@@ -167,7 +167,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def remove_leftovers(run: Path) -> None:
     """Remove what a killed process left half written. Only the holder of the run's lock may call this.
 
-    A checkpoint that was set aside for another of its step, which did not come to take its place, is put back.
+    A checkpoint that was set aside for a new one of its step, which was never moved into place, is put back.
     """
     parent = run / CHECKPOINTS
     for path in sorted(parent.iterdir()) if parent.is_dir() else ():
@@ -192,18 +192,18 @@ def link_or_copy(source: Path, target: Path) -> None:
         sync(target)
 
 
-def refuse_non_finite(step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Keep broken numbers out of checkpoints.
+def reject_non_finite(step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Reject tensors that hold NaN or infinity.
 
     Raises:
-        LTCError: Naming the first tensor that holds a number that is not finite.
+        LTCError: Naming the first such tensor.
     """
     for part in PARTS:
         for name, tensor in tensors[part].items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise LTCError(
                     f"step {step}: {part}: {name} holds numbers that are not finite, so no checkpoint was written; "
-                    "go on from the one before with --resume and a lower train.learning_rate"
+                    "continue from the one before with --resume and a lower train.learning_rate"
                 )
 
 
@@ -282,7 +282,7 @@ ADAM_MOMENTS = {STEP, "exp_avg", "exp_avg_sq"}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers on the CPU; one that is shared by two names is held once."""
+    """Parameters and saved buffers on the CPU; one that two names share is held once."""
     saved = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in saved.items():
@@ -292,7 +292,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy into the model in place, so that an optimizer keeps its hold on the parameters.
+    """Copy into the model in place, so that an optimizer still refers to the same parameters.
 
     Raises:
         ArtifactError: If names or shapes are not those of the model.
@@ -320,7 +320,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`. Moments of another optimizer are left out: those parameters start afresh.
+    """The inverse of `optimizer_tensors`. Parameters whose moments are of another optimizer start from zero.
 
     Everything is validated before the optimizer is changed: the compiled update trusts shapes and dtypes, and would
     write past the end of a moment that is shorter than its parameter.
@@ -397,7 +397,7 @@ def load_torch_random_states(states: dict[str, Tensor], device: torch.device) ->
 
 
 def seed_everything(seed: int) -> None:
-    """Start Python's, numpy's and torch's global generators from one number."""
+    """Seed Python's, numpy's and torch's global generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -46,13 +46,13 @@ from ltc_textgen.training import distributed
 
 SCHEME = "ltc-attempt"
 PATIENCE = timedelta(days=1)
-"""How long processes wait for one that has something long to do: it tokenises or validates a long text."""
+"""How long processes wait while one tokenises or validates a long text."""
 
 _PAUSE = 0.02
 
 
 def method() -> str | None:
-    """The `init_method` of the process group: ours where attempts share a store, else None, which is PyTorch's own."""
+    """The `init_method` of the process group: ours where attempts share a store, else None for PyTorch's default."""
     return f"{SCHEME}://" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
 
 
@@ -66,7 +66,7 @@ def agree(store: Store, rank: int, world: int, patience: timedelta = PATIENCE) -
         patience: How long to wait for the others.
 
     Raises:
-        LTCError: If they do not come.
+        LTCError: If they do not arrive in time.
     """
     mine, deadline = uuid.uuid4().hex, time.monotonic() + patience.total_seconds()
     if rank:
@@ -90,12 +90,12 @@ def _took(store: Store, rank: int, name: str) -> bool:
 def _wait(happened: Callable[[], bool], deadline: float, whom: str) -> None:
     while not happened():
         if time.monotonic() > deadline:
-            raise LTCError(f"{whom} did not come; go on from the last checkpoint with --resume")
+            raise LTCError(f"{whom} did not arrive; continue from the last checkpoint with --resume")
         time.sleep(_PAUSE)
 
 
 def _meet(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
-    """PyTorch's own meeting by environment variables, in a corner of the store that is this attempt's alone."""
+    """PyTorch's rendezvous by environment variables, under a store prefix of this attempt."""
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
     name = agree(PrefixStore("ltc-meeting", store), rank, world)
     yield PrefixStore(f"ltc-attempt/{name}", store), rank, world
@@ -133,7 +133,7 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
-        _refuse_lone_process(self.world)
+        _reject_lone_process(self.world)
         if config.batch_size % self.world:
             raise UsageError(
                 f"train.batch_size: {config.batch_size} rows cannot be divided evenly among {self.world} processes; "
@@ -167,11 +167,11 @@ class Runtime:
         return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def sum(self, values: list[float], *, patiently: bool = False) -> list[float]:
-        """The sum of each value over all processes: what one of them knows, all know. Must be called by all.
+        """The sum of each value over all processes. Must be called by all.
 
         Args:
             values: As many in each process.
-            patiently: Whether a process may take long to come.
+            patiently: Whether a process may take long to call this.
         """
         if self.world == 1:
             return values
@@ -207,7 +207,7 @@ class Runtime:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """What one process of every machine does before the others, which then find it done. Must be entered by all."""
+        """Run the body in one process of every machine before the others. Must be entered by all."""
         first = self.accelerator.is_local_main_process
         if not first:
             self.wait()
@@ -218,7 +218,7 @@ class Runtime:
 
 @contextmanager
 def explaining() -> Iterator[None]:
-    """Tell of a process that is lost in one line.
+    """Turn the loss of another process into an error of one line.
 
     Raises:
         LTCError: If another process died or did not answer.
@@ -229,13 +229,13 @@ def explaining() -> Iterator[None]:
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             raise LTCError(
                 f"another process has died, or has not answered for {ANSWER.total_seconds() / 60:g} minutes, so "
-                "this one ends too; go on from the last checkpoint with --resume"
+                "this one ends too; continue from the last checkpoint with --resume"
             ) from error
         raise
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse fp16 on a CPU, which `accelerate` would accept and silently train in float32.
+    """Reject fp16 on a CPU, which `accelerate` would accept and silently train in float32.
 
     Raises:
         UsageError: In that case.
@@ -244,15 +244,15 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UsageError("train.mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
 
 
-def _refuse_lone_process(world: int) -> None:
-    """Refuse to train alone what was launched as a part of several, each of which would write the same run.
+def _reject_lone_process(world: int) -> None:
+    """Reject a process that was launched as one of several but finds itself alone: each would write the same run.
 
     Raises:
         UsageError: In that case.
     """
     environment = os.environ
     launched = int(environment.get("WORLD_SIZE", "1"))
-    # What `accelerate launch --cpu --num_processes 2` leaves: the address of a meeting that nobody else comes to.
+    # What `accelerate launch --cpu --num_processes 2` leaves: the address of a rendezvous that no other process joins.
     lost = environment.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in environment
     if world == 1 and (launched > 1 or (lost and "WORLD_SIZE" not in environment)):
         raise UsageError(
@@ -265,7 +265,7 @@ def _refuse_lone_process(world: int) -> None:
 def _accelerator(
     config: TrainConfig, device: torch.device, tracking_dir: str | None, unused_parameters: bool
 ) -> Accelerator:
-    # accelerate keeps its settings per process and refuses other ones for a second run in it.
+    # accelerate keeps its settings per process and rejects other ones for a second run in it.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
@@ -284,7 +284,7 @@ def _accelerator(
 
 
 def _set_threads(threads: int | None, world: int) -> int:
-    """A launcher sets one thread per process; without a wish of the user's, the cores are shared out instead."""
+    """A launcher sets one thread per process; where the user sets none, the cores are divided among the processes."""
     if threads is None and world > 1:
         threads = max(1, usable_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_threads()))

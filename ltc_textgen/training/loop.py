@@ -2,8 +2,8 @@
 
     while the budget lasts:   validate if it is time -> save if it is time -> next window -> step
 
-A checkpoint is only ever taken between two steps, at the top of this loop, so a resumed run enters the loop where the
-interrupted one left it, and does the same from there to the last bit.
+A checkpoint is only written between two steps, at the top of this loop, so a resumed run enters the loop where the
+interrupted one left it, and continues with the same bits.
 """
 
 import math
@@ -19,8 +19,8 @@ from ltc_textgen.training import checkpoint, monitor, signals
 from ltc_textgen.training.distributed import Runtime, explaining
 from ltc_textgen.training.metrics import check_trackers, log_interval
 from ltc_textgen.training.report import Pace, Reporter, SurvivingReporter, make_reporter
-from ltc_textgen.training.resume import identity, refuse_disagreement
-from ltc_textgen.training.run_lock import lock_run, refuse_other_run
+from ltc_textgen.training.resume import identity, require_agreement
+from ltc_textgen.training.run_lock import lock_run, reject_other_run
 from ltc_textgen.training.session import Session, Watch, build, restore, save
 from ltc_textgen.training.step import train_step
 from ltc_textgen.training.validation import keep_weights, probe, validate
@@ -40,14 +40,14 @@ class TrainResult:
             run was stopped before its first validation.
         best_step: Step of those weights.
         val_loss: Validation loss of the last weights.
-        train_loss: Recent training loss at the last validation; its distance to `val_loss` tells overfitting.
+        train_loss: Recent training loss at the last validation; a growing distance to `val_loss` is overfitting.
         seconds: Time of training, validations included, over all resumptions.
         tokens: Training tokens read.
         tokens_per_second: Training speed, validations left out.
         valid_tokens: Tokens that a validation scores: all of the held-out text but the first, unless the run is too
             short for that.
         skipped: Steps left out because a number was not finite.
-        stopped_by: Name of the signal that stopped the run; None if it came to its end.
+        stopped_by: Name of the signal that stopped the run; None if it ran to its end.
     """
 
     out: Path
@@ -82,29 +82,29 @@ def train(
     reporter: Reporter | None = None,
     data: TokenData | None = None,
 ) -> TrainResult:
-    """Train a model and leave a run directory behind (see `artifacts`).
+    """Train a model and leave a run directory behind (see `runs`).
 
     Python's, numpy's and torch's global random generators are seeded.
 
     Args:
         run: All settings.
         out: Run directory; made if need be.
-        resume: Go on from the newest checkpoint in `out`; a run that came to none yet starts from the beginning. The
+        resume: Continue from the newest checkpoint in `out`; a run that has none yet starts from the beginning. The
             result is that of an uninterrupted run, to the last bit with the same number of threads.
         anyway: Whether to resume even with another corpus, tokenizer, batch or number of processes than the
-            checkpoint's; what that means is reported.
-        reporter: Hears about the run; by default a bar on a terminal, lines elsewhere.
+            checkpoint's; the consequences are reported.
+        reporter: Reports the run; by default a bar on a terminal, lines elsewhere.
         data: The corpus that `run.data` names, if the caller has prepared it.
 
     Raises:
         UsageError: If settings contradict each other, `out` holds another run or model, has lost its
             checkpoints, or they are of another run.
-        DataError: If the corpus or the tokenizer cannot be had.
+        DataError: If the corpus or the tokenizer cannot be loaded.
         ArtifactError: If no checkpoint in `out` is undamaged.
         DirectoryLockedError: If another process trains into `out`.
         DivergedError: If the loss rose again after the learning rate was halved.
         NonFiniteError: If too many steps in a row gave numbers that are not finite.
-        LTCError: If the disk refuses, or another process of the run is lost.
+        LTCError: If the disk cannot be written, or another process of the run is lost.
     """
     check_trackers(run.train.report_to)
     with explaining(), ExitStack() as stack:
@@ -113,27 +113,27 @@ def train(
         if runtime.is_main:
             checkpoint.remove_leftovers(out)
         runtime.wait()
-        hears = (reporter or SurvivingReporter(make_reporter())) if runtime.is_main else Reporter()
-        stack.callback(hears.close)
-        refuse_other_run(out, resume)
+        reporter = (reporter or SurvivingReporter(make_reporter())) if runtime.is_main else Reporter()
+        stack.callback(reporter.close)
+        reject_other_run(out, resume)
         if data is None:
             with runtime.main_first():
-                data = data or prepare(run.data, hears.note, progress=hears.tokenizing)
-        _refuse_disagreement(run, data, runtime)
-        session = build(run, out, data, runtime, hears)
+                data = data or prepare(run.data, reporter.note, progress=reporter.tokenizing)
+        _require_agreement(run, data, runtime)
+        session = build(run, out, data, runtime, reporter)
         ended = _begin(session, resume, anyway)
         with signals.StopRequest(
-            lambda name: hears.note(f"{name}: stopping after this step; again to stop at once")
+            lambda name: reporter.note(f"{name}: stopping after this step; again to stop at once")
         ) as stop:
             stopped_by = run_loop(session, Watch(stop, session.progress.seconds))
         return _end(session, stopped_by, ended)
 
 
 def run_loop(session: Session, watch: Watch) -> str | None:
-    """Step until the budget is used or a signal comes, then leave everything saved.
+    """Step until the budget is used up or a signal arrives, then save.
 
     Returns:
-        Name of the signal that ended it, None if it came to its end.
+        Name of the signal that ended it, None if it ran to its end.
     """
     progress, budget = session.progress, session.budget
     stopped_by, saved_at = None, progress.seconds
@@ -152,21 +152,21 @@ def run_loop(session: Session, watch: Watch) -> str | None:
         else:
             stopped_by = train_step(session, watch)
             monitor.check(session)
-            _tell(session)
+            _report_step(session)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
-        session.saved_step = -1  # a run that was resumed at its last step has a checkpoint that does not know of this
+        session.saved_step = -1  # the checkpoint of a run resumed at its last step lacks this validation
     if stopped_by and progress.best_step is None and session.runtime.is_main:
-        keep_weights(session)  # so that the interrupted run can already write text
+        keep_weights(session)  # so that the interrupted run can generate text
     if session.saved_step != progress.step:
         save(session)
     return stopped_by
 
 
-def _refuse_disagreement(run: RunConfig, data: TokenData, runtime: Runtime) -> None:
+def _require_agreement(run: RunConfig, data: TokenData, runtime: Runtime) -> None:
     settings = run.model_config_for(data.tokenizer.vocab_size)
     mine = run.train.model_dump(mode="json") | identity(settings, run.train, data, runtime.world)
-    refuse_disagreement(runtime.gather_objects(mine))
+    require_agreement(runtime.gather_objects(mine))
 
 
 def _begin(session: Session, resume: bool, anyway: bool) -> bool:
@@ -213,7 +213,7 @@ def _report_sizes(session: Session) -> None:
 
 
 def _timed_validation(session: Session, watch: Watch) -> None:
-    """Validate, and remember what it took: that much time is kept back for the last one."""
+    """Validate, and record the time that it took: as much is reserved for the last validation."""
     before = session.progress.seconds
     validate(session, watch)
     monitor.watch(session.progress, session.reporter)
@@ -234,8 +234,8 @@ def _save_is_due(session: Session, saved_at: float) -> bool:
     return progress.seconds - saved_at >= 60 * minutes
 
 
-def _tell(session: Session) -> None:
-    """Report a step, and write a line of metrics every so often."""
+def _report_step(session: Session) -> None:
+    """Report a step, and at intervals write a line of metrics."""
     progress, budget = session.progress, session.budget
     loss = progress.window_loss / progress.window_steps if progress.window_steps else None
     tokens_per_step = session.run.train.batch_size * session.run.train.sequence_length
@@ -280,7 +280,7 @@ def _end(session: Session, stopped_by: str | None, ended: bool) -> TrainResult:
         if not ended:
             runs.save_facts(session.out, session.run, _facts(session) | {"result": result.to_dict()})
         elif not stopped_by:
-            session.reporter.note(f"the run had ended at step {progress.step}: nothing was left to do")
+            session.reporter.note(f"the run had ended at step {progress.step}: nothing to do")
         session.trackers.close()
         session.reporter.end(result.to_dict())
     session.runtime.restore_forward(session.module)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the loss curve of a run, one JSON object a line; and the trackers that hear the same."""
+"""metrics.jsonl: the loss curve of a run, one JSON object a line; and the trackers that log the same."""
 
 import json
 import math
@@ -20,13 +20,13 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends lines to RUN/metrics.jsonl, which is made with the first."""
+    """Appends lines to RUN/metrics.jsonl, creating it with the first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def truncate(self, length: int) -> None:
-        """Drop what is behind `length` bytes: lines of steps that came after a checkpoint and will be made again."""
+        """Drop what follows `length` bytes: lines of steps after a checkpoint, which will be repeated."""
         if self.path.exists() and self.path.stat().st_size > length:
             os.truncate(self.path, length)
 
@@ -34,17 +34,17 @@ class MetricsLog:
         """Write one line, whole.
 
         Raises:
-            LTCError: If the disk refuses.
+            LTCError: If the disk cannot be written.
         """
         line = json.dumps({key: json_number(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
         with self._explaining(), self.path.open("ab") as file:
             file.write(line.encode())
 
     def sync(self) -> int:
-        """Bring the lines to the disk; returns the length of the file.
+        """Flush the lines to disk; returns the length of the file.
 
         Raises:
-            LTCError: If the disk refuses.
+            LTCError: If the disk cannot be written.
         """
         if not self.path.exists():
             return 0
@@ -58,13 +58,13 @@ class MetricsLog:
             yield
         except OSError as error:
             raise LTCError(
-                f"cannot write {self.path}: {error.strerror or error}. Checkpoints are as they were; make room or give "
-                "write permission, then go on with --resume"
+                f"cannot write {self.path}: {error.strerror or error}. Checkpoints are unchanged; free space or give "
+                "write permission, then continue with --resume"
             ) from None
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse trackers that are not installed, which `accelerate` would leave out without a word.
+    """Reject trackers that are not installed, which `accelerate` would silently leave out.
 
     Raises:
         UsageError: Naming the package to install.
@@ -86,13 +86,13 @@ def _is_distributed(name: str) -> bool:
 class Trackers:
     """TensorBoard, trackio or wandb through `accelerate`; does nothing if none was asked for.
 
-    One that fails while the run goes on (no network, a full disk) is told of once and then left alone.
+    One that fails during the run (no network, a full disk) is reported once and then no longer used.
 
     Args:
         accelerator: Knows which were asked for.
         name: Of the run.
         settings: Of the run, by section; the trackers keep what is a number or a text, as "section.key".
-        notify: Is told in one line which has failed.
+        notify: Called with one line about a tracker that has failed.
 
     Raises:
         LTCError: If one cannot be started, as when nobody is logged in.
@@ -117,22 +117,22 @@ class Trackers:
             self._trackers = list(accelerator.trackers)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Tell them the numbers of a record."""
+        """Log the numbers of a record."""
         # The step has its own place; trackio keeps its name for itself.
         numbers = {key: v for key, v in record.items() if isinstance(v, int | float) and key != "step"}
         self._each(lambda tracker: tracker.log(numbers, step=record["step"]))
 
     def close(self) -> None:
-        """Let them finish writing."""
+        """Close the trackers, which then finish writing."""
         self._each(lambda tracker: tracker.finish())
 
-    def _each(self, tell: Callable[[GeneralTracker], None]) -> None:
+    def _each(self, action: Callable[[GeneralTracker], None]) -> None:
         for tracker in list(self._trackers):
             try:
-                tell(tracker)
+                action(tracker)
             except Exception as error:  # each of these packages has its own
                 self._trackers.remove(tracker)
-                self._notify(f"{tracker.name} has failed and is told nothing more: {one_line(error)}")
+                self._notify(f"{tracker.name} has failed and is no longer used: {one_line(error)}")
 
 
 def log_interval(step: int) -> int:
@@ -141,5 +141,5 @@ def log_interval(step: int) -> int:
 
 
 def json_number(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

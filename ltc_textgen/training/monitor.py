@@ -29,8 +29,8 @@ SETTLED = 18.0
 LEARNS = 300
 """Steps that a run may take until it is better than guessing."""
 
-SHARE = 1 / 3
-"""Share of what was learned that may be lost."""
+LOST = 1 / 3
+"""Fraction of the improvement over guessing that may be lost."""
 
 
 class DivergedError(LTCError):
@@ -43,7 +43,7 @@ def rate_scale(progress: Progress, learning_rate: float) -> float:
 
 
 def check(session: Session) -> None:
-    """Look at the loss after a step. All processes come to the same, since all know the same losses.
+    """Examine the loss after a step. All processes decide the same, from the same losses.
 
     Raises:
         DivergedError: At the second divergence.
@@ -66,7 +66,7 @@ def judge(progress: Progress, learning_rate: float, guessing: float, warm: bool,
         out: The run directory, for the error.
 
     Returns:
-        What to tell the user at the first divergence; None while all is well.
+        A note for the user at the first divergence; None otherwise.
 
     Raises:
         DivergedError: At the second.
@@ -106,26 +106,26 @@ def _limit(progress: Progress, guessing: float, late: bool) -> float | None:
     if low is None or recent < low:
         progress.lowest_loss = low = recent
     if low < guessing:
-        limit = low + SHARE * (guessing - low)
+        limit = low + LOST * (guessing - low)
         return limit if recent > limit else None
     return guessing if late and recent > guessing else None
 
 
 IN_A_ROW = 3
-"""Validations in a row above the best one after which the user is told."""
+"""Validations in a row above the best one after which it is reported."""
 
 RISE = 0.01
-"""A validation loss counts as risen when it is above the best by this share."""
+"""A validation loss counts as risen when it is above the best by this fraction."""
 
 WIDE = 0.25
-"""A gap of this share of the validation loss is wide."""
+"""A gap of this fraction of the validation loss is wide."""
 
 ADVICE = "more text, more model.dropout, a smaller model or a shorter run would help"
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How far a model has learned its training text by heart.
+    """How far a model overfits its training text.
 
     Args:
         gap: Validation loss minus recent training loss at the last validation, nats per token. (Dropout makes the
@@ -165,7 +165,7 @@ def memorisation(
 
 
 def watch(progress: Progress, reporter: Reporter) -> None:
-    """After a validation: count those in a row that were worse than the best, and tell once per row."""
+    """After a validation: count those in a row that were worse than the best, and report once per row."""
     found = memorisation(progress.val_loss, progress.train_loss, progress.best_loss, progress.best_step)
     worse = found is not None and found.risen > RISE * (progress.best_loss or 0.0) and found.gap > 0
     progress.rising = progress.rising + 1 if worse else 0

@@ -6,9 +6,9 @@ channel) and the physics of the neurons (C, g_leak, E, tau, the synapses' mu and
 meaning. Some of the physics is stored as a matrix, so the number of dimensions alone does not decide.
 
 **Muon** updates the matrices of the layers, AdamW everything else. Muon moves a matrix by the nearest orthogonal matrix
-to its momentum, so that every direction of the gradient gets an equal part of a step. On liquid networks it reached a
+to its momentum, so that every direction of the gradient gets an equal step. On liquid networks it reached a
 lower loss in the same steps and overfitted less (docs/results.md). Source: Jordan et al. 2024, "Muon: an optimizer for
-hidden layers in neural networks"; PyTorch's own goes through the matrices one by one and takes several times as long.
+hidden layers in neural networks"; PyTorch's own processes the matrices one by one and takes several times as long.
 
 **Schedule**: linear warm-up, then half a cosine.
 """
@@ -27,7 +27,7 @@ from ltc_textgen.shapes import Float, Tensor
 
 ITERATIONS = ((7.9116, -23.0863, 17.0503), (3.5581, -2.7803, 0.5727), (2.7735, -2.2397, 0.5584))
 """a, b, c of each iteration X <- a X + b X X'X + c X (X'X)^2. Together they bring every singular value from [0.01, 1]
-to within 0.28 of 1: the largest distance was made as small as it goes, numerically. Smaller values grow 78-fold. Five
+to within 0.28 of 1: the coefficients minimise the largest distance, numerically. Smaller values grow 78-fold. Five
 iterations of one polynomial, the usual choice, cost more and gave a higher loss."""
 
 MOMENTUM = 0.95
@@ -36,12 +36,12 @@ MOMENTUM = 0.95
 class Muon(torch.optim.AdamW):
     """AdamW whose groups with `orthogonal` set take Muon's step instead. Arguments as those of `torch.optim.AdamW`.
 
-    The matrices of such a group may be stacks: `stacks`, beside `params`, says of how many matrices, one below the
-    other, each of them consists.
+    The matrices of such a group may be stacks: `stacks`, alongside `params`, is the number of matrices that each
+    parameter holds one below the other.
     """
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step with the gradients that are there, or that `closure` makes; returns what that returns."""
+        """Take one step with the gradients, after `closure` if given; returns what that returns."""
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -50,7 +50,7 @@ class Muon(torch.optim.AdamW):
         matrices = [parameter for group in groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in matrices]
         for parameter in matrices:
-            parameter.grad = None  # AdamW passes by what has no gradient
+            parameter.grad = None  # AdamW skips what has no gradient
         try:
             super().step()
         finally:
@@ -116,7 +116,7 @@ def matrices_of(layers: nn.Module) -> dict[int, int]:
 
 
 RECURRENT_MATRICES = frozenset({"recurrent_weight"})
-"""Names of the cells' parameters that mix states as a linear layer mixes features."""
+"""Names of the layers' parameters that mix states as a linear layer mixes features."""
 
 
 def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
@@ -132,7 +132,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Split the trainable parameters into those that decay and those that do not; a shared one counts once.
 
     Returns:
-        Groups for a torch optimizer, with their `names` beside their `params`, without empty ones.
+        Groups for a torch optimizer, with their `names` alongside their `params`, without empty ones.
     """
     decaying: dict[int, bool] = {}
     for module in model.modules():
@@ -153,10 +153,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """The optimizer that the settings name, over the groups above. AdamW's part of a step is one fused update.
 
-    Every group has its `peak`, the learning rate of which the schedule sets a share at every step.
+    Every group has its `peak`, the learning rate that the schedule scales at every step.
 
     Raises:
-        UsageError: If Muon is to move a model without matrices, or in half precision.
+        UsageError: If Muon finds no matrices, or with fp16.
     """
     groups = parameter_groups(model, config.weight_decay)
     kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
@@ -170,7 +170,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def _with_muon(groups: list[dict], stacks: dict[int, int], peak: float) -> list[dict]:
-    """The groups with the matrices taken out of them into groups of Muon's."""
+    """The groups, with the matrices in groups of their own for Muon."""
     result = []
     for group in groups:
         for orthogonal in (True, False):
@@ -185,17 +185,17 @@ def _with_muon(groups: list[dict], stacks: dict[int, int], peak: float) -> list[
                 part |= {"orthogonal": True, "peak": peak, "stacks": [stacks[id(p)] for p in params]}
             result.append(part)
     if not any(group.get("orthogonal") for group in result):
-        raise UsageError("optimizer = muon: this model's layers have no matrix that it could move; use adamw")
+        raise UsageError("optimizer = muon: this model's layers have no matrices for it; use adamw")
     return result
 
 
 def rate_factor(progress: float, warmup_ratio: float, floor: float) -> float:
-    """Learning rate as a share of its peak.
+    """Learning rate as a fraction of its peak.
 
     Args:
-        progress: How much of the run is done, 0 to 1; values beyond are taken as the nearer end.
-        warmup_ratio: Share of the run in which the rate rises, in [0, 1).
-        floor: Rate at the end, as a share of the peak, in [0, 1].
+        progress: Fraction of the run that is done; clamped to 0 to 1.
+        warmup_ratio: Fraction of the run in which the rate rises, in [0, 1).
+        floor: Rate at the end, as a fraction of the peak, in [0, 1].
 
     Returns:
         A factor in (0, 1]. The very first step of a warm-up gets a hundredth of the peak, not zero, so that it

@@ -1,4 +1,4 @@
-"""How far a run has come: the numbers that a checkpoint keeps beside the tensors."""
+"""How far a run has come: the numbers that a checkpoint keeps alongside the tensors."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -85,7 +85,7 @@ class Progress:
         self.recent_sum, self.recent_weight = FADING * self.recent_sum + loss, FADING * self.recent_weight + 1
 
     def forget_validations(self) -> None:
-        """Start looking for the best weights anew, as on a text with which earlier losses cannot be compared."""
+        """Forget the best weights so far, as on a text whose losses cannot be compared with earlier ones."""
         self.validated_step, self.validation_seconds, self.val_loss = -1, None, None
         self.valid_tokens = None
         self.best_loss = self.best_step = self.lowest_loss = None

@@ -27,12 +27,12 @@ LIVE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Pace:
-    """Where a run is.
+    """How far a run is, and how fast.
 
     Args:
         step: Steps done.
-        total_steps: Steps of the whole run, None if time governs.
-        done: Share of the run that is done, 0 to 1.
+        total_steps: Steps of the whole run, None in a run by time.
+        done: Fraction of the run that is done, 0 to 1.
         loss: Mean training loss of the last steps, nats per token; None before the first.
         learning_rate: Of the last step.
         tokens_per_second: Training speed.
@@ -60,7 +60,7 @@ class Validation:
         train_loss: Mean training loss of about the last hundred steps.
         best: Whether it is the lowest so far.
         seconds: Time since the run began.
-        sample: Text that the model wrote, None if none was asked for.
+        sample: Text that the model generated, None if none was asked for.
     """
 
     step: int
@@ -77,25 +77,25 @@ class Validation:
 
 
 class Reporter:
-    """Hears about a run, in the main process only. This one says nothing; the others tell somebody.
+    """Reports a run, in the main process only. This base class reports nothing.
 
     `step` is called after every step, so it must be quick.
     """
 
     def note(self, text: str) -> None:
-        """One line that the user should know."""
+        """Report a message of one line."""
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Everything is in place and the first step, or the first after a resumption, comes next."""
+        """Everything is ready for the first step, or the first after resuming."""
 
     def tokenizing(self, state: Tokenizing) -> None:
-        """A part of a long text was tokenised."""
+        """Report how much of a long text is tokenised."""
 
     def step(self, pace: Pace) -> None:
-        """A step was made."""
+        """Report a training step."""
 
     def validation(self, result: Validation) -> None:
-        """A validation was made."""
+        """Report a validation and its sample."""
 
     def checkpoint(self, step: int, seconds: float) -> None:
         """A checkpoint was written at a step, so many seconds after the run began."""
@@ -104,7 +104,7 @@ class Reporter:
         """The run ended with this result, and everything is saved."""
 
     def close(self) -> None:
-        """The run is over, in whatever way."""
+        """Clean up: the run has ended or failed."""
 
 
 class PlainReporter(Reporter):
@@ -119,14 +119,14 @@ class PlainReporter(Reporter):
         print_line(printable(text), self._stream)
 
     def tokenizing(self, state: Tokenizing) -> None:
-        """Print a line now and then."""
+        """Print a line at most every `PLAIN_SECONDS`."""
         now = time.monotonic()
         if now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now
             self.note(describe_tokenizing(state))
 
     def step(self, pace: Pace) -> None:
-        """Print a line now and then."""
+        """Print a line at most every `PLAIN_SECONDS`."""
         now = time.monotonic()
         if now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now
@@ -144,7 +144,7 @@ class JsonReporter(Reporter):
 
     | event | when | further keys |
     |---|---|---|
-    | note | the user should know something | text |
+    | note | a message for the user | text |
     | tokenizing | at most once a second, for long texts | those of `Tokenizing` |
     | start | before the first step | those of facts.json, step, total_steps, out |
     | step | at most once a second | those of `Pace` |
@@ -201,7 +201,7 @@ class LiveReporter(Reporter):
         self._drawn_at = 0.0
 
     def note(self, text: str) -> None:
-        """Print it, above the bar if there is one."""
+        """Print a message, above the bar if there is one."""
         self._console.print(Text(printable(text)))
 
     def tokenizing(self, state: Tokenizing) -> None:
@@ -227,14 +227,14 @@ class LiveReporter(Reporter):
             self._console.print(Text(printable(result.sample), style="dim"))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         self._live.stop()
 
     def _start(self) -> None:
-        # Not before there is something to see: a run that is refused at once leaves no bar on the terminal.
+        # Not before there is something to see: a run that is rejected at once leaves no bar on the terminal.
         if not self._live.is_started:
             self._live.start()
-            self._console.show_cursor(True)  # a run that is killed leaves the terminal as it was
+            self._console.show_cursor(True)  # a killed run must not leave the terminal without a cursor
 
 
 def make_reporter(as_json: bool = False, stream: TextIOBase | None = None) -> Reporter:
@@ -256,10 +256,10 @@ def describe(pace: Pace) -> str:
 def describe_tokenizing(state: Tokenizing) -> str:
     """One line about the tokenization."""
     of = "" if state.done is None or state.total_bytes is None else f" of {state.total_bytes / 1e6:,.0f}"
-    share = "" if state.done is None else f"  {state.done:.0%}"
+    done = "" if state.done is None else f"  {state.done:.0%}"
     left = "" if state.remaining is None else f"  {clock(state.remaining)} left"
     speed = f"{state.bytes_per_second / 1e6:,.1f} MB/s"
-    return f"tokenizing {state.split}: {state.bytes / 1e6:,.0f}{of} MB{share}  {speed}{left}"
+    return f"tokenizing {state.split}: {state.bytes / 1e6:,.0f}{of} MB{done}  {speed}{left}"
 
 
 def describe_validation(result: Validation) -> str:

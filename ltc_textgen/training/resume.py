@@ -29,12 +29,12 @@ FREE = frozenset({"device", "threads", "report_to"})
 """Training settings that may differ between the processes of a run."""
 
 _MEANING = {
-    "tokenizer": "ids may stand for other text, so the network has to learn anew what they mean",
-    "corpus": "the run goes on in another text, at the window of its step, and finds its best weights anew",
-    "model": "the network computes otherwise with the same weights, and finds its best ones anew",
+    "tokenizer": "ids may stand for other text, so the network has to relearn their meaning",
+    "corpus": "training continues on another text, at the window of its step; the best weights so far are forgotten",
+    "model": "the network computes differently with the same weights; the best ones so far are forgotten",
     "batch_size": "the text is cut into other batch rows, whose states are reset; epochs have another number of steps",
     "sequence_length": "the text is cut into other windows; states are reset; epochs have another number of steps",
-    "processes": "the batch rows are distributed anew with their states; sums round and dropout draws otherwise, so "
+    "processes": "the batch rows are redistributed with their states; sums round and dropout draws differently, so "
     "the run is as good as the uninterrupted one, but not the same to the bit",
 }
 
@@ -53,7 +53,7 @@ class Difference:
 
     @property
     def meaning(self) -> str:
-        """What going on all the same comes to."""
+        """The consequence of resuming nevertheless."""
         return _MEANING[self.key]
 
 
@@ -99,21 +99,21 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
     return found
 
 
-def refuse_disagreement(settings: list[dict[str, Any]]) -> None:
-    """Make sure that all processes train the same run.
+def require_agreement(settings: list[dict[str, Any]]) -> None:
+    """Reject processes that would train different runs.
 
     Args:
         settings: Training settings and identity of each process, in order of rank.
 
     Raises:
-        UsageError: Naming the process and what it sees otherwise than the first.
+        UsageError: Naming the process and the setting that differs from the first's.
     """
     for rank, mine in enumerate(settings):
         for key in sorted(mine):
             if key not in FREE and mine[key] != settings[0][key]:
                 seen = "" if key in ("tokenizer", "corpus") else f" ({mine[key]}, not {settings[0][key]})"
                 raise UsageError(
-                    f"process {rank} sees another {key} than process 0{seen}: give the same command on every machine "
+                    f"process {rank} has another {key} than process 0{seen}: give the same command on every machine "
                     "and, where they share no disk, copy the text and the run's training.json to each"
                 )
 
@@ -138,7 +138,7 @@ def agreed_checkpoint(run: Path, runtime: Runtime, report: Callable[[str], None]
     Args:
         run: Run directory, which may be absent on machines other than that of the main process.
         runtime: The processes.
-        report: Told about checkpoints that are refused and passed over.
+        report: Called with a line about each checkpoint that is rejected and skipped.
 
     Raises:
         ArtifactError: In all processes, if the main one finds checkpoints and every one is damaged.
@@ -148,8 +148,8 @@ def agreed_checkpoint(run: Path, runtime: Runtime, report: Callable[[str], None]
     if runtime.is_main:
         try:
             found = newest_checkpoint(run, report)
-        except LTCError as refused:
-            error = refused
+        except LTCError as failure:
+            error = failure
     name, digest = (found.path.name, sha256_file(found.path / MANIFEST)) if found else ("", "")
     name, digest, error = runtime.from_main((name, digest, error))
     if error:

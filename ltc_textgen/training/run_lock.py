@@ -30,7 +30,7 @@ def lock_run(directory: Path) -> Iterator[None]:
     """Hold a run directory for this process; create it if need be, and remove it again if nothing was put in it.
 
     The lock is the operating system's, so a killed run leaves nothing to clean up. The holder's process id is written
-    beside it only to be named to whoever comes second; a stale note means nothing.
+    alongside it, only for the error message of a second process; a stale one has no effect.
 
     Raises:
         DirectoryLockedError: If another process holds the directory; the message names its process id.
@@ -77,39 +77,39 @@ def _holder(directory: Path) -> str:
 
 
 STARTED = "training.json"
-"""What a run of ours leaves in its directory before its first step."""
+"""File that a run of ours writes before its first step."""
 
 WEIGHTS = ("*.safetensors", "*.bin")
 MODEL = ("config.json", "tokenizer.json")
 
 
-def refuse_other_run(out: Path, resume: bool) -> None:
+def reject_other_run(out: Path, resume: bool) -> None:
     """Keep a run from overwriting another one, or the model of another program.
 
     Args:
         out: Run directory.
-        resume: Whether the run in `out` is to go on.
+        resume: Whether the run in `out` is to be resumed.
 
     Raises:
-        UsageError: If `out` holds weights, checkpoints, a loss curve, or a model that is not ours; if the run is to go
-            on, only if there is something to lose and no checkpoint to go on from.
+        UsageError: If `out` holds weights, checkpoints, a loss curve, or a model that is not ours; if the run is
+            to be resumed, only if there is something to lose and no checkpoint to resume from.
     """
     if list_checkpoints(out):
         if resume:
             return
-        raise UsageError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+        raise UsageError(f"{out} holds a run already: continue it with --resume, or choose another --out")
     weights = sorted(path.name for pattern in WEIGHTS for path in out.glob(pattern))
     started = (out / STARTED).exists()
     foreign = [] if started else [*weights, *(name for name in MODEL if (out / name).exists())]
     if foreign:
-        raise UsageError(f"{out} holds a model already ({foreign[0]}), and no run to go on with: choose another --out")
+        raise UsageError(f"{out} holds a model already ({foreign[0]}), and no run to resume: choose another --out")
     if resume and (weights or _was_validated(out / METRICS)):
         raise UsageError(
-            f"{out} holds a run that cannot go on: its checkpoints are gone, and starting over would overwrite "
+            f"{out} holds a run that cannot be resumed: its checkpoints are gone, and starting over would overwrite "
             f"{weights[0] if weights else METRICS}; choose another --out"
         )
     if not resume and (weights or _has_content(out / METRICS)):
-        raise UsageError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+        raise UsageError(f"{out} holds a run already: continue it with --resume, or choose another --out")
 
 
 def _has_content(path: Path) -> bool:
@@ -117,7 +117,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _was_validated(metrics: Path) -> bool:
-    """Whether a loss curve reaches a validation, after which there were weights. Before it there is little to lose."""
+    """Whether a loss curve holds a validation, with which the first weights were written."""
     if not metrics.exists():
         return False
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():

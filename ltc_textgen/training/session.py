@@ -61,10 +61,10 @@ class Session:
         optimizer: The optimizer as `accelerate` prepared it.
         batches: Windows of the training text, of this process.
         budget: When it validates and ends.
-        reporter: Who hears about it.
+        reporter: Reports it.
         metrics: metrics.jsonl.
         trackers: Further ones.
-        progress: How far it has come.
+        progress: Steps, seconds and losses so far.
         state: State of this process's batch rows after the last step; None where all of them are reset.
         saved_step: Step of the last checkpoint, -1 if there is none.
     """
@@ -140,7 +140,7 @@ def count_tokens(tokens: np.ndarray, vocabulary: int) -> Int[Tensor, " V"]:
 
 
 def own_identity(session: Session) -> dict[str, Any]:
-    """What a resumed run must have in common with the run that it goes on with."""
+    """What a resumed run must have in common with its checkpoint."""
     return identity(session.model.settings, session.run.train, session.data, session.runtime.world)
 
 
@@ -231,7 +231,7 @@ def _restore_state(session: Session, found: Checkpoint, changed: set[str]) -> No
 
 
 def _restore_progress(session: Session, found: Checkpoint, changed: set[str]) -> None:
-    """How far the run has come; metrics and best weights of steps that will be repeated are undone."""
+    """Progress of the checkpoint; undoes metrics and best weights of steps that will be repeated."""
     session.progress = Progress.from_dict(found.progress["progress"])
     if changed & LOSSES_DIFFER:
         session.progress.forget_validations()
@@ -254,7 +254,7 @@ def _restore_random(session: Session, found: Checkpoint) -> None:
 
 
 def _restore_best(source: Path, target: Path) -> None:
-    """The best weights of the checkpoint, in place of better ones from steps that will be made again."""
+    """Put back the best weights of the checkpoint, in place of better ones of steps that will be repeated."""
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     checkpoint.link_or_copy(source, temporary)
@@ -273,7 +273,7 @@ def _changes(session: Session, before: dict[str, Any], anyway: bool) -> set[str]
     if found and not anyway:
         raise UsageError(
             f"{session.out}: cannot resume: {'; '.join(each.text for each in found)}; give the settings of the first "
-            "run, train anew into another --out, or go on all the same with --resume-anyway"
+            "run, start another one with another --out, or resume nevertheless with --resume-anyway"
         )
     for each in found:
         session.reporter.note(f"resumed although {each.text}: {each.meaning}")
@@ -284,7 +284,7 @@ def _report_changes(session: Session, record: dict[str, Any]) -> None:
     then, now = record["train"], session.run.train.model_dump(mode="json")
     changed = [f"{key} {then.get(key)} -> {value}" for key, value in now.items() if then.get(key) != value]
     if then.get("optimizer", "adamw") != now["optimizer"]:
-        changed.append("moments that the optimizer of before did not have start from zero")
+        changed.append("moments that the optimizer before did not have start from zero")
     if record["threads"] != session.runtime.threads:
         changed.append(f"CPU threads {record['threads']} -> {session.runtime.threads} (sums round differently)")
     if changed:
@@ -326,7 +326,7 @@ class Watch:
         return broken > 0, mean, names[0] if names else None
 
     def lap(self, session: Session, value: float = 0.0) -> tuple[float, float]:
-        """Advance `progress.seconds` by what was no step, and share a number of the main process.
+        """Advance `progress.seconds` by what was no step, and broadcast a number of the main process.
 
         Returns:
             Seconds since the last call, and the main process's `value`.
@@ -337,7 +337,7 @@ class Watch:
         return session.progress.seconds - before, shared
 
     def signal_received(self, session: Session) -> str | None:
-        """Name of a signal that this process received. Several processes only act on one that `share` has told all."""
+        """Name of a signal that this process received. Several processes act only on one that `share` has broadcast."""
         return self._stop.name if session.runtime.world == 1 else None
 
     def _main_seconds(self, session: Session) -> float:

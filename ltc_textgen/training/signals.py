@@ -23,7 +23,7 @@ class StopRequest:
     nothing and never asks to stop.
 
     Args:
-        on_signal: Called with the name of the first signal, to tell the user that the run is about to stop.
+        on_signal: Called with the name of the first signal, to report that the run is about to stop.
         launched: Whether a launcher started this process and may repeat a signal.
     """
 
@@ -41,10 +41,10 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            hears = [
+            caught = [
                 n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN
             ]
-            self._previous = {number: signal.signal(number, self._receive) for number in hears}
+            self._previous = {number: signal.signal(number, self._receive) for number in caught}
         return self
 
     def __exit__(

@@ -57,7 +57,7 @@ def train_step(session: Session, watch: Watch) -> str | None:
 
 
 def _restarted(reset: Bool[Tensor, " B"], prob: float) -> Bool[Tensor, " B"]:
-    """`reset`, and each other row with probability `prob`, drawn anew for every window."""
+    """`reset`, and each other row with probability `prob`, drawn for every window."""
     return reset | (torch.rand(reset.shape) < prob).to(reset.device) if prob else reset
 
 
@@ -112,7 +112,7 @@ def _forward_backward(
         last = int(rows[-1]) == session.rows - 1
         with nullcontext() if last else session.runtime.accelerator.no_sync(session.module):
             part = (inputs, targets, before)
-            if parts > 1:  # each with a graph of its own: the way back from the first would consume a common one
+            if parts > 1:  # each with a graph of its own: the backward pass of the first would free a common one
                 part = (inputs[rows], targets[rows], start_state(session, reset, rows))
             # A tuple, because accelerate's conversion to float32 and DDP both look into tuples.
             loss, after, _ = session.module(

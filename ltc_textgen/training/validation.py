@@ -20,7 +20,7 @@ ROWS = 32
 PROBE_TOKENS = 128
 
 SHORTEST = 1 / 3
-"""Share of a run by time that one validation may take; of a text that takes longer only the beginning is scored."""
+"""Fraction of a run by time that one validation may take; of a text that takes longer only the beginning is scored."""
 
 
 def validate(session: Session, watch: Watch) -> None:
@@ -74,7 +74,7 @@ def probe(session: Session, watch: Watch) -> None:
 
 
 def keep_weights(session: Session) -> None:
-    """Put the weights of now into the run directory, as those that generation and evaluation load."""
+    """Save the current weights in the run directory, where generation and evaluation load them."""
     fingerprints = {"tokenizer": session.data.tokenizer.fingerprint}
     runs.save_weights(session.out / runs.WEIGHTS, session.model, fingerprints)
 

@@ -92,7 +92,7 @@ def test_only_the_last_checkpoints_are_kept(finished):
 def test_a_directory_with_a_run_in_it_is_refused_and_nothing_is_lost(finished, corpus):
     result, _, run = finished
     before = {path: path.read_bytes() for path in sorted(result.out.rglob("*")) if path.is_file()}
-    with pytest.raises(UsageError, match="holds a run already: .*--resume.*--out"):
+    with pytest.raises(UsageError, match="--resume.*--out"):
         train(run, result.out, reporter=Listener())
     after = {path: path.read_bytes() for path in sorted(result.out.rglob("*")) if path.is_file()}
     assert before == after
@@ -120,7 +120,7 @@ def test_without_a_length_it_is_one_epoch(corpus, tmp_path):
 
 
 def test_two_lengths_are_refused(corpus, tmp_path):
-    with pytest.raises(UsageError, match="epochs and time_budget exclude each other"):
+    with pytest.raises(UsageError, match="epochs.*time_budget"):
         train(settings(corpus, epochs=1, time_budget=5.0), tmp_path / "run", reporter=Listener())
     assert not (tmp_path / "run").exists()
 

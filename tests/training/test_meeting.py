@@ -29,11 +29,11 @@ def test_every_attempt_has_one_name_that_no_other_had() -> None:
 
 def test_attempts_that_died_while_they_met_do_not_mislead_the_next() -> None:
     store = HashStore()
-    with pytest.raises(LTCError, match="process 0 did not come; go on from the last checkpoint with --resume"):
+    with pytest.raises(LTCError, match="process 0 .*--resume"):
         distributed.agree(store, 1, 3, AT_ONCE)  # posts its word, gets no answer
     first = attempt(store, 3)
     assert len(first) == 1
-    with pytest.raises(LTCError, match="process 1 did not come"):
+    with pytest.raises(LTCError, match="process 1 "):
         distributed.agree(store, 0, 3, AT_ONCE)  # answers the words of the attempt before
     second = attempt(store, 3)
     assert len(second) == 1

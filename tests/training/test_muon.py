@@ -115,7 +115,7 @@ def test_full_coupling_has_its_recurrent_matrix_moved() -> None:
 
 def test_refused_where_it_cannot_work() -> None:
     network = LiquidTimeConstantNetwork(11, 8, coupling="synaptic")
-    with pytest.raises(UsageError, match="no matrix"):
+    with pytest.raises(UsageError, match="muon"):
         make_optimizer(network, TrainConfig(optimizer="muon"))
     with pytest.raises(UsageError, match="fp16"):
         make_optimizer(LiquidTimeConstantNetwork(11, 8), TrainConfig(optimizer="muon", mixed_precision="fp16"))

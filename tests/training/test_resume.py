@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_run(uni
     (newest / "optimizer.safetensors").write_bytes(content)
     heard = Listener()
     train(run, out, resume=True, reporter=heard)
-    refusals = [note for note in heard.notes if "refused" in note]
+    refusals = [note for note in heard.notes if "optimizer.safetensors" in note]
     assert len(refusals) == 1
     assert f"{newest.name}/optimizer.safetensors" in refusals[0]
     assert heard.paces[0].step == 31
@@ -202,11 +202,11 @@ def test_resuming_as_another_run_is_refused_in_one_line(stopped, corpus, change,
 def test_resuming_with_another_corpus_or_tokenizer_is_refused(stopped, corpus, tmp_path):
     # The same words, so that the vocabulary stays the same.
     other = write_corpus(tmp_path, seed=1)
-    with pytest.raises(UsageError, match="cannot resume: corpus is not the one"):
+    with pytest.raises(UsageError, match="corpus"):
         train(plan(other), stopped, resume=True, reporter=Listener())
     run = plan(corpus)
     run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": "byte"})})
-    with pytest.raises(UsageError, match="cannot resume: tokenizer is not the one"):
+    with pytest.raises(UsageError, match="tokenizer"):
         train(run, stopped, resume=True, reporter=Listener())
 
 

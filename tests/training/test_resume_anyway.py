@@ -1,4 +1,4 @@
-"""Going on with another corpus, tokenizer, batch or network: refused, and with the flag done and explained."""
+"""Resuming with another corpus, tokenizer, batch or network: rejected, and with the flag done and explained."""
 
 import random
 import shutil
@@ -84,29 +84,20 @@ def other_run(kind, corpus, directory):
     return plan(corpus, {"model": {"dropout": 0.0}}.get(kind), **change)
 
 
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [
-        ("corpus", "the run goes on in another text"),
-        ("tokenizer", "ids may stand for other text"),
-        ("batch_size", "batch rows"),
-        ("sequence_length", "states are reset"),
-        ("model", "computes otherwise with the same weights"),
-    ],
-)
-def test_it_is_refused_and_with_the_flag_done_and_explained(begun, corpus, tmp_path, starts, kind, told):
+@pytest.mark.parametrize("kind", ["corpus", "tokenizer", "batch_size", "sequence_length", "model"])
+def test_it_is_refused_and_with_the_flag_done_and_explained(begun, corpus, tmp_path, starts, kind):
     run = other_run(kind, corpus, tmp_path)
     weights = last_weights(begun)
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file() and path.name[0] != "."}
-    with pytest.raises(UsageError, match=f"cannot resume: .*{kind}.*go on all the same with --resume-anyway"):
+    with pytest.raises(UsageError, match=f"{kind}.*--resume-anyway"):
         train(run, begun, resume=True, reporter=Listener())
     assert {path: path.read_bytes() for path in before} == before, "a refusal changes nothing"
 
     heard = Listener()
     result = train(run, begun, resume=True, anyway=True, reporter=heard)
-    assert (heard.paces[0].step, result.step) == (9, STEPS), "it goes on, and does not start over"
-    (warning,) = (note for note in heard.notes if "resumed although" in note)
-    assert told in warning
+    assert (heard.paces[0].step, result.step) == (9, STEPS), "it resumes, and does not start over"
+    (warning,) = warnings(heard)
+    assert kind in warning
     state, loaded = starts[0]
     assert state is None, "the states are reset"
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items()), "with the weights of before"
@@ -117,6 +108,11 @@ def test_it_is_refused_and_with_the_flag_done_and_explained(begun, corpus, tmp_p
     more = run.model_copy(update={"train": run.train.model_copy(update={"max_steps": STEPS + 2})})
     assert train(more, begun, resume=True, reporter=again).step == STEPS + 2, "the run is now one with these settings"
     assert [line["step"] for line in metrics(begun) if line.get("val_loss")] == [6, 8, 12, 14]
+
+
+def warnings(heard):
+    """The notes on differences from the checkpoint."""
+    return [note for note in heard.notes if "although" in note]
 
 
 def _sampling():
@@ -143,18 +139,18 @@ def test_losses_that_cannot_be_compared_are_forgotten(begun, corpus, tmp_path, k
 
 def test_weights_that_do_not_fit_are_refused_with_the_flag_too(begun, corpus):
     before = last_weights(begun)
-    with pytest.raises(UsageError, match="not even with --resume-anyway: .*is of another model"):
+    with pytest.raises(UsageError, match="--resume-anyway"):
         train(plan(corpus, {"hidden_size": 24}), begun, resume=True, anyway=True, reporter=Listener())
     assert all(torch.equal(before[name], weight) for name, weight in last_weights(begun).items())
 
 
 def test_several_differences_are_all_named(begun, corpus, tmp_path):
     run = plan(shuffled(corpus, tmp_path), batch_size=8)
-    with pytest.raises(UsageError, match=r"corpus is not the one .*; batch_size is 8, the checkpoint's is 4"):
+    with pytest.raises(UsageError, match=r"corpus .*batch_size .*8.*4"):
         train(run, begun, resume=True, reporter=Listener())
     heard = Listener()
     train(run, begun, resume=True, anyway=True, reporter=heard)
-    assert sum("resumed although" in note for note in heard.notes) == 2
+    assert len(warnings(heard)) == 2
 
 
 def test_the_flag_changes_nothing_where_nothing_differs(begun, corpus, tmp_path, starts):
@@ -162,7 +158,7 @@ def test_the_flag_changes_nothing_where_nothing_differs(begun, corpus, tmp_path,
     train(plan(corpus), tmp_path / "plain", resume=True, reporter=Listener())
     heard = Listener()
     train(plan(corpus), begun, resume=True, anyway=True, reporter=heard)
-    assert not any("although" in note for note in heard.notes)
+    assert not warnings(heard)
     assert starts[1][0] is not None
     ours, theirs = last_weights(begun), last_weights(tmp_path / "plain")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -172,9 +168,10 @@ def test_a_run_whose_new_settings_leave_no_steps_says_so_and_stays_loadable(begu
     heard = Listener()
     result = train(plan(shuffled(corpus, tmp_path), max_steps=8), begun, resume=True, anyway=True, reporter=heard)
     assert result.step == 8
-    assert any("no steps are left" in note for note in heard.notes)
+    assert any("--max-steps" in note for note in heard.notes)
     assert result.best_step == 8, "validated on the new text"
     assert load_run(begun).config.data.data.endswith("shuffled.txt")
     again = Listener()
-    train(plan(shuffled(corpus, tmp_path), max_steps=8), begun, resume=True, reporter=again)
-    assert any("nothing was left to do" in note for note in again.notes), "its checkpoint is of the new text, too"
+    result = train(plan(shuffled(corpus, tmp_path), max_steps=8), begun, resume=True, reporter=again)
+    assert result.step == 8
+    assert not again.paces, "its checkpoint is of the new text, too"

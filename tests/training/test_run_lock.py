@@ -52,7 +52,7 @@ def test_two_runs_in_one_process_exclude_each_other_too(tmp_path):
         pass
 
 
-def test_refusing_the_second_does_not_release_the_first(tmp_path):
+def test_rejecting_the_second_does_not_release_the_first(tmp_path):
     with lock_run(tmp_path / "run"):
         for _ in range(2):
             with pytest.raises(DirectoryLockedError), lock_run(tmp_path / "run"):
@@ -91,6 +91,6 @@ def test_a_disk_that_fails_meanwhile_does_not_hide_what_went_wrong(tmp_path, mon
 
 def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(LTCError, match="cannot write to this directory .*Not a directory") as caught:
+    with pytest.raises(LTCError, match="run: .*Not a directory") as caught:
         lock_run(tmp_path / "file" / "run").__enter__()
     assert "\n" not in str(caught.value)

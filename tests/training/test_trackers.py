@@ -109,5 +109,5 @@ def test_a_folder_that_wandb_left_is_not_the_package(corpus, tmp_path, monkeypat
     (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path)
     assert metrics_module.find_spec("wandb") is not None
-    with pytest.raises(UsageError, match="wandb is not installed here"):
+    with pytest.raises(UsageError, match="report_to.*wandb"):
         train(settings(corpus, max_steps=1, report_to=["wandb"]), tmp_path / "run", reporter=Listener())
