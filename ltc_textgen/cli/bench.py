@@ -1,4 +1,4 @@
-"""`ltc bench`: how fast the layers are on this machine, beside LSTM, GRU and ncps."""
+"""`ltc bench`: the speed of the layers on this machine, compared with LSTM, GRU and ncps."""
 
 from typing import Annotated
 

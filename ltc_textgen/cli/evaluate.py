@@ -65,14 +65,14 @@ Dynamic = Annotated[bool, typer.Option("--dynamic", help="Also score a copy that
 Cache = Annotated[int | None, typer.Option("--cache", help="Also score with a cache of so many last tokens.", min=1)]
 Sample = Annotated[
     int | None,
-    typer.Option("--sample", min=1, max=10**7, help="Also generate so many tokens and measure them beside the corpus."),
+    typer.Option("--sample", min=1, max=10**7, help="Also generate so many tokens and compare them with the corpus."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the random crops and the sample.")]
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured, beside the plain loss where not None.
+    """What is measured; the loss always, the rest where it is not None.
 
     Args:
         data: Corpus, and how training split it.
@@ -130,7 +130,7 @@ def evaluate(
     """Measure a trained network on a text: nats per token, perplexity, word perplexity, bits per byte.
 
     A file is read whole unless --split says otherwise; the corpus of the run is measured on its validation part.
-    What the options with "also" measure is reported beside the plain loss, which does not depend on them.
+    Options with "also" add measurements; they do not change the loss itself.
     """
     learns = _settings(DynamicConfig, "--dynamic", dynamic, lr=dynamic_lr, decay=dynamic_decay, segment=dynamic_segment)
     recalls = _settings(CacheConfig, "--cache", cache, theta=cache_theta, **{"lambda": cache_lambda})
@@ -150,7 +150,7 @@ def evaluate(
 
 
 def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
-    """The plain loss of a run on a text, and what was asked for beside it."""
+    """The loss of a run on a text, and the other measurements that were asked for."""
     from ltc_textgen.evaluation import read_text, score_tokens
 
     text = read_text(run.network, run.tokenizer, documents(asked.data, asked.part, print_message))
@@ -165,7 +165,7 @@ def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
 
 
 def _text(run: "Run", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:
-    """Which text is measured: the run's own settings, but for what was given."""
+    """Which text is measured: the run's own settings, overridden by what was given."""
     settings = (run.config.data if run.config else DataConfig()).model_dump()
     if data:
         settings |= {"valid": None, "include": ()}
@@ -295,7 +295,7 @@ def documents(config: DataConfig, part: str, notify: Callable[[str], None]) -> I
 
 
 def _parts(corpus: "Corpus") -> list[str]:
-    """The splits that together are everything, none of it twice."""
+    """The splits that together are the whole corpus."""
     if "whole" not in corpus.sources:  # the corpus as it was before training cut a part off
         return list(corpus.sources)
     return [name for name in ("whole", "test") if name in corpus.sources]

@@ -128,7 +128,7 @@ class Contents:
         tokenizer: Of the run.
         parameters: Numbers that are learned.
         chosen: Settings of data and training that training.json has otherwise than by default, "section.key".
-        facts: What training.json says beside the settings.
+        facts: What training.json says besides the settings.
         run: The run itself, with its weights; None before its first validation.
     """
 
@@ -141,7 +141,7 @@ class Contents:
 
 
 def read_contents(run_dir: Path, validated: bool) -> Contents:
-    """Read a run directory, also that of a run that goes on and was not validated yet.
+    """Read a run directory, also one that is being trained and was not validated yet.
 
     Args:
         run_dir: Run directory.

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from ltc_textgen.training import Reporter
 
 CHOSEN = "chosen"
-"""In place of the name of a preset: the one that the corpus asks for."""
+"""In place of the name of a preset: the one that fits the corpus."""
 
 
 def prepared(own: Recipe, preset: str | None, reporter: "Reporter") -> tuple[RunConfig, "TokenData"]:
     """The settings and the tokens of a run.
 
     Args:
-        own: What the user set; it lies above any preset.
-        preset: Name of a preset, CHOSEN, or auto for one that is made for this run; None: `own` is all there is.
-        reporter: Is told what was chosen, and what does not fit.
+        own: What the user set; it overrides any preset.
+        preset: Name of a preset, CHOSEN, or auto for one that is sized for this run; None for no preset.
+        reporter: Reports what was chosen, and what does not fit.
 
     Raises:
         UsageError: If the text is too short for the preset.
@@ -74,13 +74,13 @@ def _chosen(corpus: "Corpus", settings: DataConfig, note: Callable[[str], None])
     name = choose_preset(corpus.name, kind)
     note(f"recipe: {name}, for {corpus.name} with {kind} tokens")
     preset = load_preset(name)
-    # Corpus and tokenizer are chosen: what the preset says on them is for those who ask for it by its name.
+    # Corpus and tokenizer are chosen already: the preset's own are for those who ask for it by its name.
     preset["data"] = {k: v for k, v in preset["data"].items() if k not in ("data", "tokenizer")}
     return preset
 
 
 def _vocabulary(corpus: "Corpus", settings: DataConfig) -> Recipe:
-    """The vocabulary that fits the text, where it is to be made."""
+    """The vocabulary size that fits the text, where the tokenizer is trained."""
     from ltc_textgen.presets.auto import fitting_vocab_size
 
     size = corpus.size("train") if _kind(corpus, settings) == "wordpiece" else None
@@ -106,7 +106,7 @@ def _sized(own: Recipe, data: "TokenData", note: Callable[[str], None]) -> Recip
         note(line)
     mine = [f"{key} = {value}" for part in ("model", "train") for key, value in own.get(part, {}).items()]
     if mine:
-        note(f"auto: yours stay: {', '.join(mine)}")
+        note(f"auto: your settings stay: {', '.join(mine)}")
     return recipe
 
 
@@ -140,7 +140,7 @@ def _judge(preset: str, recipe: Recipe, own: Recipe, data: "TokenData", note: Ca
 
 
 def _resolved(settings: DataConfig, data: "TokenData") -> Mapping[str, Any]:
-    """The data settings so that the run can be resumed and repeated: "auto" as what it came to, paths from the root."""
+    """The data settings, so that the run can be repeated: "auto" replaced by what was chosen, paths absolute."""
     from ltc_textgen.data.corpora import NAMES
     from ltc_textgen.data.tokenizers import KINDS
     from ltc_textgen.io.paths import user_path

@@ -39,7 +39,7 @@ EXAMPLES = """Examples:
 
 `ltc train --data user/dataset --epochs 2 --set coupling=full --set steps=6 --out runs/full`
 
-`ltc train --resume --out runs/book` (goes on where it stopped)
+`ltc train --resume --out runs/book` (continues where it stopped)
 """
 
 
@@ -116,12 +116,12 @@ def train(
     started = out / "training.json"
     if resume and started.exists():
         if (preset or config) and not _launched():
-            raise UsageError("--resume goes on with the settings of the run: leave out --preset and --config")
+            raise UsageError("--resume continues with the settings of the run: leave out --preset and --config")
         recipe = merge(_of_run(started), changes)
         _train(recipe, preset=None, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
         return
     if preset not in (None, "auto"):
-        preset_text(preset)  # which refuses an unknown one at once
+        preset_text(preset)  # which rejects an unknown one at once
     own = merge(*([load_file(config)] if config is not None else []), changes)
     preset = preset or (None if config is not None else CHOSEN)
     _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
@@ -130,7 +130,7 @@ def train(
 def _launched() -> bool:
     """Whether torchrun started this process: after a failure it does so with the command that had started the run.
 
-    Its count of restarts does not tell: it stays 0 where only another machine's process died.
+    Its count of restarts is no help: it stays 0 where only another machine's process died.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ
 
@@ -143,7 +143,7 @@ def _of_run(path: Path) -> Recipe:
 
 
 def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anyway: bool, as_json: bool) -> None:
-    # What is wrong with the settings is said before the corpus is read.
+    # Wrong settings are rejected before the corpus is read.
     settings = RunConfig.parse(recipe).train
     from ltc_textgen.devices import choose_device
     from ltc_textgen.training import Reporter, make_reporter
@@ -158,7 +158,7 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     reject_other_run(out, resume)
     reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
     if resume and not list_checkpoints(out):
-        reporter.note(f"{out} holds no checkpoint: nothing to resume, a new run starts there{_runs_beside(out)}")
+        reporter.note(f"{out} holds no checkpoint: a new run starts there{_runs_beside(out)}")
     run, data = prepared(recipe, preset, reporter)
     result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
     if is_main_process():
@@ -168,15 +168,15 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
 
 
 def _runs_beside(out: Path) -> str:
-    """Where else there is something to resume, for those who mistyped --out."""
+    """Other runs in the same folder, in case --out was mistyped."""
     others = sorted(str(path.parent) for path in out.parent.glob("*/checkpoints") if path.parent != out)
-    return f" (runs beside it: {', '.join(others[:5])})" if others else ""
+    return f" (other runs there: {', '.join(others[:5])})" if others else ""
 
 
 def _report(
     result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool, note: Callable[[str], None]
 ) -> None:
-    """The result, on stdout: the loss in the units that people know, and a text."""
+    """Print the result: the loss in common units, and a sample."""
     from ltc_textgen.training.monitor import memorisation
 
     if result.best_val_loss is None:
@@ -196,8 +196,10 @@ def _report(
     if summary:
         print_line(f"validation loss  {result.best_val_loss:.4f} nats/token, over {result.valid_tokens:,} tokens")
         print_line(f"perplexity       {summary['perplexity']:.2f}")
-        share = result.valid_tokens / (len(data.valid) - 1)
-        print_line(f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(share * data.valid_bytes):,} bytes")
+        fraction = result.valid_tokens / (len(data.valid) - 1)
+        print_line(
+            f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(fraction * data.valid_bytes):,} bytes"
+        )
         print_line(
             f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
         )

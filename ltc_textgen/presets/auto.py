@@ -1,18 +1,18 @@
 """`--preset auto`: a model and its training sized by the text, the vocabulary, the time and the machine.
 
-The presets are the measured points (`ANCHORS`); everything here is how far to go from them, and why.
+The presets are the measured points (`ANCHORS`); this module interpolates between them and extrapolates beyond them.
 
-* **Compute** decides the width: seconds times the speed of the machine, in seconds of the one that the presets were
-  made on. Between two anchors every number is interpolated over ln(compute); beyond them, and where there is one
+* **Compute** decides the width: seconds times the speed of the machine, in seconds of the machine that the presets
+  were tuned on. Between two anchors every number is interpolated over ln(compute); beyond them, and where there is one
   anchor, width follows compute**(2/7), which is the slope between char-fast and char-best (four times the compute, one
   and a half times the width): a wider model learns more per token and sees fewer of them.
 * **Text** limits the width, to `ROOM` times that of the widest anchor for a text of its length, and half as much for an
-  eighth of the text: what more parameters learn from few tokens is the tokens themselves.
+  eighth of the text: more parameters would only overfit.
 * **Dropout** grows by `DROPOUT_PER_HALVING` with every halving of the text at equal time, as it is then read twice as
   often, and shrinks likewise.
 * **Learning rate** falls with the root of the width, as it does between the anchors.
-* **Output layer, optimizer and all else** are those of the nearest anchor: characters, some thousand pieces, or tens
-  of thousands, where a full softmax would cost more than all else.
+* **Output layer, optimizer and all else** are those of the nearest anchor: characters, some thousand subword
+  tokens, or tens of thousands, where a full softmax would cost more than all else.
 """
 
 import math
@@ -38,23 +38,23 @@ class Anchor:
 
 ANCHORS = {
     "characters": (Anchor("char-fast", 1_000_000), Anchor("char-best", 1_000_000)),
-    "pieces": (Anchor("embedded", 450_000),),
-    "many pieces": (Anchor("wikitext-2", 2_500_000),),
+    "subword tokens": (Anchor("embedded", 450_000),),
+    "many subword tokens": (Anchor("wikitext-2", 2_500_000),),
 }
 """By vocabulary, each in order of their time budgets."""
 
-CHARACTERS, PIECES = 1000, 16_384
-"""Vocabularies up to which a text counts as one of characters (or bytes), and of some thousand pieces."""
+MOST_CHARACTERS, MOST_SUBWORDS = 1000, 16_384
+"""Largest vocabularies that count as characters (or bytes), and as some thousand subword tokens."""
 
 REFERENCE_SPEED = 510e9
 """`measured_speed` of the two cores that the presets' times are for."""
 
 USED = 0.45
-"""Share of `measured_speed` that training turns into its 6 operations per parameter and token: 0.40 in char-fast, 0.55
+"""Fraction of `measured_speed` that training reaches, at 6 operations per parameter and token: 0.40 in char-fast, 0.55
 in char-best."""
 
 CROWDED = 20
-"""Parameters per token of text above which a preset is said not to fit it; the presets' own texts have one to five."""
+"""Parameters per token of text above which a preset overfits; the presets' own texts have one to five."""
 
 ROOM = 1.5
 WIDTH_PER_COMPUTE = 2 / 7
@@ -64,13 +64,13 @@ MOST_DROPOUT = 0.4
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is to be sized for.
+    """What a run is sized for.
 
     Args:
         tokens: Tokens of the training text.
         vocabulary: Token ids.
         speed: Operations per second (`measured_speed`).
-        seconds: Time budget; None if steps or epochs govern, or nothing was said.
+        seconds: Time budget; None if steps or epochs govern, or none of them is set.
         steps: Optimizer steps, if they govern.
         epochs: Passes over the text, if they govern.
     """
@@ -84,7 +84,7 @@ class Job:
 
 
 def measured_speed(device: torch.device, threads: int | None = None, seconds: float = 0.4) -> float:
-    """Operations per second of the products that training consists of: the best of `seconds` of trying."""
+    """Operations per second of the products that training consists of: the best measurement within `seconds`."""
     inputs, weight = torch.ones(1024, 256, device=device), torch.ones(768, 256, device=device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -104,7 +104,7 @@ def fitting_vocab_size(text_bytes: int) -> int:
 
 
 def parameters(model: Mapping[str, Any], vocabulary: int) -> int:
-    """About how many parameters take part in a token: the four maps of every block, and the output layer."""
+    """Approximate number of parameters used per token: the four maps of every block, and the output layer."""
     width = model["hidden_size"]
     head = min(vocabulary, 4096) if model.get("head") == "adaptive" else vocabulary
     return round(4 * model["expansion"] * width * width * model["num_layers"] + head * width)
@@ -112,11 +112,17 @@ def parameters(model: Mapping[str, Any], vocabulary: int) -> int:
 
 def family_of(vocabulary: int) -> str:
     """The key in `ANCHORS` for a vocabulary of this size."""
-    return "characters" if vocabulary <= CHARACTERS else "pieces" if vocabulary <= PIECES else "many pieces"
+    return (
+        "characters"
+        if vocabulary <= MOST_CHARACTERS
+        else "subword tokens"
+        if vocabulary <= MOST_SUBWORDS
+        else "many subword tokens"
+    )
 
 
 def misfits(preset: str, model: Mapping[str, Any], tokens: int, vocabulary: int) -> list[str]:
-    """What speaks against a preset for a text, a line each, with what to use instead.
+    """Why a preset does not fit a text, a line each, with what to use instead.
 
     Args:
         preset: Its name.
@@ -133,7 +139,7 @@ def misfits(preset: str, model: Mapping[str, Any], tokens: int, vocabulary: int)
             f"preset {preset} is made for {made_for[0]}, the text has {vocabulary:,} different tokens ({fits}): "
             f"--preset {better} or --preset auto fits it"
         )
-    elif fits == "many pieces" and model.get("head", "full") == "full" and not model.get("tie_embeddings"):
+    elif fits == "many subword tokens" and model.get("head", "full") == "full" and not model.get("tie_embeddings"):
         found.append(
             f"preset {preset} has a full output layer, most of the work with {vocabulary:,} tokens: "
             f"--preset {ANCHORS[fits][0].preset} or --preset auto fits them"
@@ -142,17 +148,17 @@ def misfits(preset: str, model: Mapping[str, Any], tokens: int, vocabulary: int)
     count = parameters({**defaults, **model}, vocabulary)
     if count > CROWDED * tokens:
         found.append(
-            f"preset {preset} has about {count:,} parameters for {tokens:,} tokens of text, which it will learn by "
-            "heart: --preset auto makes a model of the right size"
+            f"preset {preset} has about {count:,} parameters for {tokens:,} tokens of text, which it will "
+            "overfit: --preset auto makes a model of the right size"
         )
     return found
 
 
 def size(job: Job) -> tuple[Recipe, list[str]]:
-    """The recipe for a job, and in a few lines what was chosen and why. Depends on nothing but the job."""
+    """The recipe for a job, and lines that say what was chosen and why. A pure function of the job."""
     family = family_of(job.vocabulary)
     anchors = ANCHORS[family]
-    seconds, said = _reference_seconds(job, anchors)
+    seconds, usual = _reference_seconds(job, anchors)
     recipe, nearest = _between(anchors, seconds)
     model, train = recipe["model"], recipe["train"]
     scarce = anchors[-1].tokens / job.tokens
@@ -165,14 +171,14 @@ def size(job: Job) -> tuple[Recipe, list[str]]:
     if model.get("embedding_dropout"):
         model["embedding_dropout"] = model["dropout"]
     if job.steps is None and job.epochs is None:
-        train["time_budget"] = job.seconds or said
+        train["time_budget"] = job.seconds or usual
     else:
         train.pop("time_budget", None)
     passes = seconds * REFERENCE_SPEED * USED / (6 * parameters(model, job.vocabulary)) / job.tokens
     head = "adaptive" if model.get("head") == "adaptive" else "tied" if model.get("tie_embeddings") else "full"
-    reason = "the most that this little text can teach" if by_text < by_time else "what this much time can train"
+    reason = "limited by the length of the text" if by_text < by_time else "limited by time"
     return recipe, [
-        f"auto: {job.tokens:,} tokens of {job.vocabulary:,} kinds, {seconds:.0f} s as the presets count them: "
+        f"auto: {job.tokens:,} tokens, vocabulary {job.vocabulary:,}, {seconds:.0f} s on the presets' machine: "
         f"from {nearest}",
         f"auto: width {width}, {model['num_layers']} blocks: {reason}; {head} output layer for {family}",
         f"auto: dropout {model['dropout']:g} for about {passes:.1f} passes over the text; "
@@ -181,10 +187,10 @@ def size(job: Job) -> tuple[Recipe, list[str]]:
 
 
 def _reference_seconds(job: Job, anchors: tuple[Anchor, ...]) -> tuple[float, float]:
-    """The job's compute in seconds of the reference machine; and the time budget for a job that says no length."""
+    """The job's compute in seconds of the reference machine; and the time budget for a job without a length."""
     first = load_preset(anchors[0].preset)
-    share = math.sqrt(job.tokens / anchors[0].tokens)  # a quarter of the text, half the time
-    budget = round(first["train"]["time_budget"] * min(max(share, 0.25), 4.0))
+    scale = math.sqrt(job.tokens / anchors[0].tokens)  # a quarter of the text, half the time
+    budget = round(first["train"]["time_budget"] * min(max(scale, 0.25), 4.0))
     if job.steps is None and job.epochs is None:
         return (job.seconds or budget) * job.speed / REFERENCE_SPEED, budget
     window = first["train"]["batch_size"] * first["train"]["sequence_length"]
@@ -193,7 +199,7 @@ def _reference_seconds(job: Job, anchors: tuple[Anchor, ...]) -> tuple[float, fl
 
 
 def _between(anchors: tuple[Anchor, ...], seconds: float) -> tuple[Recipe, str]:
-    """The recipe of the nearest anchor with its sizes moved to this much compute, and its name."""
+    """The recipe of the nearest anchor with its sizes interpolated to this much compute, and its name."""
     presets = [merge(load_preset(anchor.preset)) for anchor in anchors]
     budgets = [preset["train"]["time_budget"] for preset in presets]
     place = 0.0
@@ -209,7 +215,7 @@ def _between(anchors: tuple[Anchor, ...], seconds: float) -> tuple[Recipe, str]:
     dropouts = [preset["model"].get("dropout", 0.0) for preset in (low, high)]
     model, train = recipe["model"], recipe["train"]
     model["dropout"] = dropouts[0] + place * (dropouts[1] - dropouts[0])
-    # Beyond the anchors; and so is the learning rate.
+    # Extrapolated beyond the anchors, as is the learning rate.
     beyond = seconds / min(max(seconds, budgets[0]), budgets[-1])
     before, model["hidden_size"] = model["hidden_size"], model["hidden_size"] * beyond**WIDTH_PER_COMPUTE
     train["learning_rate"] *= math.sqrt(before / model["hidden_size"])

@@ -72,7 +72,7 @@ def load_file(path: Path) -> Recipe:
 
 
 def assignments(texts: Iterable[str]) -> Recipe:
-    """The recipe that `--set key=value` options make.
+    """The recipe of the `--set key=value` options.
 
     A key is a name of `config` ("learning_rate"), with or without its section ("train.learning_rate"), and may go
     deeper ("wiring.kind"). A value is a TOML value, or else a text.
@@ -115,9 +115,9 @@ def _value(text: str) -> Any:
 
 
 def merge(*recipes: Mapping[str, Mapping[str, Any]]) -> Recipe:
-    """Lay recipes over each other; later ones win, key by key.
+    """Merge recipes; later ones win, key by key.
 
-    Of epochs, max_steps and time_budget one says how long a run is: a later recipe's one removes an earlier one's.
+    Of epochs, max_steps and time_budget one sets the length of a run: a later recipe's one removes an earlier one's.
 
     Raises:
         UsageError: If one recipe sets two of them.
@@ -140,7 +140,7 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def choose_preset(corpus: str, tokenizer: str) -> str:
-    """The preset for a corpus when none was asked for.
+    """The preset for a corpus if the user names none.
 
     Args:
         corpus: Name of the corpus.
@@ -154,13 +154,13 @@ def choose_preset(corpus: str, tokenizer: str) -> str:
 def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict[str, int]:
     """What a preset's batch_size and sequence_length must become for a text too short for one window in each batch row.
 
-    Shorter windows first, down to an eighth, then fewer rows: from shorter windows there is too little to learn. A
-    text shorter than such a window stays too short, and is refused where it is cut into rows.
+    Shorter windows first, down to an eighth, then fewer rows: shorter windows train badly. A
+    text shorter than such a window stays too short, and is rejected where it is cut into rows.
 
     Args:
         train: Training settings.
         tokens: Tokens of the training text.
-        fixed: Names of settings that the user made and that therefore stay.
+        fixed: Names of settings that the user made; they stay.
 
     Returns:
         The settings that change, none if the text is long enough; a text may be too short for any.

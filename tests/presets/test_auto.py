@@ -85,9 +85,9 @@ def test_every_job_gives_a_valid_recipe(vocabulary: int, tokens: int, seconds: f
     assert RunConfig.parse(recipe).model_config_for(vocabulary)
 
 
-@pytest.mark.parametrize(("text", "pieces"), [(2_000_000, 4096), (20_000, 512), (300_000, 2048), (10**10, 16_384)])
-def test_the_vocabulary_follows_the_text(text: int, pieces: int) -> None:
-    assert fitting_vocab_size(text) == pieces
+@pytest.mark.parametrize(("text", "tokens"), [(2_000_000, 4096), (20_000, 512), (300_000, 2048), (10**10, 16_384)])
+def test_the_vocabulary_follows_the_text(text: int, tokens: int) -> None:
+    assert fitting_vocab_size(text) == tokens
 
 
 def test_parameters_are_about_those_of_the_model() -> None:
@@ -109,8 +109,8 @@ def test_the_speed_is_measured_in_little_time() -> None:
     [
         ("char-fast", 10**6, 30_522, "made for characters, the text has 30,522 .*--preset wikitext-2 or --preset auto"),
         ("char-best", 10**6, 4096, "made for characters.*--preset embedded or"),
-        ("wikitext-2", 10**6, 66, "made for many pieces.*--preset char-fast or"),
-        ("wikitext-2", 5000, 30_522, "parameters for 5,000 tokens of text.*by heart: --preset auto"),
+        ("wikitext-2", 10**6, 66, "wikitext-2.*--preset char-fast or"),
+        ("wikitext-2", 5000, 30_522, "5,000.*--preset auto"),
     ],
 )
 def test_a_preset_that_does_not_fit_is_named(preset: str, tokens: int, vocabulary: int, message: str) -> None:
@@ -155,4 +155,4 @@ def test_a_preset_beside_its_text_is_told_or_refused(tmp_path: Path, ltc) -> Non
         assert fact in refused.error
     quiet = ltc("train", *options, tmp_path / "c", "--preset", "auto")
     assert "preset char" not in quiet.err
-    assert "by heart" not in quiet.err
+    assert "parameters for" not in quiet.err

@@ -84,7 +84,7 @@ def test_pruning_comes_last(tmp_path, monkeypatch):
         assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
         raise OSError(errno.EIO, "the rename fails")
 
-    monkeypatch.setattr(checkpoint, "_replace_directory", fail)
+    monkeypatch.setattr(checkpoint, "move_directory", fail)
     with pytest.raises(LTCError, match="step-00000001"):
         write(tmp_path, 2, keep=1)
     assert newest(tmp_path)[0].progress == {"step": 1}
@@ -298,7 +298,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
 
 def test_one_that_was_set_aside_is_put_back_if_nothing_took_its_place(tmp_path, monkeypatch):
     """Killed between the two renames that replace a checkpoint by a newer one of the same step."""
-    real, killed = Path.replace, []
+    real, killed = Path.rename, []
 
     def kill(path, target):
         if target.name == "step-00000002":
@@ -309,7 +309,7 @@ def test_one_that_was_set_aside_is_put_back_if_nothing_took_its_place(tmp_path, 
     write(tmp_path, 1)
     write(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", kill)
+        patch.setattr(Path, "rename", kill)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, 2, 5.0)
     assert killed
@@ -318,7 +318,8 @@ def test_one_that_was_set_aside_is_put_back_if_nothing_took_its_place(tmp_path, 
     assert newest(tmp_path)[0].progress == {"step": 2}
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
-    checkpoint._set_aside(tmp_path / "checkpoints" / "step-00000001")  # killed while an old one was removed
+    oldest = tmp_path / "checkpoints" / "step-00000001"
+    oldest.rename(checkpoint._aside(oldest))  # killed while an old one was removed
     remove_leftovers(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 

@@ -29,7 +29,7 @@ LTC_INLINE vfloat membrane_backward(const Neurons& p, Gradients& out, int u, vfl
   return -kLn2 * (z_e * p.r_e[u] + z_i * p.r_i[u]);
 }
 
-// The way back through a sub-step of Runge-Kutta from x; `g` comes in as the gradient of its end.
+// Backward pass of a Runge-Kutta sub-step from x; `g` is the gradient of its end, then of x.
 __attribute__((noinline)) inline void runge_kutta_backward(const Neurons& p, Gradients& out, const Drive& d, const Tile& x,
                                                     vfloat h, Tile& g) {
   Tile y[4], slopes[4];
@@ -44,17 +44,17 @@ __attribute__((noinline)) inline void runge_kutta_backward(const Neurons& p, Gra
   }
   Tile gx = g, gy = {};  // gy: gradient of the start of the stage after s
   for (int s = 3; s >= 0; --s) LTC_EACH {
-    const vfloat pulled = kWeight[s] * g[u] + (s < 3 ? kReach[s + 1] : 0.0f) * gy[u];
+    const vfloat slope_grad = kWeight[s] * g[u] + (s < 3 ? kReach[s + 1] : 0.0f) * gy[u];
     const vfloat G = membrane(p, u, f[s].e[u], f[s].i[u]).G;
-    const StageGradient q = slope_backward(y[s][u], G, p.C[u], h * pulled);
-    out.h[u] += slopes[s][u] * pulled;
+    const StageGradient q = slope_backward(y[s][u], G, p.C[u], h * slope_grad);
+    out.h[u] += slopes[s][u] * slope_grad;
     gy[u] = q.x + membrane_backward(p, out, u, y[s][u], f[s].e[u], f[s].i[u], q.G, q.I);
     gx[u] += gy[u];
   }
   g = gx;
 }
 
-// The way back through a sub-step of another solver, from x, where the synapses were f, to `next`.
+// Backward pass of a sub-step of another solver, from x, where the synapses were f, to `next`.
 template <int solver>
 LTC_INLINE void substep_backward(const Neurons& p, Gradients& out, const Openings& f, const Tile& x, const Tile& next,
                                  vfloat h, Tile& g) {
@@ -66,13 +66,13 @@ LTC_INLINE void substep_backward(const Neurons& p, Gradients& out, const Opening
   }
 }
 
-// A sub-step, kept for the way back.
+// A sub-step, kept for the backward pass.
 struct Kept {
   Tile x;
   Openings f;
 };
 
-// The way back through one token from x to `next`. `kept`: room for its sub-steps.
+// Backward pass of one token, from x to `next`. `kept`: room for its sub-steps.
 template <int solver>
 LTC_INLINE void token_backward(const Neurons& p, Gradients& out, const Drive& d, Tile x, const Tile& next, vfloat h,
                                int64_t steps, Kept* kept, Tile& g) {
@@ -94,7 +94,7 @@ LTC_INLINE void token_backward(const Neurons& p, Gradients& out, const Drive& d,
   }
 }
 
-// What the way back adds up for one thread: gradients of the parameters, six rows of whole tiles (r_e, r_i, E_e, E_i, C,
+// What the backward pass of one thread sums: gradients of the parameters, six rows of whole tiles (r_e, r_i, E_e, E_i, C,
 // leak), and parts of those of dt.
 constexpr int kSums = 6;
 
@@ -104,7 +104,7 @@ struct Sums {
   Kept* kept;       // (steps)
 };
 
-// The way back of `scan_tile`. Gradients of drives go where `drive_grad` says for the first token of the span, rows
+// Backward pass of `scan_tile`. Gradients of drives go where `drive_grad` says for the first token of the span, rows
 // `grad_stride` apart. x0_grad carries the gradient of the state from one span of a sequence to the span before it.
 template <int solver, bool whole>
 void scan_tile_backward(const Shape& s, const DiagonalBackward& a, const Span& span, float* drive_grad,

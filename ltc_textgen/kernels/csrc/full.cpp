@@ -49,7 +49,7 @@ struct FullMembrane {
     store(reversal_sum + v, load(reversal_sum + v) + gI * f);
     store(leak_sum + v, load(leak_sum + v) + gG);
   }
-  LTC_INLINE void pull(int64_t stage, const float*, float* gy) const {
+  LTC_INLINE void states_backward(int64_t stage, const float*, float* gy) const {
     const float* gz = pushed + stage * block.rows * stride;
     for (int64_t panel = 0; panel < panels_of(s.N); ++panel)
       tiles<false>(block.rows, gz, stride, 1, by_target + panel * s.N * kPanel, kPanel, s.N, gy + panel * kPanel, stride,

@@ -144,7 +144,7 @@ struct MixingBackward {
   float *u_grad, *norm_grad, *weight_grad, *bias_grad;
 };
 
-// gated = y silu(z), elementwise. On the way back `gated` holds its gradient.
+// gated = y silu(z), elementwise. In the backward pass `gated` holds its gradient.
 struct Gate {
   const float *y, *z;
   float *gated, *y_grad, *z_grad;

@@ -1,8 +1,8 @@
-// The diagonal cell with its input projection, in one pass over the tokens. A thread takes whole sequences, some tokens
-// at a time: their drives are made, scanned, and on the way back turned into gradients of inputs and weights while they
-// are in its second-level cache. Threads meet at the end, and on the way back once more to add up the weight gradients.
+// The diagonal layer with its input projection, in one pass over the tokens. A thread takes whole sequences, some tokens
+// at a time: their drives are made, scanned, and in the backward pass turned into gradients of inputs and weights while they
+// are in its second-level cache. Threads meet at the end, and in the backward pass once more to sum the weight gradients.
 #include "diagonal_backward.h"
-#include "pieces.h"
+#include "blocked.h"
 #include "tables.h"
 
 namespace LTC_NAMESPACE {
@@ -24,11 +24,11 @@ struct Chunk {
 // Calls `body` with the chunks of sequences first .. last - 1, or with the last one first.
 template <bool reversed, class Body>
 void each_chunk(const Shape& s, int64_t first, int64_t last, Body body) {
-  const int64_t together = s.T < kChunk ? kChunk / s.T : 1, pieces = (s.T + kChunk - 1) / kChunk;
+  const int64_t together = s.T < kChunk ? kChunk / s.T : 1, chunks = (s.T + kChunk - 1) / kChunk;
   for (int64_t b = first; b < last; b += together)
-    for (int64_t i = 0; i < pieces; ++i) {
-      const int64_t piece = reversed ? pieces - 1 - i : i;
-      body(Chunk{b, smaller(together, last - b), share(s.T, piece, pieces), share(s.T, piece + 1, pieces)});
+    for (int64_t i = 0; i < chunks; ++i) {
+      const int64_t chunk = reversed ? chunks - 1 - i : i;
+      body(Chunk{b, smaller(together, last - b), share(s.T, chunk, chunks), share(s.T, chunk + 1, chunks)});
     }
 }
 
@@ -75,7 +75,7 @@ void add_columns(const float* rows, int64_t stride, int64_t count, int64_t colum
   }
 }
 
-// What a thread works in on the way back. The first thread's gradients of weights are the result itself.
+// Workspace of a thread in the backward pass. The first thread's gradients of weights are the result itself.
 struct Space {
   int64_t stride;  // of the gradients of drives, whose rows are not to fall into the same cache sets
   int64_t weights, inputs, scratch, drives, weight_grad, bias_grad;

@@ -57,32 +57,32 @@ constexpr int kNorm = 0, kBias = 1, kTaps = 2;
 
 LTC_INLINE void add_to(float* row, int64_t d, int64_t D, vfloat v) { write(row, d, D, read(row, d, D) + v); }
 
-// Gradient of vector d of row e of `extended`: through the taps that reach it, and as a column of what comes after.
-LTC_INLINE vfloat pull(const MixingShape& s, const MixingBackward& a, const float* taps, const float* pulled, int64_t b,
+// Gradient of vector d of row e of `extended`: through the taps that reach it, and as a column of the state that is returned.
+LTC_INLINE vfloat extended_backward(const MixingShape& s, const MixingBackward& a, const float* taps, const float* mixed_grad, int64_t b,
                        int64_t e, int64_t d) {
   const bool carried = a.after_grad != nullptr && e >= s.T;
   vfloat sum = carried ? read(a.after_grad + (b * (s.K - 1) + e - s.T) * s.D, d, s.D) : vfloat{};
   const int64_t first = e >= s.T ? e - s.T + 1 : 0, last = smaller<int64_t>(e, s.K - 1);
-  for (int64_t k = first; k <= last; ++k) sum += read(pulled + (e - k) * s.D, d, s.D) * read(taps + k * s.D, d, s.D);
+  for (int64_t k = first; k <= last; ++k) sum += read(mixed_grad + (e - k) * s.D, d, s.D) * read(taps + k * s.D, d, s.D);
   return sum;
 }
 
-// One sequence. `pulled` (T, D) holds the gradient of what was mixed.
-void sequence_backward(const MixingShape& s, const MixingBackward& a, const float* taps, int64_t b, float* pulled,
+// One sequence. `mixed_grad` (T, D) holds the gradient of what was mixed.
+void sequence_backward(const MixingShape& s, const MixingBackward& a, const float* taps, int64_t b, float* mixed_grad,
                        float* row, float* sums) {
   const int64_t D = s.D, first = b * s.T;
   for (int64_t i = 0; i < s.T * D; i += kWidth)
-    write(pulled, i, s.T * D, read(a.grad + first * D, i, s.T * D) + read(a.other_grad + first * D, i, s.T * D));
+    write(mixed_grad, i, s.T * D, read(a.grad + first * D, i, s.T * D) + read(a.other_grad + first * D, i, s.T * D));
   for (int64_t e = 0; e < s.K - 1 && a.columns_grad != nullptr; ++e)
     for (int64_t d = 0; d < D; d += kWidth)
-      write(a.columns_grad + (b * (s.K - 1) + e) * D, d, D, pull(s, a, taps, pulled, b, e, d));
+      write(a.columns_grad + (b * (s.K - 1) + e) * D, d, D, extended_backward(s, a, taps, mixed_grad, b, e, d));
   for (int64_t t = 0; t < s.T; ++t) {
-    const float *u = a.forward.u + (first + t) * D, *g = pulled + t * D;
+    const float *u = a.forward.u + (first + t) * D, *g = mixed_grad + t * D;
     const float* before = extended_row(s, a.forward.extended, b, t) - (s.K - 1) * D;
     const float scale = a.forward.scale[first + t];
     vfloat product = {};
     for (int64_t d = 0; d < D; d += kWidth) {
-      vfloat normed = pull(s, a, taps, pulled, b, t + s.K - 1, d);
+      vfloat normed = extended_backward(s, a, taps, mixed_grad, b, t + s.K - 1, d);
       const vfloat v = read(u, d, D), here = read(g, d, D);
       add_to(sums + kNorm * D, d, D, normed * v * scale);
       add_to(sums + kBias * D, d, D, here);
@@ -130,9 +130,9 @@ Status mixing_backward(const MixingShape& s, const MixingBackward& a) {
   transpose_taps(s, a.forward.weight, taps.data);
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
   for (int part = 0; part < parts; ++part) {
-    float *sums = space.data + part * each, *row = sums + rows * s.D, *pulled = row + s.D;
+    float *sums = space.data + part * each, *row = sums + rows * s.D, *mixed_grad = row + s.D;
     for (int64_t b = share(s.B, part, parts); b < share(s.B, part + 1, parts); ++b)
-      sequence_backward(s, a, taps.data, b, pulled, row, sums);
+      sequence_backward(s, a, taps.data, b, mixed_grad, row, sums);
   }
   for (int64_t d = 0; d < s.D; ++d) {
     for (int64_t r = 0; r < rows; ++r) {

@@ -1,7 +1,7 @@
 // Products of large matrices. Threads share the rows of C and wait for each other only at the end: each packs for itself
-// the piece of B that it multiplies by, which costs less than meeting. Every element is summed in the order of depth,
+// the block of B that it multiplies by, which costs less than synchronising. Every element is summed in the order of depth,
 // whatever the number of threads.
-#include "pieces.h"
+#include "blocked.h"
 #include "tables.h"
 
 namespace LTC_NAMESPACE {
@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kAhead = 24;  // columns
 
 // Rows of A whose columns lie apart, brought into the order in which a tile reads them: tiles kApart apart, as
-// `tiles` shares out rows. May write kTall floats beyond a tile.
+// `tiles` divides rows. May write kTall floats beyond a tile.
 void pack_rows(const Product& p, int64_t row, int64_t rows, int64_t from, int64_t depth, float* packed) {
   const int64_t count = (rows + kTall - 1) / kTall;
   int64_t starts[kTiles + 1];
@@ -29,8 +29,7 @@ void pack_rows(const Product& p, int64_t row, int64_t rows, int64_t from, int64_
   }
 }
 
-// Adds the sums of some rows of A over the columns of a piece. They are at hand there; a pass of their own would read A
-// again.
+// Adds the sums of some rows of A over the columns of a block, while they are in the cache.
 void add_row_sums(const Product& p, int64_t row, int64_t rows, int64_t from, int64_t depth) {
   for (int64_t r = row; r < row + rows; ++r) {
     const float* a = p.a + r * p.a_row + from * p.a_column;

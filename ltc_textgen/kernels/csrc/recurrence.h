@@ -1,13 +1,13 @@
-// The token loop of the cells whose neurons see each other. A thread carries a block of sequences through all tokens;
-// what happens between neurons is the business of a Membrane, which is called once per stage of the solver:
+// The token loop of the layers whose neurons are connected to each other. A thread carries a block of sequences through all tokens;
+// what happens between neurons is left to a Membrane, which is called once per stage of the solver:
 //
-//   prepare(y)                       what the states y do to all neurons (a matrix product, sums over synapses)
+//   prepare(y)                       the effect of the states y on all neurons (a matrix product, sums over synapses)
 //   at(row, token, v, tape) -> G, I  of one vector of neurons, from what was prepared and the token's drive; fills the
 //                                    tape, kTape vectors per stage from which
-//   recall(row, token, v, tape)      gets G and I again, on the way back
+//   recall(row, token, v, tape)      the same G and I, in the backward pass
 //   push(row, v, tape, gG, gI)       takes their gradients
-//   pull(y, gy)                      adds to gy what the gradients pushed mean for the states y
-//   begin_token(t), end_token(t)     around the way back through one token
+//   states_backward(y, gy)           adds to gy the gradients of the states y, from the gradients pushed
+//   begin_token(t), end_token(t)     around the backward pass of one token
 //
 // Blocks of states are rows of `stride` floats with every vector complete; lanes beyond N hold harmless values and
 // gradients of zero.
@@ -203,10 +203,10 @@ struct Scan {
             q = advance_backward<solver>(load(y + i), m.G, m.I, C, h, load(next + i), after);
             store(g + i, q.x);
           } else {
-            vfloat pulled = kWeight[stage] * after;
-            if (stage < 3) pulled += kReach[stage < 3 ? stage + 1 : 0] * load(gy + i);
-            q = slope_backward(load(y + i), m.G, C, h * pulled);
-            q.h = pulled * slope(load(y + i), m.G, m.I, C);
+            vfloat slope_grad = kWeight[stage] * after;
+            if (stage < 3) slope_grad += kReach[stage < 3 ? stage + 1 : 0] * load(gy + i);
+            q = slope_backward(load(y + i), m.G, C, h * slope_grad);
+            q.h = slope_grad * slope(load(y + i), m.G, m.I, C);
             store(gy + i, q.x);
           }
           elapsed += q.h;
@@ -216,9 +216,9 @@ struct Scan {
         if (a.dt_grad != nullptr) a.dt_grad[token(r, t)] += lane_sum(elapsed);
       }
       if constexpr (kStages == 1) {
-        membrane.pull(index, y, g);
+        membrane.states_backward(index, y, g);
       } else {
-        membrane.pull(index, y, gy);
+        membrane.states_backward(index, y, gy);
         each([&](int, int64_t, int64_t i) {
           store(gx + i, (stage == 3 ? load(g + i) : load(gx + i)) + load(gy + i));
           if (stage == 0) store(g + i, load(gx + i));

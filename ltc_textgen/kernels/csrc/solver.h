@@ -79,8 +79,8 @@ LTC_INLINE vfloat advance<kExponential>(vfloat x, vfloat G, vfloat I, vfloat C, 
   vfloat kept, lost;
   decay(rate, &kept, &lost);
   // lost / G = s (1 - exp(-r)) / r, whose limit is s; r below 1e-6 is the limit to the last bit.
-  const vfloat share = s * lost * reciprocal(at_least(rate, kTiny));
-  return x * kept + I * (rate < 1e-6f ? s : share);
+  const vfloat gain = s * lost * reciprocal(at_least(rate, kTiny));
+  return x * kept + I * (rate < 1e-6f ? s : gain);
 }
 
 template <>

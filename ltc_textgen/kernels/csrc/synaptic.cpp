@@ -1,5 +1,5 @@
 // The synaptic coupling: G = leak + sensory G + sum_j w s_j(y_j), I = current + sensory I + sum_j w s_j(y_j) E. Sequences
-// are shared out over threads. Sigmoids are computed where they are needed, on the way back once more: nothing of the
+// are divided among threads. Sigmoids are computed where they are needed, in the backward pass once more: nothing of the
 // size of the synapses is kept per token.
 #include "synapses.h"
 #include "tables.h"
@@ -49,7 +49,7 @@ struct SynapticMembrane {
     store(leak_sum + v, load(leak_sum + v) + gG);
     store(current_sum + v, load(current_sum + v) + gI);
   }
-  LTC_INLINE void pull(int64_t, const float* y, float* gy) const {
+  LTC_INLINE void states_backward(int64_t, const float* y, float* gy) const {
     synapses.sum_backward(y, stride, block.rows, G, I, stride, gy, stride, entry_sum, partial);
   }
   void begin_token(int64_t) const {

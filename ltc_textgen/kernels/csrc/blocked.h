@@ -1,4 +1,4 @@
-// Products of large matrices, in pieces that fit the caches.
+// Products of large matrices, in blocks that fit the caches.
 #pragma once
 
 #include "gemm.h"
@@ -8,14 +8,14 @@ namespace LTC_NAMESPACE {
 
 using ltc::Product;
 
-constexpr int64_t kDepth = 256;       // of a piece of B: one of its panels fits the first-level cache
-constexpr int64_t kColumns = 512;     // of a piece of B: it fits the second-level cache
+constexpr int64_t kDepth = 256;       // of a block of B: one of its panels fits the first-level cache
+constexpr int64_t kColumns = 512;     // of a block of B: it fits the second-level cache
 constexpr int64_t kTiles = 22;        // of A, kept in the second-level cache while the panels pass
 constexpr int64_t kRows = kTiles * kTall;
 constexpr int64_t kApart = kDepth * kTall + kWidth;  // from one packed tile to the next, in other cache sets
 
-// One panel of C, for `rows` rows of A from `a` on (`packed` by pack_rows, or as they lie): set to the product with a piece
-// of B, or with `more` added to. Whole panels are made in place, the last one by way of `scratch` (rows, kPanel).
+// One panel of C, for `rows` rows of A from `a` on (`packed` by pack_rows, or as they lie): set to the product with a block
+// of B, or with `more` added to. Whole panels are computed in place, the last one in `scratch` (rows, kPanel).
 inline void panel(const Product& p, int64_t row, int64_t rows, const float* a, bool packed, const float* b,
                   int64_t first, bool more, int64_t depth, float* scratch) {
   const int64_t width = smaller<int64_t>(kPanel, p.columns - first);
@@ -37,7 +37,7 @@ inline void panel(const Product& p, int64_t row, int64_t rows, const float* a, b
   for (int64_t r = 0; r < rows && !whole; ++r) std::memcpy(c + r * p.columns, scratch + r * kPanel, sizeof(float) * width);
 }
 
-// All of B, packed piece by piece of kDepth rows.
+// All of B, packed in blocks of kDepth rows.
 inline void pack_all(const Product& p, float* packed) {
   for (int64_t from = 0; from < p.depth; from += kDepth) {
     pack(p.b + from * p.b_row, p.b_row, p.b_column, smaller(kDepth, p.depth - from), p.columns, packed);
@@ -46,7 +46,7 @@ inline void pack_all(const Product& p, float* packed) {
 }
 
 // C from a B that `pack_all` has packed, or C with the product added to it. A lies along its rows, or along its columns
-// if it is of one piece. `scratch`: (rows, kPanel).
+// if its depth is at most kDepth. `scratch`: (rows, kPanel).
 inline void multiply_packed(const Product& p, const float* packed, bool more, float* scratch) {
   for (int64_t from = 0; from < p.depth; from += kDepth, packed += packed_size(kDepth, p.columns)) {
     const int64_t depth = smaller(kDepth, p.depth - from);
