@@ -30,7 +30,7 @@ def plan(corpus: Path, *, dropout: float = 0.2, **given: object) -> RunConfig:
 def kill(deaths: dict[int, tuple[int, int]], number: int = signal.SIGKILL) -> None:
     """Die by SIGKILL, or get another signal, after a step, by the number of restarts: {restarts: (rank, step)}."""
     rank, step = deaths.get(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), (-1, -1))
-    original = loop._tell
+    original = loop._report_step
 
     def tell(session):  # type: ignore[no-untyped-def]
         original(session)
@@ -38,7 +38,7 @@ def kill(deaths: dict[int, tuple[int, int]], number: int = signal.SIGKILL) -> No
             print(f"killed at {time.monotonic()}", flush=True)
             os.kill(os.getpid(), number)
 
-    loop._tell = tell
+    loop._report_step = tell
 
 
 def linger(seconds: float) -> None:

@@ -19,7 +19,7 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
     place = tmp_path_factory.mktemp("live")
     run, figure = place / "a run", place / "curves.svg"
     told: dict[str, Outcome] = {}
-    original = loop._tell
+    original = loop._report_step
 
     def ask(name: str, *arguments: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
-        patch.setattr(loop, "_tell", tell)
+        patch.setattr(loop, "_report_step", tell)
         arguments = ["--data", str(story), "--max-steps", "40", "--set", "eval_steps=40", "--out", str(run), *TINY]
         assert main.run(["train", *arguments]) == 0
     ask("finished", "--json")

@@ -192,14 +192,12 @@ BAD_DATA = {
 @pytest.mark.parametrize("make", BAD_DATA)
 def test_bad_data_is_code_3_and_one_line(make: str, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     prepare, message = BAD_DATA[make]
-    start = time.perf_counter()
     result = ltc("train", "--data", prepare(tmp_path), "--max-steps", 2, "--out", tmp_path / "run", *TINY)
     assert result.code == 3, result.err
     assert message in result.error
     assert result.error.startswith("ltc: ")
     assert "Traceback" not in result.err
     assert result.out == ""
-    assert time.perf_counter() - start < 10
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

@@ -1,6 +1,5 @@
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from ltc_textgen.data import hub_download
 from ltc_textgen.data.corpora import load_corpus
 from ltc_textgen.data.token_cache import find_tokenizer, prepare
 from ltc_textgen.errors import DataError
-
-LIMIT = 5.0
 
 
 def test_wikitext_comes_with_its_splits_articles_and_bert(hub: Hub) -> None:
@@ -43,9 +40,7 @@ def test_what_is_cached_is_used_without_a_request(hub: Hub) -> None:
     first = prepare(DataConfig())
     hub.requests.clear()
     hub.mode = "hanging"
-    start = time.perf_counter()
     again = prepare(DataConfig())
-    assert time.perf_counter() - start < 2
     assert hub.requests == []
     assert again.fingerprint == first.fingerprint
     assert again.corpus_name == "wikitext-2"
@@ -56,10 +51,8 @@ def test_a_hub_that_does_not_answer(hub: Hub, mode: str, monkeypatch: pytest.Mon
     hub.mode = mode
     if mode == "dead":
         monkeypatch.setenv("HF_ENDPOINT", dead_endpoint())
-    start = time.perf_counter()
     said: list[str] = []
     corpus = load_corpus(DataConfig(), said.append)
-    assert time.perf_counter() - start < LIMIT
     assert corpus.name == "embedded"
     assert corpus.default_tokenizer() == "wordpiece"
     assert len(said) == 1
@@ -68,10 +61,10 @@ def test_a_hub_that_does_not_answer(hub: Hub, mode: str, monkeypatch: pytest.Mon
     assert "\n" not in said[0]
     assert len(hub.requests) == (0 if mode == "dead" else 1)
 
-    start = time.perf_counter()
+    hub.requests.clear()
     with pytest.raises(DataError, match=r"does not answer: .*--data FILE or --data embedded") as failure:
         load_corpus(DataConfig(data="wikitext-2"))
-    assert time.perf_counter() - start < LIMIT
+    assert len(hub.requests) == (0 if mode == "dead" else 1), "no library tries again"
     assert failure.value.exit_code == 3
     assert "\n" not in str(failure.value)
 
@@ -196,10 +189,8 @@ def test_a_folder_that_looks_like_an_id_wins(hub: Hub, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(("data", "kind"), [("wikitext-2", "data set"), ("embedded", "tokenizer")])
 def test_a_hub_that_answers_and_then_hangs_is_given_up(hub: Hub, data: str, kind: str) -> None:
     hub.mode = "stalling"
-    start = time.perf_counter()
     with pytest.raises(DataError, match=f"{kind} .* cannot be had from .*takes requests, but does not send") as failure:
         prepare(DataConfig(data=data, tokenizer="bert"))
-    assert time.perf_counter() - start < 15
     assert "\n" not in str(failure.value)
     assert not [
         thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()

@@ -59,16 +59,16 @@ def main(corpus: Path, out: Path) -> None:
     attempt("whole", dropping, "whole")
 
     # Only the second process receives the signal; both stop after the same step.
-    original = loop._tell
+    original = loop._report_step
 
     def tell(session):
         original(session)
         if session.progress.step == 12 and RANK == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop._tell = tell
+    loop._report_step = tell
     attempt("stopped", dropping, "parts")
-    loop._tell = original
+    loop._report_step = original
     attempt("resumed", dropping, "parts", resume=True)
 
     if RANK == 1:
