@@ -98,8 +98,8 @@ def test_weights_of_another_configuration_are_refused(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("norm.weight"), "it lacks norm.weight"),
-        (lambda w: w.update(extra=torch.zeros(1)), "it has extra, which the configuration does not know"),
+        (lambda w: w.pop("norm.weight"), "norm.weight"),
+        (lambda w: w.update(extra=torch.zeros(1)), "extra"),
         (lambda w: w.update({"norm.weight": torch.zeros(3)}), r"norm\.weight: expected \(6,\), got \(3,\)"),
     ],
 )
@@ -113,12 +113,12 @@ def test_weights_that_do_not_fit_are_refused_by_name(run: Path, change: object, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"config\.json is damaged"),
+        ("{", r"config\.json"),
         ("[]", "expected a JSON object, got list"),
         ('{"model_type": "gpt2"}', "model_type is 'gpt2', expected 'ltc'"),
-        ('{"model_type": "ltc", "input_size": -1}', "input_size: input should be greater than or equal to 1"),
-        ('{"model_type": "ltc", "input_size": 5, "hiden_size": 1}', "unknown key 'hiden_size' .did you mean"),
-        ('{"model_type": "ltc", "input_size": "many"}', "input_size: input should be a valid integer"),
+        ('{"model_type": "ltc", "input_size": -1}', "input_size"),
+        ('{"model_type": "ltc", "input_size": 5, "hiden_size": 1}', "'hiden_size'"),
+        ('{"model_type": "ltc", "input_size": "many"}', "input_size"),
     ],
 )
 def test_a_bad_configuration_is_refused_with_its_key(run: Path, content: str, message: str) -> None:
@@ -129,9 +129,9 @@ def test_a_bad_configuration_is_refused_with_its_key(run: Path, content: str, me
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("generation_config.json", "{", r"generation_config\.json is damaged"),
+        ("generation_config.json", "{", r"generation_config\.json"),
         ("generation_config.json", "[]", "expected a JSON object, got list"),
-        ("training.json", '{"run": []}', "run and facts must be JSON objects"),
+        ("training.json", '{"run": []}', "training.json"),
         ("training.json", '{"run": {"model": {"hidden_size": -1}}}', r"training\.json: .*hidden_size"),
     ],
 )
@@ -175,7 +175,7 @@ def test_numbers_that_are_not_finite_are_never_saved(run: Path) -> None:
     before = (run / "model.safetensors").read_bytes()
     with torch.no_grad():
         model.norm.weight[0] = float("nan")
-    with pytest.raises(LTCError, match=r"not saved: norm\.weight holds numbers that are not finite"):
+    with pytest.raises(LTCError, match=r"norm\.weight"):
         save_weights(run / "model.safetensors", model, {})
     assert (run / "model.safetensors").read_bytes() == before
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(LTCError, match="cannot write .*file: No space left on device"):
+    with pytest.raises(LTCError, match="file: No space left on device"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

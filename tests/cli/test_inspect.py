@@ -113,12 +113,12 @@ def test_curves_are_drawn_while_the_run_goes_on_but_time_constants_are_not(seen:
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("no text", 2, "has no tokens"),
-        ("damaged", 4, "training.json is damaged"),
-        ("empty", 4, "it lacks run"),
+        ("no text", 2, "--text"),
+        ("damaged", 4, "training.json"),
+        ("empty", 4, "training.json"),
         ("strange", 4, "training.json"),
-        ("lost", 4, "has no model.safetensors"),
-        ("pickled", 4, "pickled weights are refused"),
+        ("lost", 4, "model.safetensors"),
+        ("pickled", 4, "pytorch_model.bin"),
     ],
 )
 def test_a_damaged_run_that_goes_on_is_refused(seen: dict[str, Outcome], name: str, code: int, said: str) -> None:

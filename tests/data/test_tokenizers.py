@@ -196,12 +196,12 @@ def test_the_vocabulary_has_the_size_asked_for() -> None:
 
 def test_half_a_surrogate_pair_is_refused() -> None:
     for kind in ("char", "byte", "wordpiece"):
-        with pytest.raises(UsageError, match="character 1 is half of a surrogate pair"):
+        with pytest.raises(UsageError, match="character 1"):
             made(kind).encode("a\ud800")
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"token ids must be in 0\.\.256, got 1\.\.257"):
+    with pytest.raises(UsageError, match=r"0\.\.256.*1\.\.257"):
         made("byte").decode([1, 257])
     with pytest.raises(UsageError, match=r"got -1\.\.-1"):
         made("byte").decode([-1])
@@ -212,7 +212,7 @@ def test_a_tokenizer_of_special_tokens_alone_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.add_special_tokens(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"])
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    with pytest.raises(DataError, match=r"tokenizer.json: the tokenizer has 5 tokens, all of them special"):
+    with pytest.raises(DataError, match=r"tokenizer.json.*5 tokens"):
         read_tokenizer(tmp_path)
 
 
@@ -245,11 +245,11 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, me
 
 
 def test_a_foreign_or_incomplete_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no tokenizer.json or vocab.txt"):
+    with pytest.raises(DataError, match=r"tokenizer.json.*vocab.txt"):
         read_tokenizer(tmp_path)
     made("byte").save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "X"}))
-    with pytest.raises(DataError, match="not written by ltc"):
+    with pytest.raises(DataError, match="tokenizer_config.json"):
         TextTokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(DataError, match="not a BERT vocabulary"):
@@ -257,7 +257,7 @@ def test_a_foreign_or_incomplete_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UsageError, match=r"tokenizer: 'wordpeice' is no path .*did you mean 'wordpiece'"):
+    with pytest.raises(UsageError, match=r"'wordpeice'.*'wordpiece'"):
         find_tokenizer("wordpeice")
     with pytest.raises(DataError, match="no such file"):
         find_tokenizer("./nowhere/tokenizer.json")

@@ -41,7 +41,7 @@ def test_the_estimate_tends_to_the_loss_in_windows():
 
 
 def test_what_cannot_work_is_said():
-    with pytest.raises(DataError, match="9 tokens: too few for crops of 9"):
+    with pytest.raises(DataError, match="9 tokens"):
         score_crops(make_model(), np.arange(9), 2, 9)
-    with pytest.raises(UsageError, match="expected at least 1, got 0 and 3"):
+    with pytest.raises(UsageError, match="0 and 3"):
         score_crops(make_model(), np.arange(9), 0, 3)

@@ -420,7 +420,7 @@ def test_a_state_goes_before_the_prompt() -> None:
         for engine in ("native", "torch"):
             [continued] = generate(model, chars, prompt, sampling, state=state, engine=engine)
             assert continued.text == whole.text
-    with pytest.raises(UsageError, match="state: expected one text, got 2"):
+    with pytest.raises(UsageError, match="state: "):
         generate(model, chars, "a", sampling, state=state.select([0, 0]))
     with pytest.raises(UsageError, match="state: another model"):
         generate(make_model(seed=1, vocabulary=chars.vocab_size), chars, "a", sampling, state=state)

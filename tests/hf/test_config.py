@@ -50,8 +50,8 @@ def test_the_vocabulary_can_be_resized(size: int, tied: bool, output_size: int |
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head": "adaptive", "adaptive_cutoffs": (9,)}, "resize_token_embeddings needs head = full"),
-        ({"output_size": 5}, "needs one vocabulary, input and output layer have 23 and 5 tokens"),
+        ({"head": "adaptive", "adaptive_cutoffs": (9,)}, "head = full"),
+        ({"output_size": 5}, "23 and 5"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_resized_is_refused(settings: dict, message: str) -> None:
@@ -86,7 +86,7 @@ def test_generate_goes_on_from_a_state_with_and_without_a_cache(mode: dict, rows
 
 
 def test_unknown_keys_of_a_configuration_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown key 'hiden_size' .did you mean 'hidden_size'"):
+    with pytest.raises(UsageError, match="'hiden_size'.*'hidden_size'"):
         LTCConfig(hiden_size=8)
     network().save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
@@ -125,6 +125,6 @@ def test_keys_of_transformers_are_known(tmp_path: Path) -> None:
 )
 def test_nothing_is_given_beside_a_configuration(more: dict, name: str) -> None:
     config = LTCConfig.from_settings(ModelConfig(input_size=5, hidden_size=8))
-    with pytest.raises(UsageError, match=f"{name} is given beside a config"):
+    with pytest.raises(UsageError, match=f"{name}"):
         LiquidTimeConstantNetwork(config, **more)
     assert LiquidTimeConstantNetwork(config).settings.hidden_size == 8

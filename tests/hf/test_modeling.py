@@ -76,16 +76,16 @@ def test_input_and_output_vocabularies_may_differ() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 8, 8, 1, 1.0), "input_size: input should be greater than or equal to 1"),
-        ((5, 8, 8, 0, 1.0), "steps: input should be greater than or equal to 1"),
-        ((5, 8, 8, 1, 0.0), "step_size: input should be greater than 0"),
-        ((5, 8, 8, 1, 1.0, "Euler"), "solver: input should be"),
+        ((0, 8, 8, 1, 1.0), "input_size"),
+        ((5, 8, 8, 0, 1.0), "steps"),
+        ((5, 8, 8, 1, 0.0), "step_size"),
+        ((5, 8, 8, 1, 1.0, "Euler"), "solver"),
     ],
 )
 def test_bad_arguments_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         LiquidTimeConstantNetwork(*arguments)
-    with pytest.raises(UsageError, match="did you mean 'num_layers'"):
+    with pytest.raises(UsageError, match="'num_layers'"):
         LiquidTimeConstantNetwork(5, num_layer=2)
 
 
@@ -330,7 +330,7 @@ def test_the_public_names_are_there_and_load_when_asked_for() -> None:
     for name in ltc_textgen.__all__:
         assert getattr(ltc_textgen, name) is not None, name
     assert set(ltc_textgen.__all__) <= set(dir(ltc_textgen))
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'nothing'"):
         ltc_textgen.nothing  # noqa: B018
 
 

@@ -234,7 +234,7 @@ def test_a_flipped_bit_is_refused(run_directory: Path, uploads: Hub) -> None:
     repository = {name: (run_directory / name).read_bytes() for name in ("config.json", "model.safetensors")}
     uploads.add("models", "me/story", repository)
     for place in (run_directory, "me/story"):
-        with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged: its checksum") as error:
+        with pytest.raises(ArtifactError, match=r"model\.safetensors") as error:
             AutoModelForCausalLM.from_pretrained(place)
         assert "\n" not in str(error.value)
 

@@ -275,9 +275,9 @@ def test_contractive_parameters_learn_and_start_linear():
 
 
 def test_contractive_needs_a_bounded_diagonal_cell():
-    with pytest.raises(UsageError, match="semi_implicit or exponential, not explicit"):
+    with pytest.raises(UsageError, match="explicit"):
         DiagonalLTC(3, 6, solver=Solver.explicit, contractive=True)
-    with pytest.raises(UsageError, match="contractive goes with coupling = diagonal, not full"):
+    with pytest.raises(UsageError, match="coupling.*full"):
         ModelConfig.parse({"input_size": 9, "contractive": True})
     with pytest.raises(UsageError, match="not runge_kutta"):
         ModelConfig.parse({"input_size": 9, "contractive": True, "coupling": "diagonal", "solver": "runge_kutta"})

