@@ -64,7 +64,7 @@ def test_less_text_makes_it_narrower_with_more_dropout() -> None:
     assert widths[0] < 0.7 * widths[-1]
     assert dropouts == sorted(dropouts, reverse=True)
     assert (dropouts[0], dropouts[-1]) == (0.4, 0.0)
-    assert "this little text" in size(Job(20_000, 66, seconds=300.0))[1][1]
+    assert "of the text" in size(Job(20_000, 66, seconds=300.0))[1][1]
 
 
 def test_the_time_comes_from_the_text_if_nothing_is_said_and_is_left_to_steps() -> None:

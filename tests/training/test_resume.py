@@ -247,7 +247,7 @@ def test_other_settings_may_change_and_are_told(stopped, corpus, tmp_path):
 def test_resuming_what_has_not_begun_begins(corpus, tmp_path):
     heard = Listener()
     assert train(plan(corpus, max_steps=3), tmp_path / "run", resume=True, reporter=heard).step == 3
-    assert any("a new run, since there was no checkpoint" in note for note in heard.notes)
+    assert any("new run" in note for note in heard.notes)
 
 
 def test_killed_at_random_moments_and_resumed_it_is_the_same_run(uninterrupted, corpus, tmp_path):
