@@ -2,7 +2,8 @@
 //
 // A thread owns some neurons of every block: it reads the weights that make their drives and gates, moves their state, and
 // multiplies what leaves them by their columns of the block's last matrix. So threads meet once in a block, to add up
-// these partial results. For one or two rows each thread computes norms and convolutions for itself; for more they share
+// these partial results. There are as many of them whatever the number of threads, added in one order: a row has the
+// same bits on any team. For one or two rows each thread computes norms and convolutions for itself; for more they share
 // the rows, and meet twice.
 #if defined(_OPENMP)
 #include <omp.h>
@@ -21,18 +22,18 @@ constexpr int64_t kLeastCaution = 128, kMostCaution = 8192;  // tokens
 template <class Kind>
 int run(ltc::Decoder* base, DecoderCall& c) {
   const auto& n = *reinterpret_cast<const Network<Kind>*>(base);
-  c.threads = static_cast<int>(smaller<int64_t>(c.threads, n.tiles));  // nobody without neurons
+  c.threads = static_cast<int>(smaller<int64_t>(c.threads, smaller<int64_t>(kShares, n.tiles)));  // nobody without neurons
   const bool alone = c.B <= kFewRows;
   const int64_t B = c.B, sets = alone ? c.threads : 1;
   Shared<Kind> shared;
   const auto lay_out = [&](Arena& arena, Rows<Kind>* rows, float** chances, int32_t** ids) {
     shared.states = arena.take<float>(n.m.L * B * n.Np);
     shared.gated = arena.take<float>(B * n.Ns);
-    shared.partial = arena.take<float>(2 * c.threads * B * n.Dp);
+    shared.partial = arena.take<float>(2 * kShares * B * n.Dp);
     shared.logits = arena.take<float>(B * n.Vp);
     shared.leaving = Kind::kDepth == 1 ? reinterpret_cast<typename Kind::Value*>(shared.gated)
                                        : arena.take<typename Kind::Value>(B * n.Ns);
-    shared.leaving_scale = arena.take<float>(c.threads * B);
+    shared.leaving_scale = arena.take<float>(kShares * B);
     shared.next = arena.take<int64_t>(B);
     for (int64_t i = 0; i < sets; ++i) rows[i] = take_rows(n, B, arena);
     for (int i = 0; i < c.threads; ++i) {

@@ -194,6 +194,10 @@ void pack_panels(Panels<Bytes>& m, int V, int64_t count, Source source) {
 // A row in 16 bits: `scale` times what is stored. Smaller than 16 bits where a long sum could overflow.
 LTC_INLINE void quantise(const float* a, int64_t count, int64_t depth, int16_t* values, float* scale) {
   typedef int16_t vhalf __attribute__((vector_size(2 * kWidth), aligned(2), may_alias));
+  if (count == 0) {
+    *scale = 0.0f;
+    return;
+  }
   const float limit = static_cast<float>(smaller<int64_t>(32767, 2147483647 / (kMostByte * depth)));
   vfloat most = {};
   vint broken = {};

@@ -10,6 +10,7 @@ namespace LTC_NAMESPACE {
 
 using ltc::DecoderCall;
 
+constexpr int kShares = 4;  // of the neurons of a block: what each adds to the residual stream is rounded by itself
 constexpr int64_t kLate = 8, kRarely = 64;  // waits that may be long: eight, and one in so many
 
 // A token of one vector of neurons: z holds the drives. Returns the state after it.
@@ -47,9 +48,9 @@ LTC_INLINE vfloat through_token(const float* p, bool adaptive, const vfloat* z, 
 template <class Kind>
 struct Shared {
   Barrier barrier;
-  float *states, *gated, *partial, *logits;  // (L, tiles, B, kWidth), (B, Ns), (2, team, B, Dp), (B, Vp)
+  float *states, *gated, *partial, *logits;  // (L, tiles, B, kWidth), (B, Ns), (2, kShares, B, Dp), (B, Vp)
   typename Kind::Value* leaving;             // (B, Ns): gated, as the last matrix takes it
-  float* leaving_scale;                      // (team, B)
+  float* leaving_scale;                      // (kShares, B)
   int64_t* next;                             // (B): tokens just drawn, -1 where there is no distribution
   int halt = 0;
   bool crowded[2] = {false, false};  // at an even token, and at an odd one, so that all threads see the same
@@ -87,7 +88,8 @@ struct Worker {
   int me, team;
   bool alone;  // this thread's rows are its own, all B of them
   int64_t first_row = alone ? 0 : share(c.B, me, team), end_row = alone ? c.B : share(c.B, me + 1, team);
-  int64_t first_tile = share(n.tiles, me, team), end_tile = share(n.tiles, me + 1, team);
+  int64_t first_share = share(kShares, me, team), end_share = share(kShares, me + 1, team);
+  int64_t first_tile = share(n.tiles, first_share, kShares), end_tile = share(n.tiles, end_share, kShares);
   int64_t sums = 0;  // how often partial results were made: they go into two places in turn
 
   LTC_INLINE float* ring(int64_t l, int64_t r, int64_t time) const {
@@ -97,7 +99,7 @@ struct Worker {
   LTC_INLINE float* state(int64_t l, int64_t r, int64_t tile) const {
     return shared.states + ((l * n.tiles + tile) * c.B + r) * kWidth;
   }
-  float* partial(int64_t part) const { return shared.partial + ((sums % 2) * c.threads + part) * c.B * n.Dp; }
+  float* partial(int64_t part) const { return shared.partial + ((sums % 2) * kShares + part) * c.B * n.Dp; }
 
   void load_state(int64_t time) {
     const DecoderModel& m = n.m;
@@ -128,13 +130,13 @@ struct Worker {
       }
   }
 
-  // u of a row plus what the threads made of it, normalised into `to`.
+  // u of a row plus what the shares made of it, normalised into `to`.
   void normalise(int64_t r, bool add, float epsilon, const float* weight, float* to) const {
     float* u = rows.u + r * n.Dp;
     vfloat squares = {};
     for (int64_t d = 0; d < n.Dp; d += kWidth) {
       vfloat v = load(u + d);
-      for (int part = 0; add && part < team; ++part) v += load(partial(part) + r * n.Dp + d);
+      for (int part = 0; add && part < kShares; ++part) v += load(partial(part) + r * n.Dp + d);
       store(u + d, v);
       squares += v * v;
     }
@@ -159,12 +161,23 @@ struct Worker {
     if (!alone) shared.barrier.wait(team);
   }
 
+  // What the neurons of one share add to the residual stream.
+  void leave(const Block<Kind>& b, int64_t part) const {
+    const int64_t begin = share(n.tiles, part, kShares) * kWidth, count = share(n.tiles, part + 1, kShares) * kWidth - begin;
+    float *scale = shared.leaving_scale + part * c.B, *sum = partial(part);
+    for (int64_t r = 0; r < c.B; ++r)
+      as_values(shared.gated + r * n.Ns + begin, count, count, shared.leaving + r * n.Ns + begin, scale + r);
+    multiply<Kind, kPlain>(b.out, 0, b.out.panels, {shared.leaving + begin, n.Ns, scale, c.B}, begin, count,
+                           [&](int64_t r, int64_t p, const vfloat* z) {
+                             for (int v = 0; v < kPlain; ++v) store(sum + r * n.Dp + (p * kPlain + v) * kWidth, z[v]);
+                           });
+  }
+
   template <int solver>
   void block(int64_t l, int64_t time) {
     mix(l, time);
     ++sums;
     const Block<Kind>& b = n.blocks[l];
-    const int64_t begin = first_tile * kWidth, count = (end_tile - first_tile) * kWidth;
     const auto neurons = [&](int64_t r, int64_t tile, const vfloat* z) {
       float* x = state(l, r, tile);
       const vfloat after = through_token<solver>(b.neurons + tile * kNeuron * kWidth, n.m.adaptive, z, load(x), c.h, n.m.steps);
@@ -172,14 +185,7 @@ struct Worker {
       store(shared.gated + r * n.Ns + tile * kWidth, after * z[2] * sigmoid(z[2]));
     };
     multiply<Kind, kDrives>(b.drives, first_tile, end_tile, {rows.values, n.Ds, rows.scale, c.B}, 0, b.drives.depth, neurons);
-    float* scale = shared.leaving_scale + me * c.B;
-    for (int64_t r = 0; r < c.B; ++r)
-      as_values(shared.gated + r * n.Ns + begin, count, count, shared.leaving + r * n.Ns + begin, scale + r);
-    float* sum = partial(me);
-    multiply<Kind, kPlain>(b.out, 0, b.out.panels, {shared.leaving + begin, n.Ns, scale, c.B}, begin, count,
-                           [&](int64_t r, int64_t p, const vfloat* z) {
-                             for (int v = 0; v < kPlain; ++v) store(sum + r * n.Dp + (p * kPlain + v) * kWidth, z[v]);
-                           });
+    for (int64_t part = first_share; part < end_share; ++part) leave(b, part);
     shared.barrier.wait(team);
   }
 
