@@ -23,6 +23,7 @@ from ltc_textgen.solvers import Method
 
 pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason="no library")
 
+
 def expected(model: LiquidTimeConstantNetwork, ids: torch.Tensor, state: LiquidState | None = None, **more: object):
     with torch.no_grad():
         output = model(ids, state=state, **more)
