@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ltc_textgen.hf.registration import install
 
 if TYPE_CHECKING:
-    from ltc_textgen import layers
+    from ltc_textgen import analysis, layers
     from ltc_textgen.config import (
         Coupling,
         DataConfig,
@@ -68,6 +68,7 @@ __all__ = [
     "Solver",
     "TextState",
     "TrainConfig",
+    "analysis",
     "evaluate",
     "generate",
     "generate_stream",
@@ -81,8 +82,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"ltc_textgen.{_MODULES[name]}"), name)
-    if name == "layers":
-        return importlib.import_module("ltc_textgen.layers")
+    if name in ("analysis", "layers"):
+        return importlib.import_module(f"ltc_textgen.{name}")
     raise AttributeError(f"module 'ltc_textgen' has no attribute {name!r}")
 
 

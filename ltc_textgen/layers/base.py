@@ -263,11 +263,13 @@ class MembraneLayer(LiquidLayer):
         """tau_sys = C / G of every neuron at every token, in token time, at the given states."""
         drive = self.project(u)
         with torch.autocast(u.device.type, enabled=False):
-            drive, constants = drive.to(states.dtype), []
-            for t in range(u.shape[1]):
-                conductance, _ = self.membrane(drive[:, t])(states[:, t])
-                constants.append((self.capacitance / conductance).expand_as(states[:, t]))
-            return torch.stack(constants, dim=1)
+            conductance, _ = self.membrane(drive.to(states.dtype).flatten(0, 1))(states.flatten(0, 1))
+            return (
+                (self.capacitance / conductance)
+                .expand(states.shape[0] * states.shape[1], -1)
+                .contiguous()
+                .view_as(states)
+            )
 
 
 def solver_settings(settings: ModelConfig) -> dict[str, Any]:

@@ -177,6 +177,11 @@ class SynapticLTC(MembraneLayer):
             return super().scan(drive, x, elapsed)
         return synaptic_scan(drive, x, elapsed * self.step_size, self.physics(), self.method)
 
+    def time_constants(self, u: Float[Tensor, "B T D"], states: Float[Tensor, "B T N"]) -> Float[Tensor, "B T N"]:
+        """As `MembraneLayer.time_constants`, a token at a time: a token has N^2 conductances."""
+        each = [super(SynapticLTC, self).time_constants(u[:, [t]], states[:, [t]]) for t in range(u.shape[1])]
+        return torch.cat(each, dim=1)
+
     def readout(self, states: Float[Tensor, "*B N"]) -> Float[Tensor, "*B O"]:
         """The motor neurons' states, each scaled and shifted."""
         return states[..., : self.output_size] * precise(self.output_scale) + precise(self.output_shift)

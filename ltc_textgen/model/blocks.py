@@ -6,8 +6,9 @@ Both take and return the whole of their state. Sequences are padded on the right
 of each are real (`network` sorts padding to the right).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +34,26 @@ from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 LayerState = tuple[Tensor, Tensor | None]
 """States of the neurons (B, N), and of the convolution (B, conv_width - 1, D) or None."""
+
+Trajectory = Callable[[layers.LiquidLayer, Tensor, Tensor, Tensor], Tensor]
+"""How a layer's neurons move: from the layer, its input (B, T, D), the state before the first token (B, N) and the
+elapsed times (B, T) to the state after each token (B, T, N). An intervention replaces the layer's own."""
+
+
+class Observation(NamedTuple):
+    """What a layer does with a sequence, without dropout."""
+
+    output: Float[Tensor, "B T D"]
+    states: Float[Tensor, "B T N"]
+    """State of every neuron after each token."""
+    tau: Float[Tensor, "B T N"]
+    """Time constant of every neuron at that state, in token time."""
+    after: LayerState
+
+
+def own_trajectory(cell: layers.LiquidLayer, u: Tensor, x: Tensor, elapsed: Tensor) -> Tensor:
+    """The states that a layer itself computes."""
+    return cell.trajectory(u, x, elapsed, checked=True)[0]
 
 
 class PlainLayer(nn.Module):
@@ -64,11 +85,16 @@ class PlainLayer(nn.Module):
         return self.dropout(self.widen(y.to(u.dtype))), (neurons, None)
 
     def observe(
-        self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Float[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
-        """Outputs without dropout, and the time constant of every neuron at every token."""
-        states, _ = self.cell.trajectory(u, state[0], elapsed, checked=True)
-        return self.widen(self.cell.readout(states).to(u.dtype)), self.cell.time_constants(u, states)
+        self,
+        u: Float[Tensor, "B T D"],
+        state: LayerState,
+        elapsed: Float[Tensor, "B T"],
+        trajectory: Trajectory = own_trajectory,
+    ) -> Observation:
+        """Outputs, states and time constants at every token; `trajectory` may move the neurons in another way."""
+        states = trajectory(self.cell, u, state[0], elapsed)
+        output = self.widen(self.cell.readout(states).to(u.dtype))
+        return Observation(output, states, self.cell.time_constants(u, states), (states[:, -1], None))
 
 
 @record
@@ -112,13 +138,18 @@ class LiquidBlock(nn.Module):
         return u + self.dropout(self._gated_output(y, mixed)), (neurons, conv_state)
 
     def observe(
-        self, u: Float[Tensor, "B T D"], state: LayerState, elapsed: Float[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T N"]]:
-        """Outputs without dropout, and the time constant of every neuron at every token."""
+        self,
+        u: Float[Tensor, "B T D"],
+        state: LayerState,
+        elapsed: Float[Tensor, "B T"],
+        trajectory: Trajectory = own_trajectory,
+    ) -> Observation:
+        """Outputs, states and time constants at every token; `trajectory` may move the neurons in another way."""
         assert state[1] is not None, "a liquid block has a convolution with a state"
-        mixed, _ = self.conv(self.norm(u), state[1], None)
-        states, _ = self.cell.trajectory(mixed, state[0], elapsed, checked=True)
-        return u + self._gated_output(self.cell.readout(states), mixed), self.cell.time_constants(mixed, states)
+        mixed, conv_state = self.conv(self.norm(u), state[1], None)
+        states = trajectory(self.cell, mixed, state[0], elapsed)
+        output = u + self._gated_output(self.cell.readout(states), mixed)
+        return Observation(output, states, self.cell.time_constants(mixed, states), (states[:, -1], conv_state))
 
     def _is_changed(self) -> bool:
         """Whether the block may compute something else than its kernel, or someone observes its parts."""

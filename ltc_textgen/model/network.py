@@ -8,7 +8,7 @@ need transformers; nothing here imports it, which halves their start-up time.
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,16 @@ from ltc_textgen.io.hashing import digest, fingerprint, own_tensors
 from ltc_textgen.io.tensor_names import original_names
 from ltc_textgen.kernels.dispatch import record
 from ltc_textgen.layers.base import Elapsed, broadcast_elapsed
-from ltc_textgen.model.blocks import LayerState, LiquidBlock, LockedDropout, PlainLayer, build_layer
+from ltc_textgen.model.blocks import (
+    LayerState,
+    LiquidBlock,
+    LockedDropout,
+    Observation,
+    PlainLayer,
+    Trajectory,
+    build_layer,
+    own_trajectory,
+)
 from ltc_textgen.model.blocks import evaluating as evaluating
 from ltc_textgen.model.heads import AdaptiveHead, FullHead, build_head
 from ltc_textgen.model.state import LiquidState
@@ -132,9 +141,38 @@ class LiquidNetwork(nn.Module):
         hidden, constants = self._embed(ids), []
         before = _split(self.initial_state(batch) if state is None else state)
         for layer, layer_state in zip(self.stack(), before, strict=True):
-            hidden, tau = layer.observe(hidden, layer_state, time)
-            constants.append(padding.to_its_place(tau, float("nan")))
+            seen = layer.observe(hidden, layer_state, time)
+            hidden = seen.output
+            constants.append(padding.to_its_place(seen.tau, float("nan")))
         return constants
+
+    def observe(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        state: LiquidState | None = None,
+        elapsed: Elapsed = None,
+        trajectories: Sequence[Trajectory] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], list[Observation], LiquidState]:
+        """Read tokens as `advance` does, without dropout, and see every neuron.
+
+        Args:
+            input_ids: Token ids.
+            state: State before the first token; the initial state if None.
+            elapsed: As in `advance`.
+            trajectories: One per layer: how its neurons move, in place of the layer's own equation.
+
+        Returns:
+            Hidden vectors for the output layer, what each layer did, and the state after the last token.
+        """
+        batch, tokens = self._check(input_ids, state, None)
+        time = broadcast_elapsed(elapsed, batch, tokens, self.embed_tokens.weight)
+        hidden, observations = self._embed(input_ids), list[Observation]()
+        before = _split(self.initial_state(batch) if state is None else state)
+        moves = trajectories or [own_trajectory] * len(before)
+        for layer, layer_state, move in zip(self.stack(), before, moves, strict=True):
+            observations.append(layer.observe(hidden, layer_state, time, move))
+            hidden = observations[-1].output
+        return self.norm(hidden), observations, _join([seen.after for seen in observations])
 
     def fingerprint(self) -> str:
         """Checksum of settings and weights: two networks with the same one compute the same."""
@@ -171,7 +209,7 @@ class LiquidNetwork(nn.Module):
             pairs = zip(text, befores, strict=True)
             read = [self.read(one, tokenizer, state=before, elapsed=elapsed, gap=gap) for one, before in pairs]
             return TextState.stack(read)
-        ids = self._ids(text, tokenizer)
+        ids = self.token_ids(text, tokenizer)
         batch, tokens = ids.shape
         time = _per_token(elapsed, ids)
         liquid, count = None, (tokens,) * batch
@@ -187,7 +225,12 @@ class LiquidNetwork(nn.Module):
         after = last[0][1] if last else self.initial_state(batch)
         return TextState(after.detach(), ids[:, -1], count, self.fingerprint())
 
-    def _ids(self, text: str | Tensor, tokenizer: Any) -> Tensor:
+    def token_ids(self, text: str | Tensor, tokenizer: Any = None) -> Int[Tensor, "B T"]:
+        """The ids of a text, or checked ids, on the device of the weights.
+
+        Raises:
+            UsageError: As `read`.
+        """
         weight = self.embed_tokens.weight
         if isinstance(text, str):
             tokenizer = self.tokenizer if tokenizer is None else tokenizer

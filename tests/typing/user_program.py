@@ -18,6 +18,7 @@ from ltc_textgen import (
     Solver,
     TextState,
     TrainConfig,
+    analysis,
     evaluate,
     generate,
     generate_stream,
@@ -53,5 +54,6 @@ config = RunConfig(data=DataConfig(data="embedded"), train=TrainConfig(max_steps
 assert_type(LTCConfig.from_settings(settings).settings, ModelConfig)
 layer = layers.DiagonalLTC(4, 8)
 outputs, last = layer(torch.zeros(1, 3, 4))
+assert_type(analysis.trace(run.model, "On day"), analysis.Trace)
 errors: type[Exception] = LTCError
 result: TrainResult = train(config, Path("runs/book"))
