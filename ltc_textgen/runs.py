@@ -27,6 +27,7 @@ from ltc_textgen.io.hashing import digest as digest
 from ltc_textgen.io.hashing import fingerprint as fingerprint
 from ltc_textgen.io.hashing import own_tensors as own_tensors
 from ltc_textgen.io.output import one_line
+from ltc_textgen.io.paths import run_path
 from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.renamed import with_current_names
 
@@ -183,7 +184,7 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.model.network import LiquidNetwork
 
-    directory = Path(path)
+    directory = run_path(path)
     if not directory.is_dir():
         raise ArtifactError(f"{directory} is not a directory: train one with `ltc train --out {directory}`")
     settings = load_settings(directory)

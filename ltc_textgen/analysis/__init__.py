@@ -1,10 +1,10 @@
 """What the neurons of a network do on a text: time constants, what they follow, and what depends on them.
 
     run = load_run("runs/book")
-    seen = trace(run.model, text)                  # tokens, time constants, states and surprise at every token
+    seen = trace(run.network, text)                  # tokens, time constants, states and surprise at every token
     half_lives(seen)                               # how long neurons keep what they have read
     find(seen, labels(seen.pieces)["quotes"])      # which neurons follow quotations: a correlation
-    ablate(run.model, seen, ["L0N3"])              # what the loss becomes without a neuron: an intervention
+    ablate(run.network, seen, ["L0N3"])              # what the loss becomes without a neuron: an intervention
 
 | question                                            | function              |
 |-----------------------------------------------------|-----------------------|

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 DEFAULT_RUN = Path("runs/default")
 
-RunDirectory = Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="Run directory that `ltc train` wrote.")]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="[RUN_DIR]", help="Run directory that `ltc train` wrote, or demo.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=4096, help="CPU threads; all cores if not given.")]

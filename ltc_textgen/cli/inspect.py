@@ -15,7 +15,7 @@ from ltc_textgen.cli.common import DEFAULT_RUN, Json
 from ltc_textgen.cli.curves import CURVES, is_number, named_curves, points, read_metrics, resampled, spark
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
 from ltc_textgen.io.output import print_json, print_line
-from ltc_textgen.io.paths import user_path
+from ltc_textgen.io.paths import run_path, user_path
 
 if TYPE_CHECKING:
     from ltc_textgen.config import ModelConfig, RunConfig
@@ -69,7 +69,7 @@ def inspect(
     not validated yet has no weights, hence no time constants. Several runs are compared: size and result, the settings
     in which they differ, and their losses on common axes.
     """
-    paths = [user_path(path) for path in run_dirs or [DEFAULT_RUN]]
+    paths = [run_path(path) for path in run_dirs or [DEFAULT_RUN]]
     if plot_tau is not None and len(paths) > 1:
         raise UsageError("--plot-tau draws one run: give one RUN_DIR")
     documents = {str(path): examine(path, text, plot_tau) for path in paths}

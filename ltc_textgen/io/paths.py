@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ltc_textgen.errors import UsageError
 
+DEMO = Path(__file__).parents[1] / "demo"
+"""Run directory of the small model that comes with the package."""
+
 
 def user_path(path: str | Path) -> Path:
     """A path as a user wrote it, with a leading `~` or `~name` replaced by the home directory.
@@ -19,6 +22,16 @@ def user_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UsageError(f"{path}: the home directory is not known (HOME is not set): write the whole path") from None
+
+
+def run_path(path: str | Path) -> Path:
+    """A run directory as a user named it: `demo` is the model of the package, unless there is a directory `demo`.
+
+    Raises:
+        UsageError: As `user_path`.
+    """
+    found = user_path(path)
+    return DEMO if found == Path("demo") and not found.exists() else found
 
 
 def os_reason(error: OSError, named: Path | None = None) -> str:

@@ -30,4 +30,4 @@ def test_a_user_program_is_typed(tmp_path: Path) -> None:
 def test_the_program_uses_every_public_name() -> None:
     words = set(re.findall(r"\w+", PROGRAM.read_text()))
     assert set(ltc_textgen.__all__) <= words
-    assert set(ltc_textgen._MODULES) | {"layers"} == set(ltc_textgen.__all__)
+    assert set(ltc_textgen._MODULES) | {"analysis", "layers"} == set(ltc_textgen.__all__)
