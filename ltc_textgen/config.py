@@ -407,6 +407,26 @@ class TrainConfig(Settings):
     )
 
 
+class MemoryConfig(Settings):
+    """The n-gram memory of the training text (see `memory`)."""
+
+    enabled: bool = Field(
+        False, description="Keep an n-gram memory of the training text and mix it with the network's distribution."
+    )
+    order: Annotated[int, Field(ge=0, le=15)] | None = Field(
+        None, description="Tokens of its longest context; 8 for characters and bytes, 5 for word pieces if not given."
+    )
+    max_megabytes: Annotated[float, Field(gt=0, le=4096)] = Field(
+        64.0, description="Size of its file; rare contexts are removed until it fits."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MemoryConfig":
+        if not self.enabled:
+            self.refuse_idle(["order", "max_megabytes"], "memory.enabled = true")
+        return self
+
+
 class SamplingConfig(Settings):
     """How text is drawn from a model's output distribution.
 
@@ -449,6 +469,7 @@ class RunConfig(Settings):
     data: DataConfig = Field(default_factory=DataConfig)
     model: dict[str, Any] = Field(default_factory=dict, description="Settings of ModelConfig but its input_size.")
     train: TrainConfig = Field(default_factory=TrainConfig)
+    memory: MemoryConfig = Field(default_factory=MemoryConfig)
 
     @model_validator(mode="after")
     def _model_is_valid(self) -> "RunConfig":

@@ -28,6 +28,7 @@ from ltc_textgen.presets.recipes import (
 if TYPE_CHECKING:
     from ltc_textgen.data.token_cache import TokenData
     from ltc_textgen.training import TrainResult
+    from ltc_textgen.training.text_memory import MemoryBuilder, MemoryResult
 
 EXAMPLES = """Examples:
 
@@ -89,6 +90,12 @@ def train(
     seed: Annotated[int | None, describe(TrainConfig, "seed")] = None,
     device: Annotated[str | None, describe(TrainConfig, "device")] = None,
     threads: Threads = None,
+    memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--memory/--no-memory", help="Keep an n-gram memory of the text, as presets do.", show_default=False
+        ),
+    ] = None,
     assigned: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as key=value; see --list-settings.")
     ] = None,
@@ -110,6 +117,7 @@ def train(
         "train": given(
             time_budget=budget, epochs=epochs, max_steps=max_steps, seed=seed, device=device, threads=threads
         ),
+        "memory": given(enabled=memory),
     }
     changes = merge(flags, assignments(assigned or []))
     resume = resume or resume_anyway
@@ -160,11 +168,42 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     if resume and not list_checkpoints(out):
         reporter.note(f"{out} holds no checkpoint: a new run starts there{_runs_beside(out)}")
     run, data = prepared(recipe, preset, reporter)
+    data, builder = _counting(run, data, reporter.note)
     result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
     if is_main_process():
-        _report(result, data, run, as_json, reporter.note)
+        memory = _remember(result, builder, reporter.note)
+        _report(result, memory, data, run, as_json, reporter.note)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _counting(
+    run: RunConfig, data: "TokenData", note: Callable[[str], None]
+) -> "tuple[TokenData, MemoryBuilder | None]":
+    """The text for the network; and what counts it, in the main process, if there is to be an n-gram memory."""
+    if not run.memory.enabled:
+        return data, None
+    from ltc_textgen.training.text_memory import MemoryBuilder, hold_back
+
+    if MemoryBuilder.unavailable():
+        note("no n-gram memory: it needs the compiled kernels, and there are none here (see ltc doctor)")
+        return data, None
+    data, held_back = hold_back(data, run.train)
+    return data, MemoryBuilder(data, held_back, run.memory) if is_main_process() else None
+
+
+def _remember(
+    result: "TrainResult", builder: "MemoryBuilder | None", note: Callable[[str], None]
+) -> "MemoryResult | None":
+    """Save the n-gram memory beside the best weights; None without one, or if the run was stopped."""
+    if builder is None or result.best_val_loss is None:
+        return None
+    if result.stopped_by:
+        note("no n-gram memory yet: the run makes it at its end")
+        return None
+    from ltc_textgen.runs import load_plain_run
+
+    return builder.finish(result.out, load_plain_run(result.out).model, result.valid_tokens, note)
 
 
 def _runs_beside(out: Path) -> str:
@@ -174,7 +213,12 @@ def _runs_beside(out: Path) -> str:
 
 
 def _report(
-    result: "TrainResult", data: "TokenData", run: RunConfig, as_json: bool, note: Callable[[str], None]
+    result: "TrainResult",
+    memory: "MemoryResult | None",
+    data: "TokenData",
+    run: RunConfig,
+    as_json: bool,
+    note: Callable[[str], None],
 ) -> None:
     """Print the result: the loss in common units, and a sample."""
     from ltc_textgen.training.monitor import memorisation
@@ -189,6 +233,7 @@ def _report(
             "word_perplexity": math.exp(min(nats / data.valid_words, 700.0)),
         }
         summary["sample"] = _sample(result.out, run, note)
+        summary["memory"] = memory.to_dict() if memory else None
     found = memorisation(result.val_loss, result.train_loss, result.best_val_loss, result.best_step)
     if as_json:
         print_json(result.to_dict() | summary | {"memorisation": found.to_dict() if found else None})
@@ -197,9 +242,11 @@ def _report(
         print_line(f"validation loss  {result.best_val_loss:.4f} nats/token, over {result.valid_tokens:,} tokens")
         print_line(f"perplexity       {summary['perplexity']:.2f}")
         fraction = result.valid_tokens / (len(data.valid) - 1)
-        print_line(
-            f"bits per byte    {summary['bits_per_byte']:.4f}, over {round(fraction * data.valid_bytes):,} bytes"
-        )
+        scored_bytes = round(fraction * data.valid_bytes)
+        print_line(f"bits per byte    {summary['bits_per_byte']:.4f}, over {scored_bytes:,} bytes")
+        if memory:
+            bits = memory.mixed_loss * memory.scored_tokens / (math.log(2) * max(scored_bytes, 1))
+            print_line(f"with memory      {memory.mixed_loss:.4f} nats/token, {bits:.4f} bits per byte")
         print_line(
             f"trained          {result.step:,} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
         )

@@ -10,13 +10,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import DataConfig, ModelConfig, Settings, TrainConfig, current_run_settings, did_you_mean
+from ltc_textgen.config import (
+    DataConfig,
+    MemoryConfig,
+    ModelConfig,
+    Settings,
+    TrainConfig,
+    current_run_settings,
+    did_you_mean,
+)
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.checked import require_shallow
 from ltc_textgen.renamed import RENAMED
 from ltc_textgen.training.budget import LENGTHS, lengths
 
-SECTIONS: Mapping[str, type[Settings]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+SECTIONS: Mapping[str, type[Settings]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "memory": MemoryConfig,
+}
 Recipe = dict[str, dict[str, Any]]
 
 
