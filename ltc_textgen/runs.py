@@ -5,6 +5,7 @@
     RUN/tokenizer.json ...     the tokenizer
     RUN/model.safetensors      the best weights so far; its header holds a checksum of the tensors, and fingerprints of
                                the configuration and the tokenizer that they belong to
+    RUN/memory.safetensors     the n-gram memory of the training text, if there is one (see `memory`)
     RUN/training.json          every setting, and facts on corpus and result
     RUN/metrics.jsonl          the loss curve
     RUN/checkpoints/           what a resumed run needs (see `training.checkpoint`)
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from ltc_textgen.data.tokenizers import TextTokenizer
     from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+    from ltc_textgen.memory import Mixture
     from ltc_textgen.model.network import LiquidNetwork
 
 FORMAT = "1"
@@ -80,6 +82,19 @@ class Run:
             except (TypeError, ValueError) as error:
                 raise ArtifactError(f"{path}: {one_line(error)}") from None
         return model
+
+
+def memory_of(run: Run) -> "Mixture | None":
+    """The n-gram memory of a run, with the weights that mix it with the network; None if it has none.
+
+    Raises:
+        ArtifactError: If its file is damaged, or counts the tokens of another tokenizer.
+        UsageError: If the package was built without the compiled kernels.
+    """
+    from ltc_textgen.memory import load_memory
+
+    found = load_memory(run.path, run.tokenizer.fingerprint, run.tokenizer.vocab_size)
+    return None if found is None else found[0]
 
 
 def save_run(

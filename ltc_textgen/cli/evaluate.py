@@ -38,6 +38,8 @@ EXAMPLES = """Examples:
 
 `ltc eval runs/book --window 256 --random-crops 200` (and nanoGPT's estimate)
 
+`ltc eval runs/book --adapt` (a memory that learns from what was scored, as compressors do)
+
 `ltc eval runs/book --sample 1000` (how its own text reads)
 """
 
@@ -63,6 +65,12 @@ Crops = Annotated[
 ]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Also score a copy that learns from the text as it reads it.")]
 Cache = Annotated[int | None, typer.Option("--cache", help="Also score with a cache of so many last tokens.", min=1)]
+Memory = Annotated[
+    bool, typer.Option("--memory/--no-memory", help="Also score with the run's n-gram memory, if it has one.")
+]
+Adapt = Annotated[
+    bool, typer.Option("--adapt", help="Also score with a memory that learns from the text as it reads it.")
+]
 Sample = Annotated[
     int | None,
     typer.Option("--sample", min=1, max=10**7, help="Also generate so many tokens and compare them with the corpus."),
@@ -83,6 +91,8 @@ class Measures:
         dynamic: Dynamic evaluation.
         cache: Continuous cache.
         sampling: How a text of the network's own is generated.
+        memory: Whether to score with the run's n-gram memory too, if it has one and the state is carried.
+        adapt: Whether to score with a memory that learns as it reads.
     """
 
     data: DataConfig
@@ -93,12 +103,18 @@ class Measures:
     dynamic: DynamicConfig | None = None
     cache: CacheConfig | None = None
     sampling: SamplingConfig | None = None
+    memory: bool = True
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         if self.part not in ("all", "train", "valid", "test"):
             raise UsageError(f"--split {self.part}: expected all, train, valid or test")
         if self.window and (self.dynamic or self.cache):
             raise UsageError("--dynamic and --cache read the text with carried state: leave out --window")
+        if self.window and self.adapt:
+            raise UsageError("--adapt reads the text with carried state: leave out --window")
+        if self.adapt and not self.memory:
+            raise UsageError("--adapt and --no-memory exclude each other")
         if self.crops and not self.window:
             raise UsageError("--random-crops needs --window, the tokens of a crop (nanoGPT's CPU configuration: 64)")
 
@@ -116,6 +132,8 @@ def evaluate(
     cache: Cache = None,
     cache_theta: Annotated[float | None, describe(CacheConfig, "theta", "--cache-theta")] = None,
     cache_lambda: Annotated[float | None, describe(CacheConfig, "weight", "--cache-lambda")] = None,
+    memory: Memory = True,
+    adapt: Adapt = False,
     sample: Sample = None,
     temperature: Annotated[float | None, describe(SamplingConfig, "temperature")] = None,
     seed: Seed = 0,
@@ -138,7 +156,7 @@ def evaluate(
     changes = given(include=include, encoding_errors=encoding_errors, text_column=text_column, template=template)
     config = DataConfig.parse(given(data=data) | changes)
     part = split or ("all" if data else "valid")
-    asked = Measures(config, part, window, random_crops, seed, learns, recalls, sampling)
+    asked = Measures(config, part, window, random_crops, seed, learns, recalls, sampling, memory, adapt)
     from ltc_textgen.runs import load_run
 
     run = load_run(user_path(run_dir), prepare_torch(device, threads))
@@ -159,6 +177,7 @@ def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
     scores = text.scores(nll, asked.window)
     more = {"gzip_bits_per_byte": text.gzip_bits_per_byte} | _adapted(run, text, asked.dynamic, asked.cache)
     more |= _estimated(run, text, asked.crops, asked.window, asked.seed)
+    more |= _remembered(run, text, asked)
     if asked.sampling:
         more["sample"] = _generated(run, asked.sampling, asked.data, asked.part)
     return scores, more
@@ -224,6 +243,28 @@ def _adapted(
     return found
 
 
+def _remembered(run: "Run", text: "EvaluationText", asked: Measures) -> dict[str, Any]:
+    """The scores with the n-gram memory of the run, static and adapting."""
+    if not asked.memory or asked.window:
+        return {}
+    from ltc_textgen.evaluation.memory_scores import score_with_memory
+    from ltc_textgen.runs import memory_of
+
+    memory = memory_of(run)
+    if memory is None:
+        if asked.adapt:
+            raise UsageError(f"{run.path} has no n-gram memory: leave out --adapt, or train with --memory")
+        return {}
+    found: dict[str, Any] = {}
+    for name, adapting in (("memory", False), ("memory_adapting", True)):
+        if adapting and not asked.adapt:
+            continue
+        with progress_bar("learning" if adapting else "with memory") as advance:
+            scores = score_with_memory(run.network, text.tokens, memory, adapting=adapting, progress=advance)
+        found[name] = text.scores(scores.mixed).to_dict() | {"counts_alone": scores.memory / scores.tokens}
+    return found
+
+
 def _generated(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
     """A text by the model, its measures, and those of parts of the corpus of its length."""
     from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
@@ -250,10 +291,11 @@ def _show(scores: "Scores", more: dict[str, Any]) -> None:
     lossy = "" if scores.lossless else "   (lossy tokenizer: compare with its like only)"
     print_line(f"unknown tokens    {scores.unknown_rate:.2%}{lossy}")
     print_line(f"state             {'carried throughout' if scores.window is None else _resets(scores.window)}")
-    for name in ("cache", "dynamic", "dynamic_and_cache"):
+    for name in ("memory", "cache", "dynamic", "dynamic_and_cache", "memory_adapting"):
         if name in more:
-            nats, word = more[name]["nll_per_token"], more[name]["word_perplexity"] or float("inf")
-            print_line(f"with {name.replace('_', ' '):<21}{nats:.4f} nats per token, word perplexity {word:.2f}")
+            nats = more[name]["nll_per_token"]
+            bits = more[name]["bits_per_byte"]
+            print_line(f"with {name.replace('_', ' '):<21}{nats:.4f} nats per token, {bits:.4f} bits per byte")
     if crops := more.get("random_crops"):
         error = crops["standard_error"]
         spread = "" if error is None else f" +- {error:.4f}"

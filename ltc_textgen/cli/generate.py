@@ -18,6 +18,7 @@ from ltc_textgen.io.paths import os_reason, user_path
 
 if TYPE_CHECKING:
     from ltc_textgen.generation import TextChunk
+    from ltc_textgen.memory import Mixture
     from ltc_textgen.model.text_state import TextState
     from ltc_textgen.runs import Run
 
@@ -35,6 +36,8 @@ EXAMPLES = r"""Examples:
 
 `ltc generate runs/book --prompt "It was" --num-samples 4 --json`
 
+`ltc generate runs/book --prompt-file chapter.txt --adapt` (first learn from the prompt)
+
 `ltc generate runs/book -i` (prompt after prompt)
 
 `ltc generate runs/book --prompt-file book.txt --save-state book.state -n 0` (read once), then
@@ -50,6 +53,7 @@ class Texts:
         run: Loaded run directory.
         sampling: How to draw.
         state: State before the prompt; None to begin as a document does.
+        memory: N-gram memory of the run, with its share; None for the network alone.
         engine: See `generation.generate_stream`.
         as_json: Print JSON instead of text.
     """
@@ -57,6 +61,7 @@ class Texts:
     run: "Run"
     sampling: SamplingConfig
     state: "TextState | None" = None
+    memory: "Mixture | None" = None
     engine: EngineName = "auto"
     as_json: bool = False
 
@@ -72,6 +77,7 @@ class Texts:
         model, tokenizer, count = self.run.network, self.run.tokenizer, self.sampling.num_samples
         rest = prompt if rest is None else rest
         options: dict[str, Any] = {"state": self.state, "engine": self.engine, "notify": print_message}
+        options["memory"] = self.memory
         if self.as_json:
             samples = [text.to_dict() for text in generate(model, tokenizer, rest, self.sampling, **options)]
             print_json({"prompt": prompt, "samples": samples, "sampling": self.sampling.model_dump(mode="json")})
@@ -96,6 +102,18 @@ Interactive = Annotated[
 State = Annotated[
     Path | None, typer.Option("--state", help="Continue a text that --save-state wrote; the prompt follows it.")
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of the run's n-gram memory; 0 is the network alone, 1 if not given.",
+        show_default=False,
+    ),
+]
+Adapt = Annotated[
+    bool, typer.Option("--adapt", help="Let the n-gram memory learn from the prompt before the text goes on.")
+]
 SaveState = Annotated[Path | None, typer.Option("--save-state", help="Write the state after the prompt to this file.")]
 
 
@@ -117,6 +135,8 @@ def generate(
     engine: Annotated[
         EngineName, typer.Option(help="native (fused, CPU), int8 (native, 8-bit weights), torch, or auto.")
     ] = "auto",
+    memory: Memory = None,
+    adapt: Adapt = False,
     state: State = None,
     save_state: SaveState = None,
     device: Device = "auto",
@@ -145,7 +165,8 @@ def generate(
     from ltc_textgen.runs import load_run
 
     run = load_run(user_path(run_dir), prepare_torch(device, threads))
-    texts = Texts(run, sampling, load_state(run, state), engine, as_json)
+    mixture = open_memory(run, memory, text if adapt else None)
+    texts = Texts(run, sampling, load_state(run, state), mixture, engine, as_json)
     if interactive:
         from ltc_textgen.cli.interactive import converse
 
@@ -154,6 +175,38 @@ def generate(
         texts.show(text)
     else:
         read_and_save(texts, text, user_path(save_state))
+
+
+def open_memory(run: "Run", share: float | None, prompt: str | None) -> "Mixture | None":
+    """The n-gram memory of a run for generation; None if it has none, or the share is 0.
+
+    Args:
+        run: Loaded run directory.
+        share: Of the memory; all of it if None.
+        prompt: Text that it learns from, if it is to adapt.
+
+    Raises:
+        UsageError: If a share or a prompt was given and the run has no memory.
+    """
+    if share == 0:
+        return None
+    from ltc_textgen.runs import memory_of
+
+    found = memory_of(run)
+    if found is None:
+        if share is not None or prompt is not None:
+            raise UsageError(f"{run.path} has no n-gram memory: leave out --memory and --adapt, or train with --memory")
+        return None
+    mixture = found.with_share(1.0 if share is None else share)
+    if prompt is None:
+        return mixture
+    import numpy as np
+
+    from ltc_textgen.evaluation.memory_scores import adapt
+    from ltc_textgen.generation.generate import encode_prompt
+
+    ids = encode_prompt(run.tokenizer, prompt, lambda _: None)
+    return adapt(run.network, np.asarray(ids), mixture)
 
 
 def unescaped(stop: str) -> str:

@@ -107,12 +107,15 @@ def examine(run_dir: Path, text: str, plot_tau: Path | None = None) -> dict[str,
     if plot_tau is not None and layers is not None:
         tokens = [contents.tokenizer.token(index) for index in ids]
         plots.draw_time_constants(layers, tokens, user_path(plot_tau))
+    from ltc_textgen.memory import memory_facts
+
     return {
         "model": contents.settings.model_dump(mode="json"),
         "parameters": contents.parameters,
         "tokenizer": {"kind": contents.tokenizer.kind, "size": contents.tokenizer.vocab_size},
         "settings": contents.chosen,
         "facts": contents.facts,
+        "memory": memory_facts(run_dir),
         "time_constants": None if layers is None else [_quantiles(tau) for tau in layers],
         "curve": curve,
         "steps": [record for record in records if is_number(record.get("loss"))],
@@ -208,6 +211,10 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     for name, value in report["facts"].items():
         if not isinstance(value, dict | list) and name not in ("parameters", "tokenizer", "corpus_fingerprint"):
             print_line(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+    if memory := report["memory"]:
+        size = f"order {memory['order']}, {memory['tokens']:,} tokens, {memory['bytes'] / 2**20:.1f} MB"
+        losses = f"{memory['mixed_loss']:.4f} nats/token with it, {memory['network_loss']:.4f} without"
+        print_line(f"n-gram memory   {size}; {losses}")
     if report["time_constants"] is None:
         print_line(f"time constants  none yet: {LATER}")
     elif report["time_constants"]:

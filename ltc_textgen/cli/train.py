@@ -201,9 +201,9 @@ def _remember(
     if result.stopped_by:
         note("no n-gram memory yet: the run makes it at its end")
         return None
-    from ltc_textgen.runs import load_plain_run
+    from ltc_textgen.runs import load_run
 
-    return builder.finish(result.out, load_plain_run(result.out).model, result.valid_tokens, note)
+    return builder.finish(result.out, load_run(result.out).network, result.valid_tokens, note)
 
 
 def _runs_beside(out: Path) -> str:

@@ -106,11 +106,30 @@ def score_with_memory(
     Raises:
         DataError: If there are too few tokens to score.
     """
-    pairs = len(tokens) - 1
+    return _score(model, tokens, mixture.adapting() if adapting else mixture, progress)
+
+
+def adapt(model: LiquidNetwork, tokens: np.ndarray, mixture: Mixture) -> Mixture:
+    """The mixture after it has learned from a text as it read it, which may be shorter than two tokens.
+
+    Args:
+        model: Network, in any mode.
+        tokens: Token ids, (T,).
+        mixture: As for `score_with_memory`; its counts grow by the text.
+    """
+    learned = mixture.adapting()
+    if len(tokens) > 1:
+        _score(model, tokens, learned, None)
+    return learned
+
+
+def _score(
+    model: LiquidNetwork, tokens: np.ndarray, mixture: Mixture, progress: Callable[[int, int], None] | None
+) -> MemoryScores:
+    pairs, adapting = len(tokens) - 1, mixture.recent is not None
     if pairs < 1:
         raise DataError(f"expected at least 2 tokens to score, got {len(tokens)}")
     sums, done = np.zeros(3), 0
-    mixture = mixture.adapting() if adapting else mixture
     mixture.memory.reset()
     mixture.memory.read(tokens[:1])
     for log_probs, targets in _predictions(model, tokens):

@@ -15,6 +15,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.native import NativeDecoder, stacked
 from ltc_textgen.generation.sampling import UniformStreams, broken_logits, draw, shape_logits
 from ltc_textgen.kernels.decoder import Choice
+from ltc_textgen.memory import Mixture
 from ltc_textgen.model.network import LiquidNetwork, read
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
@@ -45,6 +46,8 @@ class Request:
         seed: Seed of the draws, in [0, 2**63).
         eos_token_id: Token at which a sample ends.
         state: State before the prompt, of one sequence; the initial state if None.
+        memory: N-gram memory that is mixed with the network's distribution; None, or one whose share is 0, for the
+            network alone.
     """
 
     prompt: list[int]
@@ -52,6 +55,7 @@ class Request:
     seed: int
     eos_token_id: int
     state: LiquidState | None = None
+    memory: Mixture | None = None
 
     def fork(self) -> Int[Tensor, " B"]:
         """Batch rows from which the samples start: row 0 for each."""
@@ -99,6 +103,8 @@ def open_engine(model: LiquidNetwork, request: Request, engine: EngineName = "au
         UsageError: If the native decoder is asked for and does not support this model or a sampling option.
     """
     options = unsupported(request.sampling)
+    if request.memory is not None and request.memory.share:
+        options.append("the n-gram memory (--memory 0 leaves it out)")
     if options and engine not in ("auto", "torch"):
         raise UsageError(f"engine {engine}: does not support {', '.join(options)}; use engine torch")
     if engine != "torch" and not options:
@@ -118,6 +124,9 @@ class TorchEngine:
         hidden, state = read(model, torch.tensor([request.prompt]), request.state)
         self._last = request.fork()
         self._hidden: Float[Tensor, "B D"] | None = hidden.expand(len(self._last), -1)
+        self._memory = request.memory if request.memory is not None and request.memory.share else None
+        if self._memory is not None:
+            self._contexts = self._memory.contexts_of(request.prompt, len(self._last))
         self._state = state.select(self._last)
         self._streams = request.streams()
         self._seen = request.seen(model.settings.vocabulary)
@@ -135,10 +144,15 @@ class TorchEngine:
             self._hidden, self._state = read(self._model, self._last[:, None], self._state)
         sampling = self._request.sampling
         logits = self._model.lm_head.logits(self._hidden)
+        if self._memory is not None:
+            mixed = self._memory.apply(logits.float().cpu().numpy(), self._contexts)
+            logits = torch.from_numpy(mixed).to(logits.device)
         logits = shape_logits(logits, sampling, self._seen, self._request.eos_token_id)
         self._last = logits.argmax(dim=1).cpu() if sampling.greedy else draw(logits, self._streams.next())
         if self._seen is not None:
             self._seen.scatter_(1, self._last[:, None].to(self._seen.device), True)
+        if self._memory is not None:
+            self._contexts = self._memory.advance(self._contexts, self._last[:, None].numpy())
         self._hidden = None
         return self._last[:, None]
 
@@ -147,6 +161,8 @@ class TorchEngine:
         index = torch.tensor(rows, dtype=torch.int64)
         self._state, self._last = self._state.select(index), self._last[index]
         self._streams.keep(rows)
+        if self._memory is not None:
+            self._contexts = self._contexts[rows]
         if self._seen is not None:
             self._seen = self._seen[rows]
 

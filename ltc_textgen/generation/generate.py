@@ -22,6 +22,7 @@ from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.engines import EngineName, Request, open_engine
 from ltc_textgen.generation.stop_strings import StopScanner
+from ltc_textgen.memory import Mixture
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
@@ -84,13 +85,15 @@ def generate(
     sampling: SamplingConfig | None = None,
     *,
     state: TextState | LiquidState | None = None,
+    memory: Mixture | None = None,
     engine: EngineName = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> list[Completion]:
     """Generate `sampling.num_samples` continuations of a prompt. Arguments and errors as in `generate_stream`."""
     parts: dict[int, list[str]] = {}
     last: dict[int, TextChunk] = {}
-    for chunk in generate_stream(model, tokenizer, prompt, sampling, state=state, engine=engine, notify=notify):
+    options: dict[str, Any] = {"state": state, "memory": memory, "engine": engine, "notify": notify}
+    for chunk in generate_stream(model, tokenizer, prompt, sampling, **options):
         parts.setdefault(chunk.sample, []).append(chunk.text)
         last[chunk.sample] = chunk
     return [Completion(**(vars(last[sample]) | {"text": "".join(parts[sample])})) for sample in sorted(last)]
@@ -103,6 +106,7 @@ def generate_stream(
     sampling: SamplingConfig | None = None,
     *,
     state: TextState | LiquidState | None = None,
+    memory: Mixture | None = None,
     engine: EngineName = "auto",
     notify: Callable[[str], None] = warnings.warn,
 ) -> Iterator[TextChunk]:
@@ -119,6 +123,7 @@ def generate_stream(
         sampling: How to draw, how much, and where to stop; the defaults of `SamplingConfig` if None.
         state: State before the prompt, of one sequence; the initial state if None. With a `TextState` an empty prompt
             continues that text.
+        memory: N-gram memory to mix with the network's distribution, of the same tokens (see `memory.load_memory`).
         engine: torch (any model, any device), native (see `native`; faster on the CPU), int8 (native with 8-bit
             weights, which changes the text), or auto: native where it is supported, torch elsewhere.
         notify: Called with a sentence about each part of the prompt that is unknown to the tokenizer, and about each
@@ -136,17 +141,20 @@ def generate_stream(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model reads {model.settings.input_size} and "
             f"generates {model.settings.vocabulary}: use the tokenizer that the model was trained with"
         )
+    if memory is not None and memory.memory.vocab_size != tokenizer.vocab_size:
+        raise UsageError(f"memory: counts {memory.memory.vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}")
     for stop in sampling.stop:
         if foreign := tokenizer.unwritable_characters(stop):
             names = ", ".join(map(repr, foreign))
             notify(f"stop string {stop!r}: the {tokenizer.kind} tokenizer cannot generate {names}: it ends no text")
     if not isinstance(state, TextState):
-        return _stream(model, tokenizer, encode_prompt(tokenizer, prompt, notify), sampling, state, engine)
+        ids = encode_prompt(tokenizer, prompt, notify)
+        return _stream(model, tokenizer, ids, sampling, state, memory, engine)
     state.require_model(model)
     if state.batch_size != 1:
         raise UsageError(f"state: expected one text, got {state.batch_size}: choose one with select")
     ids = [int(state.last), *(encode_prompt(tokenizer, prompt, notify) if prompt else [])]
-    return _stream(model, tokenizer, ids, sampling, state.liquid, engine)
+    return _stream(model, tokenizer, ids, sampling, state.liquid, memory, engine)
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str], None]) -> list[int]:
@@ -217,6 +225,7 @@ def _stream(
     prompt: list[int],
     sampling: SamplingConfig,
     state: LiquidState | None,
+    memory: Mixture | None,
     engine: EngineName,
 ) -> Iterator[TextChunk]:
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
@@ -226,7 +235,7 @@ def _stream(
         return
     samples = [_Sample(i, tokenizer, prompt, sampling) for i in range(sampling.num_samples)]
     with evaluating(model):
-        source = open_engine(model, Request(prompt, sampling, seed, tokenizer.eos_token_id, state), engine)
+        source = open_engine(model, Request(prompt, sampling, seed, tokenizer.eos_token_id, state, memory), engine)
         start = time.perf_counter()
         while samples:
             tokens = source.draw()

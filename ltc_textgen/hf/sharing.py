@@ -17,6 +17,7 @@ from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import digest, own_tensors
 from ltc_textgen.io.tensor_names import RENAMED
+from ltc_textgen.memory import memory_facts
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.quantiles import quantiles
 from ltc_textgen.shapes import Int, Tensor
@@ -84,7 +85,8 @@ def model_card(model: Any, repository: str, directory: Path | None = None, old: 
     data.pipeline_tag = data.pipeline_tag or "text-generation"
     tags = data.tags or []
     data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    body = _body(model, repository, training_facts(model, directory), licensed=bool(data.license))
+    facts = training_facts(model, directory)
+    body = _body(model, repository, facts, directory if facts else None, licensed=bool(data.license))
     text = card.text
     if BEGIN in text and END in text.split(BEGIN, 1)[1]:
         before, rest = text.split(BEGIN, 1)
@@ -128,7 +130,7 @@ def written(model: Any, tokens: int = TOKENS) -> Int[Tensor, "1 T"]:
     return torch.tensor([ids], device=model.embed_tokens.weight.device)
 
 
-def _body(model: Any, repository: str, facts: dict[str, Any], *, licensed: bool) -> str:
+def _body(model: Any, repository: str, facts: dict[str, Any], directory: Path | None, *, licensed: bool) -> str:
     settings = model.settings
     layers = f"{settings.num_layers} {settings.block} layer{'s' if settings.num_layers > 1 else ''}"
     shape = f"{layers} of width {settings.hidden_size}, {settings.coupling} coupling, solver {settings.solver}"
@@ -137,7 +139,7 @@ def _body(model: Any, repository: str, facts: dict[str, Any], *, licensed: bool)
         f"# {repository.split('/')[-1]}\n",
         f"A liquid time-constant network that models text: {shape} in {settings.steps} steps a token. What it has read "
         "is kept in a state of constant size, so that a token takes the same time and memory wherever it stands.\n",
-        _table(("", ""), [*_size(model), *_record(facts)]),
+        _table(("", ""), [*_size(model), *_record(facts), *_memory(directory)]),
         "" if facts else "There is no record of how these weights were trained.\n",
         _time_constants(model),
         LOADING.format(repository=repository),
@@ -155,6 +157,15 @@ def _size(model: Any) -> list[tuple[str, ...]]:
         ("vocabulary", f"{model.settings.input_size:,} tokens"),
         ("state", f"{state:,} numbers, whatever the length of the text"),
     ]
+
+
+def _memory(directory: Path | None) -> list[tuple[str, ...]]:
+    """A row on the n-gram memory that stays with the run: a repository holds the network alone."""
+    found = None if directory is None else memory_facts(directory)
+    if found is None:
+        return []
+    size = f"order {found['order']}, {found['bytes'] / 2**20:.1f} MB, in the run directory only"
+    return [("n-gram memory", f"{size}; with it {found['mixed_loss']:.4f} nats per token")]
 
 
 def _record(facts: dict[str, Any]) -> list[tuple[str, ...]]:

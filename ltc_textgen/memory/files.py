@@ -43,3 +43,28 @@ def load_memory(directory: Path, tokenizer: str, vocab_size: int) -> tuple[Mixtu
     if header.get("tokenizer") != tokenizer or mixture.memory.vocab_size != vocab_size:
         raise ArtifactError(f"{path} counts the tokens of another tokenizer; remove it, or train again")
     return mixture, header
+
+
+def memory_facts(directory: Path) -> dict[str, int | float] | None:
+    """What the header of a run's memory says: size, and how well it predicts the validation text; None without one.
+
+    The keys are those of `training.text_memory.MemoryResult`. The tables are not read.
+
+    Raises:
+        ArtifactError: If the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / MEMORY
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+        whole = {name: int(header[name]) for name in ("order", "tokens", "bytes", "scored_tokens")}
+        losses = {name: float(header[name]) for name in ("network_loss", "memory_loss", "mixed_loss")}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None
+    except KeyError as error:
+        raise ArtifactError(f"{path} is no n-gram memory: its header lacks {error}") from None
+    return {**whole, **losses}

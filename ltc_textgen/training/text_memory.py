@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -61,7 +61,8 @@ def hold_back(data: TokenData, train: TrainConfig) -> tuple[TokenData, np.ndarra
     needed = train.batch_size * (train.sequence_length + 1)
     count = max(0, min(calibration_tokens(len(data.train)), len(data.train) - needed))
     kept = len(data.train) - count
-    return replace(data, train=data.train[:kept]), data.train[kept:]
+    held_back = np.asarray(data.train[kept:])
+    return replace(data, train=cast("np.memmap", data.train[:kept])), held_back
 
 
 class MemoryBuilder:
@@ -92,7 +93,7 @@ class MemoryBuilder:
         entries = int(self._config.max_megabytes * 2**20) // 6  # pruned to half that or less when all is counted
         try:
             self._memory = build_memory(
-                self._data.train, tokenizer.vocab_size, tokenizer.separator_id, order, max_entries=entries
+                self._data.train, tokenizer.vocab_size, tokenizer.eos_token_id, order, max_entries=entries
             )
         except BaseException as error:
             self._error = error

@@ -42,7 +42,7 @@ def test_its_own_corpus_must_be_given(ltc: Ltc, tmp_path: Path, monkeypatch: pyt
 def test_it_is_a_model_of_transformers_too() -> None:
     run = load_run("demo")
     assert run.path == DEMO
-    assert run.model.generation_config.eos_token_id == run.tokenizer.separator_id
+    assert run.model.generation_config.eos_token_id == run.tokenizer.eos_token_id
 
 
 def test_a_directory_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_the_document_of_a_run_that_goes_on_has_the_keys_of_one_that_ended(seen:
     assert live["curve"] == []
     assert [record["step"] for record in live["steps"]] == [10, 20, 30]
     assert live["facts"]["train_tokens"] > 0
-    assert {**finished, **{key: live[key] for key in ("facts", "time_constants", "curve", "steps")}} == live
+    assert {**finished, **{key: live[key] for key in ("facts", "memory", "time_constants", "curve", "steps")}} == live
     assert live["settings"]["train.batch_size"] == 4
     assert live["parameters"] > 0
 
