@@ -423,7 +423,7 @@ class MemoryConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "MemoryConfig":
         if not self.enabled:
-            self.refuse_idle(["order", "max_megabytes"], "memory.enabled = true")
+            self.reject_idle(["order", "max_megabytes"], "memory.enabled = true")
         return self
 
 
