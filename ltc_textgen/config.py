@@ -4,99 +4,14 @@ The command line, the recipe files and the documentation are made from these cla
 The defaults of `DynamicConfig` and `CacheConfig` were chosen on validation texts; see docs/command-line.md.
 """
 
-import difflib
-from collections.abc import Collection
-from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from ltc_textgen.errors import UsageError
-from ltc_textgen.renamed import RENAMED, with_current_names
-
-AnySettings = TypeVar("AnySettings", bound="Settings")
+from ltc_textgen.settings import Names, Settings, with_current_names
 
 
-class Settings(BaseModel):
-    """Base: frozen, no unknown keys, defaults checked too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls: type[AnySettings], values: dict[str, Any], where: str = "") -> AnySettings:
-        """Validate `values`.
-
-        Args:
-            values: Keys and values, as from a file or the command line.
-            where: What to name in an error: a file, a flag.
-
-        Raises:
-            UsageError: One line that names the key, what is wrong, and the nearest known key for an unknown one.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            problems = [cls._explain(dict(problem), where) for problem in error.errors()]
-            raise UsageError("; ".join(problems)) from None
-
-    def reject_idle(self, names: Collection[str], needs: str) -> None:
-        """Reject values that would do nothing. Defaults pass: a file that holds every setting must load again.
-
-        Args:
-            names: Settings that have no effect as things are.
-            needs: What would give them one, as the end of "needs ...".
-
-        Raises:
-            ValueError: If one of them is not at its default.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default:
-                raise ValueError(f"{name} = {value} has no effect: it needs {needs}")
-
-    @classmethod
-    def _explain(cls, problem: dict[str, Any], where: str) -> str:
-        path = [str(part) for part in problem["loc"]]
-        key = ".".join(path)
-        prefix = f"{where}: " if where else ""
-        if problem["type"] == "extra_forbidden":
-            known = cls._known(path[:-1])
-            if RENAMED.get(path[-1]) in known:
-                return f"{prefix}{key} is now called {'.'.join([*path[:-1], RENAMED[path[-1]]])}"
-            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], known)}"
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        return f"{prefix}{key}: {message}, got {problem['input']!r}" if key else f"{prefix}{message}"
-
-    @classmethod
-    def _known(cls, path: list[str]) -> list[str]:
-        fields = cls.model_fields
-        for part in path:
-            annotation = fields[part].annotation if part in fields else None
-            options = getattr(annotation, "__args__", (annotation,))
-            nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-            fields = nested.model_fields if nested else {}
-        return list(fields)
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """A clause that ends an error about an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f" (did you mean '{near[0]}'?)"
-    return f" (known: {', '.join(sorted(known))})" if known else ""
-
-
-class _Names(StrEnum):
-    """Names in any spelling: `SemiImplicit`, `semi-implicit` and `semi_implicit` are one."""
-
-    @classmethod
-    def _missing_(cls, value: object) -> "_Names | None":
-        wanted = str(value).replace("_", "").replace("-", "").lower()
-        return next((member for member in cls if member.value.replace("_", "") == wanted), None)
-
-
-class Solver(_Names):
+class Solver(Names):
     """How a sub-step of the membrane equation is taken (see `solvers`)."""
 
     semi_implicit = "semi_implicit"
@@ -105,7 +20,7 @@ class Solver(_Names):
     exponential = "exponential"
 
 
-class Coupling(_Names):
+class Coupling(Names):
     """What the conductances of a neuron depend on (see `layers`)."""
 
     full = "full"

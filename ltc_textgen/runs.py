@@ -30,7 +30,7 @@ from ltc_textgen.io.hashing import own_tensors as own_tensors
 from ltc_textgen.io.output import one_line
 from ltc_textgen.io.paths import run_path
 from ltc_textgen.io.tensor_names import current_names
-from ltc_textgen.renamed import with_current_names
+from ltc_textgen.settings import with_current_names
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from ltc_textgen import (
     generate,
     load_run,
 )
-from ltc_textgen.renamed import RENAMED
+from ltc_textgen.settings import RENAMED
 
 HERE = Path(__file__).parent / "fixtures" / "run_before_house"
 

@@ -18,10 +18,11 @@ from ltc_textgen.cli.common import (
     prepare_torch,
     progress_bar,
 )
-from ltc_textgen.config import AnySettings, CacheConfig, DataConfig, DynamicConfig, SamplingConfig
+from ltc_textgen.config import CacheConfig, DataConfig, DynamicConfig, SamplingConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import print_json, print_line, print_message
 from ltc_textgen.io.paths import user_path
+from ltc_textgen.settings import AnySettings
 
 if TYPE_CHECKING:
     from ltc_textgen.data.corpora import Corpus

@@ -9,9 +9,10 @@ from pathlib import Path
 import typer
 
 from ltc_textgen.cli.generate import Texts, decoded, load_state, unescaped
-from ltc_textgen.config import SamplingConfig, did_you_mean
+from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LTCError, UsageError
 from ltc_textgen.io.output import is_terminal, one_line, print_message
+from ltc_textgen.settings import did_you_mean
 
 HELP = """A line is a prompt; an empty line generates a text without one; a line that begins with : is a command.
   :NAME           show a sampling option (:temperature)

@@ -60,6 +60,15 @@ ResumeAnyway = Annotated[
 ]
 
 
+Memory = Annotated[
+    bool | None,
+    typer.Option("--memory/--no-memory", help="Keep an n-gram memory of the text, as presets do.", show_default=False),
+]
+Assigned = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other setting, as key=value; see --list-settings.")
+]
+
+
 def _list_settings(asked: bool) -> None:
     if asked:
         print_line(settings_table())
@@ -90,15 +99,8 @@ def train(
     seed: Annotated[int | None, describe(TrainConfig, "seed")] = None,
     device: Annotated[str | None, describe(TrainConfig, "device")] = None,
     threads: Threads = None,
-    memory: Annotated[
-        bool | None,
-        typer.Option(
-            "--memory/--no-memory", help="Keep an n-gram memory of the text, as presets do.", show_default=False
-        ),
-    ] = None,
-    assigned: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other setting, as key=value; see --list-settings.")
-    ] = None,
+    memory: Memory = None,
+    assigned: Assigned = None,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", callback=_list_settings, is_eager=True, help="Print every setting.")
     ] = False,

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import DataConfig, did_you_mean
+from ltc_textgen.config import DataConfig
 from ltc_textgen.data import hub
 from ltc_textgen.data.find_files import PACKED, PLAIN, corpus_files, kind_of
 from ltc_textgen.data.hub_stream import KeptSplit, chosen_splits
@@ -18,6 +18,7 @@ from ltc_textgen.data.rows import RowText, template_fields
 from ltc_textgen.data.text_files import Chunk, Reading, content_note, file_digest, read_chunks
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.io.paths import user_path
+from ltc_textgen.settings import did_you_mean
 
 Source = Callable[[], Iterator[Chunk]]
 """Starts reading documents from the first: chunks of text, and whether a document ends with the chunk."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from ltc_textgen.config import DataConfig, did_you_mean
+from ltc_textgen.config import DataConfig
 from ltc_textgen.data import hub
 from ltc_textgen.data.batches import release_pages
 from ltc_textgen.data.cache import cache_directory as cache_directory
@@ -38,6 +38,7 @@ from ltc_textgen.errors import DataError, LTCError, UsageError
 from ltc_textgen.io.atomic import move_directory
 from ltc_textgen.io.lock import exclusive
 from ltc_textgen.io.paths import os_reason, user_path
+from ltc_textgen.settings import did_you_mean
 
 FORMAT = 3
 """Incremented when the same corpus and tokenizer give other tokens than before."""

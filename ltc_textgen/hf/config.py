@@ -9,10 +9,10 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ltc_textgen.config import ModelConfig, did_you_mean
+from ltc_textgen.config import ModelConfig
 from ltc_textgen.errors import UsageError
 from ltc_textgen.model.state import LiquidState
-from ltc_textgen.renamed import with_current_names
+from ltc_textgen.settings import did_you_mean, with_current_names
 from ltc_textgen.shapes import Int, Tensor
 
 FROM_TRANSFORMERS = frozenset(

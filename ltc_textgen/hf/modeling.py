@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, StoppingCriteriaList
 
-from ltc_textgen.config import ModelConfig, Solver, did_you_mean
+from ltc_textgen.config import ModelConfig, Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.hf.config import LiquidCache, LiquidOutput, LTCConfig, check_past
 from ltc_textgen.hf.generation import StopStrings, initial_cache, prepare_inputs
@@ -22,6 +22,7 @@ from ltc_textgen.model.heads import IGNORED, FullHead
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.model.text_state import TextState
+from ltc_textgen.settings import did_you_mean
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 

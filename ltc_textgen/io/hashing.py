@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltc_textgen.config import ModelConfig
-from ltc_textgen.renamed import RENAMED
+from ltc_textgen.settings import RENAMED
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,18 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ltc_textgen.config import (
-    DataConfig,
-    MemoryConfig,
-    ModelConfig,
-    Settings,
-    TrainConfig,
-    current_run_settings,
-    did_you_mean,
-)
+from ltc_textgen.config import DataConfig, MemoryConfig, ModelConfig, TrainConfig, current_run_settings
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.checked import require_shallow
-from ltc_textgen.renamed import RENAMED
+from ltc_textgen.settings import RENAMED, Settings, did_you_mean
 from ltc_textgen.training.budget import LENGTHS, lengths
 
 SECTIONS: Mapping[str, type[Settings]] = {

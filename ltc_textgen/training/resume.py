@@ -15,7 +15,7 @@ from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 from ltc_textgen.io.checked import sha256_file
 from ltc_textgen.io.hashing import fingerprint
-from ltc_textgen.renamed import with_current_names
+from ltc_textgen.settings import with_current_names
 from ltc_textgen.training.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
 from ltc_textgen.training.distributed import Runtime
 
