@@ -16,6 +16,7 @@ import torch
 
 from ltc_textgen.analysis.neurons import Neuron
 from ltc_textgen.analysis.trace import Trace
+from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError, UsageError
 from ltc_textgen.shapes import Float, Tensor
 
@@ -94,6 +95,7 @@ def find(
             columns = slice(at, at + NEURONS_AT_ONCE)
             first, second = (np.ascontiguousarray(values[rows, columns]) for rows in _rows(half))
             parts.append(torch.stack([halves[0].auc(first), halves[1].auc(second)]))
+        release_pages(values)
     first, second = torch.cat(parts, dim=2)  # (1 + shifts, N) each
     sign = torch.where(first >= 0.5, 1.0, -1.0)
     order = (first - 0.5).abs().argsort(dim=1, descending=True, stable=True)

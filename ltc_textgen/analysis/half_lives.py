@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ltc_textgen.analysis.trace import Trace
+from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError
 from ltc_textgen.shapes import Float
 
@@ -79,6 +80,7 @@ def half_lives(trace: Trace) -> HalfLives:
             low, middle, high = np.quantile(log_tau, (0.25, 0.5, 0.75), axis=0, method="lower")
             medians.append(np.exp(middle))
             spreads.append(high - low)
+        release_pages(layer)
     every = np.concatenate(medians)
     finite = every[np.isfinite(every) & (every > 0)]
     return HalfLives(

@@ -172,7 +172,7 @@ def quantile_bands(values: Float[np.ndarray, " T"], count: int) -> Int[np.ndarra
     if not len(known):
         return np.full(values.shape, -1)
     edges = np.quantile(known, np.arange(1, count) / count)
-    return np.where(np.isnan(values), -1, np.searchsorted(edges, np.nan_to_num(values), side="right"))
+    return np.where(np.isnan(values), -1, np.searchsorted(edges, np.nan_to_num(values), side="left"))
 
 
 def routing(

@@ -38,6 +38,10 @@ COMMANDS = {
     "generate": ("generate", "Continue a prompt with a trained network; text is printed as it is generated."),
     "eval": ("evaluate", "Measure a trained network on a text: nats per token, perplexity, bits per byte."),
     "inspect": ("inspect", "Show a run: settings, size, result, time constants of every layer, and its curves."),
+    "analyse": (
+        "analyse",
+        "Show what the neurons of a run do on a text: time constants, what they follow, what needs them.",
+    ),
     "runs": ("runs", "List the runs below a folder: loss, steps, tokens, size, corpus, when."),
     "export": ("export", "Write a network as ONNX, with a program and a page that run it."),
     "bench": ("bench", "Time the layers of this package and their peers: LSTM, GRU, minGRU and ncps."),

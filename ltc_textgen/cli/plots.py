@@ -1,4 +1,4 @@
-"""The figures of `ltc inspect`. They need matplotlib (the extra "plot")."""
+"""The figures of `ltc inspect` and `ltc analyse`. They need matplotlib (the extra "plot")."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.io.output import printable
 
 if TYPE_CHECKING:
+    from ltc_textgen.analysis import HalfLives
     from ltc_textgen.shapes import Tensor
 
 NEURONS = 6
@@ -89,6 +90,34 @@ def draw_time_constants(layers: "list[Tensor]", tokens: list[str], path: Path) -
     _save(figure, path)
 
 
+def draw_analysis(lives: "HalfLives", curve: dict[str, Any], path: Path) -> None:
+    """Draw the half-lives of the neurons of each layer, and the memory curve.
+
+    Args:
+        lives: Of the neurons.
+        curve: `distance` and `increase` of a memory curve.
+        path: Image file; its suffix is the format (svg, png, pdf).
+
+    Raises:
+        UsageError: If matplotlib is missing, or the file's type is unknown.
+    """
+    import numpy as np
+
+    figure, (top, bottom) = _figure(2, (7, 6), share=False)
+    finite = [layer[np.isfinite(layer)] for layer in lives.half_life]
+    every = np.concatenate(finite)
+    bins = np.geomspace(every.min(), every.max() * 1.001, 30)
+    for number, layer in enumerate(finite):
+        top.hist(layer, bins, histtype="step", label=f"layer {number}")
+    top.set(xscale="log", xlabel="half-life, tokens", ylabel="neurons")
+    top.legend()
+    bottom.plot(curve["distance"], curve["increase"], marker=".")
+    bottom.set(xscale="log", xlabel="tokens since the reset", ylabel="nats per token lost")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def _plain(text: str) -> str:
     """A label without control characters, nor a dollar sign that would begin a formula."""
     return printable(text).replace("$", r"\$")
@@ -100,7 +129,9 @@ def _visible(token: str) -> str:
     )
 
 
-def _figure(rows: int, size: tuple[float, float], heights: list[float] | None = None) -> tuple[Any, list[Any]]:
+def _figure(
+    rows: int, size: tuple[float, float], heights: list[float] | None = None, share: bool = True
+) -> tuple[Any, list[Any]]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -108,7 +139,7 @@ def _figure(rows: int, size: tuple[float, float], heights: list[float] | None = 
         raise UsageError("a plot needs matplotlib: pip install 'ltc-textgen[plot]'") from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    return figure, list(figure.subplots(rows, sharex=share, squeeze=False, height_ratios=heights)[:, 0])
 
 
 def _save(figure: Any, path: Path) -> None:
