@@ -42,6 +42,7 @@ COMMANDS = {
         "analyse",
         "Show what the neurons of a run do on a text: time constants, what they follow, what needs them.",
     ),
+    "serve": ("serve", "Serve trained networks over HTTP: the API of OpenAI, states, and a page."),
     "runs": ("runs", "List the runs below a folder: loss, steps, tokens, size, corpus, when."),
     "export": ("export", "Write a network as ONNX, with a program and a page that run it."),
     "bench": ("bench", "Time the layers of this package and their peers: LSTM, GRU, minGRU and ncps."),

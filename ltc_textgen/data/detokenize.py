@@ -26,6 +26,10 @@ class StreamDecoder(ABC):
     def flush(self) -> str:
         """End of the ids: return the text that was held back."""
 
+    @abstractmethod
+    def fork(self) -> "StreamDecoder":
+        """A second decoder that has taken the same ids."""
+
 
 class ByteStream(StreamDecoder):
     """Tokens that stand for bytes of UTF-8; a character may be spread over several.
@@ -43,6 +47,11 @@ class ByteStream(StreamDecoder):
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+    def fork(self) -> "ByteStream":
+        other = ByteStream(self._table)
+        other._utf8.setstate(self._utf8.getstate())
+        return other
 
 
 class WordStream(StreamDecoder):
@@ -74,6 +83,11 @@ class WordStream(StreamDecoder):
 
     def flush(self) -> str:
         return self._release()
+
+    def fork(self) -> "WordStream":
+        other = WordStream(self._pieces, self._prefix)
+        other._held, other._glue, other._open_quotes = [*self._held], self._glue, {*self._open_quotes}
+        return other
 
     def _settle(self) -> str:
         """Write the held pieces as far as what follows them no longer matters."""
@@ -156,6 +170,11 @@ class WindowStream(StreamDecoder):
         text = self._rest()
         self._ids, self._known = [], 0
         return text
+
+    def fork(self) -> "WindowStream":
+        other = WindowStream(self._decode, self._silent)
+        other._ids, other._known = [*self._ids], self._known
+        return other
 
     def _rest(self) -> str:
         return self._decode(self._ids)[len(self._decode(self._ids[: self._known])) :]

@@ -18,7 +18,7 @@ from ltc_textgen.kernels.decoder import Choice
 from ltc_textgen.memory import Mixture
 from ltc_textgen.model.network import LiquidNetwork, read
 from ltc_textgen.model.state import LiquidState
-from ltc_textgen.shapes import Bool, Float, Int, Tensor
+from ltc_textgen.shapes import Bool, Int, Tensor
 
 EngineName = Literal["auto", "torch", "native", "int8"]
 
@@ -121,13 +121,15 @@ class TorchEngine:
 
     def __init__(self, model: LiquidNetwork, request: Request) -> None:
         self._model, self._request = model, request
-        hidden, state = read(model, torch.tensor([request.prompt]), request.state)
-        self._last = request.fork()
-        self._hidden: Float[Tensor, "B D"] | None = hidden.expand(len(self._last), -1)
+        fork = request.fork()
+        before = torch.tensor([request.prompt[:-1]])
+        state = model.initial_state(1).detach() if request.state is None else request.state
+        state = read(model, before, state)[1] if len(request.prompt) > 1 else state
+        self._last = torch.full_like(fork, request.prompt[-1])
+        self._state = state.select(fork)
         self._memory = request.memory if request.memory is not None and request.memory.share else None
         if self._memory is not None:
             self._contexts = self._memory.contexts_of(request.prompt, len(self._last))
-        self._state = state.select(self._last)
         self._streams = request.streams()
         self._seen = request.seen(model.settings.vocabulary)
         if self._seen is not None:
@@ -140,10 +142,9 @@ class TorchEngine:
         Raises:
             LogitsError: If the model's output is no distribution.
         """
-        if self._hidden is None:
-            self._hidden, self._state = read(self._model, self._last[:, None], self._state)
+        hidden, self._state = read(self._model, self._last[:, None], self._state)
         sampling = self._request.sampling
-        logits = self._model.lm_head.logits(self._hidden)
+        logits = self._model.lm_head.logits(hidden)
         if self._memory is not None:
             mixed = self._memory.apply(logits.float().cpu().numpy(), self._contexts)
             logits = torch.from_numpy(mixed).to(logits.device)
@@ -153,7 +154,6 @@ class TorchEngine:
             self._seen.scatter_(1, self._last[:, None].to(self._seen.device), True)
         if self._memory is not None:
             self._contexts = self._memory.advance(self._contexts, self._last[:, None].numpy())
-        self._hidden = None
         return self._last[:, None]
 
     def keep(self, rows: list[int]) -> None:

@@ -14,23 +14,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.normalize import normalize
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.engines import EngineName, Request, open_engine
-from ltc_textgen.generation.stop_strings import StopScanner
+from ltc_textgen.generation.sample_text import FinishReason, SampleText
 from ltc_textgen.memory import Mixture
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.model.text_state import TextState
-
-FinishReason = Literal["stop", "length"]
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -187,38 +183,6 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     return ids
 
 
-class _Sample:
-    """The text of one sample: decoding, stop strings, and when it ends."""
-
-    def __init__(self, number: int, tokenizer: TextTokenizer, prompt: list[int], sampling: SamplingConfig) -> None:
-        self.number, self.tokens = number, 0
-        self._eos_token_id, self._limit = tokenizer.eos_token_id, sampling.max_tokens
-        self._decoder, self._scanner = tokenizer.stream(), StopScanner(sampling.stop)
-        # The decoder reads the prompt too, which decides whether the first word needs a space before it.
-        shown = "".join([self._decoder.push(token) for token in prompt])
-        self._prompt_held = tokenizer.decode(prompt)[len(shown) :].strip()
-
-    def push(self, token: int) -> tuple[str, FinishReason | None]:
-        """The text that this token completes, and why the sample ends with it, if it does."""
-        self.tokens += 1
-        ends = token == self._eos_token_id
-        text = self._scanner.push(self._own("" if ends else self._decoder.push(token)))
-        if not self._scanner.stopped and (ends or self.tokens == self._limit):
-            # What the decoder still holds at the end may be the first bytes of a character.
-            text += self._scanner.push(self._own(self._decoder.flush()).rstrip(REPLACEMENT))
-            if not self._scanner.stopped:
-                return text + self._scanner.flush(), "stop" if ends else "length"
-        return text, "stop" if self._scanner.stopped else None
-
-    def _own(self, text: str) -> str:
-        """The text without the end of the prompt, if the decoder had held that back."""
-        if text and self._prompt_held:
-            held, self._prompt_held = self._prompt_held, ""
-            if text.lstrip().startswith(held):
-                return text.lstrip().removeprefix(held)
-        return text
-
-
 def _stream(
     model: LiquidNetwork,
     tokenizer: TextTokenizer,
@@ -233,22 +197,23 @@ def _stream(
         for number in range(sampling.num_samples):
             yield TextChunk(number, "", 0, 0.0, len(prompt), seed, "length")
         return
-    samples = [_Sample(i, tokenizer, prompt, sampling) for i in range(sampling.num_samples)]
+    fresh = SampleText(tokenizer, prompt, sampling)
+    samples = {i: fresh.fork() for i in range(sampling.num_samples)}
     with evaluating(model):
         source = open_engine(model, Request(prompt, sampling, seed, tokenizer.eos_token_id, state, memory), engine)
-        start = time.perf_counter()
-        while samples:
+        start, rows = time.perf_counter(), list(samples)
+        while rows:
             tokens = source.draw()
-            going = list(range(len(samples)))
+            going = list(range(len(rows)))
             for column in tokens.T.tolist():
                 for row in list(going):
-                    sample = samples[row]
+                    sample = samples[rows[row]]
                     text, reason = sample.push(column[row])
                     if text or reason:
                         seconds = time.perf_counter() - start
-                        yield TextChunk(sample.number, text, sample.tokens, seconds, len(prompt), seed, reason)
+                        yield TextChunk(rows[row], text, sample.tokens, seconds, len(prompt), seed, reason)
                     if reason is not None:
                         going.remove(row)
-            if len(going) < len(samples):
-                samples = [samples[row] for row in going]
+            if len(going) < len(rows):
+                rows = [rows[row] for row in going]
                 source.keep(going)

@@ -64,6 +64,23 @@ def penalize(logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"], penalty: f
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def penalize_counts(
+    logits: Float[Tensor, "B V"], counts: Int[Tensor, "B V"], presence: float, frequency: float
+) -> Float[Tensor, "B V"]:
+    """Make tokens less likely that were drawn before: subtract `presence` once, and `frequency` each time.
+
+    Args:
+        logits: As the model gives them.
+        counts: How often each token was drawn; the prompt does not count.
+        presence: Below 0 makes drawn tokens more likely.
+        frequency: The same.
+
+    Source:
+        The OpenAI API reference, "frequency and presence penalties".
+    """
+    return logits.float() - presence * (counts > 0) - frequency * counts
+
+
 def temper(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:
     """Divide logits by a temperature, a normal float32 number > 0, with the largest shifted to 0 against overflow."""
     return (logits - logits.amax(dim=1, keepdim=True)) / temperature

@@ -15,16 +15,17 @@ class StopScanner:
         self._stops = stops
         self._longest = max(map(len, stops), default=0)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """The text that can now be shown; sets `stopped` if a stop string is complete."""
+        """The text that can now be shown; sets `found` to the stop string that is complete, if one is."""
         held = self._held + text
         # The stop string that ends first wins; of several that end together, the longest.
-        found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return held[: min(found)[1]]
+            _, at, self.found = min(found)
+            self._held = ""
+            return held[:at]
         cut = len(held) - self._possible(held)
         self._held = held[cut:]
         return held[:cut]

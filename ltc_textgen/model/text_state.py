@@ -8,18 +8,20 @@ A `LiquidState` is the numbers alone. To go on writing takes one thing more, the
 read yet, since reading it is what predicts the next one. `TextState` has both, and knows whose it is.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.atomic import write_atomic
 from ltc_textgen.io.hashing import digest
 from ltc_textgen.io.output import one_line
+from ltc_textgen.io.paths import os_reason
 from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
@@ -100,12 +102,16 @@ class TextState:
         Raises:
             LTCError: If there is no space or no permission.
         """
+        write_atomic(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
         tensors = {name: tensor.detach().cpu() for name, tensor in self.liquid.tensors().items()}
         # A single number may have any stride, but its bytes can be read with that of one only.
         tensors["last"] = self.last.detach().cpu().clone(memory_format=torch.contiguous_format)
         header = {"kind": "ltc state", "format": FORMAT, "model": self.model, "sha256": digest(tensors)}
         header["tokens"] = ",".join(map(str, self.tokens))
-        write_atomic(Path(path), save(tensors, metadata=header))
+        return save(tensors, metadata=header)
 
     @classmethod
     def load(cls, path: Path | str, model: Network) -> "TextState":
@@ -122,10 +128,26 @@ class TextState:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such state file")
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                header = file.metadata() or {}
-        except (SafetensorError, OSError, ValueError) as error:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {os_reason(error, path)}") from None
+        return cls.from_bytes(content, model, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, model: Network, path: str = "the state") -> "TextState":
+        """Read the content of a file that `save` wrote.
+
+        Args:
+            content: The bytes.
+            model: The model that has read the texts.
+            path: What to call the file in an error.
+
+        Raises:
+            ArtifactError: As in `load`.
+        """
+        try:
+            tensors, header = load(content), metadata(content)
+        except (SafetensorError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is damaged or not a state file: {one_line(error)}") from None
         if header.get("kind") != "ltc state":
             raise ArtifactError(f"{path} is not a state file")
@@ -138,7 +160,7 @@ class TextState:
         return cls._checked(path, current_names(tensors), header, model)
 
     @classmethod
-    def _checked(cls, path: Path, tensors: dict[str, Tensor], header: dict[str, str], model: Network) -> "TextState":
+    def _checked(cls, path: str, tensors: dict[str, Tensor], header: dict[str, str], model: Network) -> "TextState":
         last, counts = tensors.pop("last", None), header.get("tokens", "").split(",")
         if not all(count.isdecimal() for count in counts):
             raise ArtifactError(f"{path} is damaged: its numbers of tokens are {header.get('tokens')!r}")
@@ -172,6 +194,13 @@ def mix(a: TextState, b: TextState, weight: float = 0.5) -> TextState:
     other = iter([*b.liquid.neurons, *b.liquid.conv_state])
     near = a if weight <= 0.5 else b
     return TextState(a.liquid.map(lambda tensor: tensor.lerp(next(other), weight)), near.last, near.tokens, a.model)
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """The header fields of a safetensors file whose tensors were loaded before, which checks its form."""
+    length = int.from_bytes(content[:8], "little")
+    fields = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return {str(name): str(value) for name, value in fields.items()}
 
 
 def _require_same_model(*states: TextState) -> None:

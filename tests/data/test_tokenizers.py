@@ -76,8 +76,14 @@ def test_the_stream_writes_what_decode_does(kind: str, data: st.DataObject) -> N
         data.draw(st.text(max_size=20))
     )
     stream = tokenizer.stream()
-    parts = [stream.push(index) for index in ids]
+    parts, forks = [], []
+    for index in ids:
+        forks.append(stream.fork())
+        parts.append(stream.push(index))
     assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
+    for place, fork in enumerate(forks):
+        rest = "".join([fork.push(index) for index in ids[place:]]) + fork.flush()
+        assert "".join(parts[:place]) + rest == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece", "gpt2", "metaspace", "fallback"])

@@ -27,9 +27,9 @@ def test_any_cut_gives_the_text_before_the_first_stop_and_takes_nothing_back(pie
     for piece in pieces:
         shown += scanner.push(piece)
         assert expected.startswith(shown)
-        if scanner.stopped:
+        if scanner.found:
             break
-    assert scanner.stopped == stops_here
+    assert (scanner.found is not None) == stops_here
     assert shown + ("" if stops_here else scanner.flush()) == expected
 
 
@@ -38,12 +38,12 @@ def test_only_what_may_begin_a_stop_is_held_back():
     assert scanner.push("the EN") == "the "
     assert scanner.push("EMY EN") == "ENEMY "
     assert scanner.push("D of it") == ""
-    assert scanner.stopped
+    assert scanner.found == "END"
 
     scanner = StopScanner(("\n\n",))
     assert [scanner.push(piece) for piece in ("a\n", "b", "\n")] == ["a", "\nb", ""]
     assert scanner.flush() == "\n"
-    assert not scanner.stopped
+    assert scanner.found is None
 
 
 def test_without_stops_everything_passes_at_once():

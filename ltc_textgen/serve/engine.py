@@ -1,0 +1,184 @@
+"""What computes: reads the tokens of rows and draws new ones. The scheduler knows engines by this interface alone.
+
+A row is one text that is being written. What an engine computes of a row does not depend, to the bit, on the rows that
+are given in the same call.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from ltc_textgen.config import SamplingConfig
+from ltc_textgen.errors import LogitsError
+from ltc_textgen.generation.sampling import UniformStreams
+from ltc_textgen.model.state import LiquidState
+from ltc_textgen.shapes import Bool, Float, Int, Tensor
+
+SLICE = 512
+"""Tokens of a prompt that are read in one call, beside rows that write."""
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One neuron: the number of its layer, and its number there, both from 0."""
+
+    layer: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """An intervention on one neuron.
+
+    Args:
+        neuron: Which.
+        value: Its state is held at this value; None leaves it free.
+        tau_factor: Its time constant is multiplied by this, > 0.
+        start: Drawn tokens before the clamp holds; 0 holds it from the first on. A prompt is read without clamps.
+    """
+
+    neuron: Neuron
+    value: float | None = None
+    tau_factor: float = 1.0
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tokens of a row are drawn and what is reported of them.
+
+    Args:
+        sampling: Temperature, filters, penalty, forbidden EOS token, number of tokens. Seed and stop strings are not
+            the engine's.
+        presence_penalty: Subtracted from the logits of tokens that were drawn before.
+        frequency_penalty: The same, times how often each was drawn.
+        logit_bias: Token ids and what is added to their logits.
+        logprobs: Report the log-probability of each token, and of this many likeliest ones; None reports nothing.
+        elapsed: Time from each token to the next, in token time.
+        clamps: Interventions on neurons.
+        observe: Report the time constant of every neuron.
+    """
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    elapsed: float = 1.0
+    clamps: tuple[Clamp, ...] = ()
+    observe: bool = False
+
+
+class Scored(NamedTuple):
+    """What the model thought of one token before any sampling option.
+
+    Args:
+        logprob: Log-probability of the token.
+        top: Ids and log-probabilities of the likeliest tokens, likeliest first.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Drawn(NamedTuple):
+    """One drawn token.
+
+    Args:
+        token: Its id.
+        scored: With `Options.logprobs`.
+        tau: With `Options.observe`: time constant of every neuron, layer after layer, in token time, when the token
+            before this one was read.
+    """
+
+    token: int
+    scored: Scored | None = None
+    tau: Float[Tensor, " neurons"] | None = None
+
+
+@dataclass(eq=False)
+class Context:
+    """What was read, and what is still to be read before a token can be drawn.
+
+    Args:
+        state: State before the token at `at`.
+        ids: Token ids, the last of which predicts the token to draw and is read by `Engine.draw`.
+        at: Tokens of `ids` that were read.
+        scored: With logprobs of the prompt: of each token after the first.
+    """
+
+    state: LiquidState
+    ids: Int[Tensor, " T"]
+    at: int = 0
+    scored: list[Scored] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all but the last token were read."""
+        return self.at == len(self.ids) - 1
+
+    @property
+    def last(self) -> int:
+        """The token that is read next, once `ready`."""
+        return int(self.ids[-1])
+
+    def fork(self) -> "Context":
+        """The context of another row; tensors are shared, for no one changes them."""
+        return Context(self.state, self.ids, self.at, self.scored)
+
+    def advance(self, state: LiquidState, token: int) -> None:
+        """Continue after the last token was read and another one drawn."""
+        self.state, self.ids, self.at = state, torch.tensor([token]), 0
+
+
+@dataclass(eq=False)
+class RowState:
+    """All that an engine keeps of a row between calls.
+
+    Args:
+        context: What it has read.
+        options: How it draws.
+        uniform: Its random numbers, of one sample.
+        eos_token_id: Token that ends a document.
+        seen: Tokens that the repetition penalty applies to, (1, V); None without one.
+        counts: How often each token was drawn, (1, V); None without a penalty by count.
+        drawn: Tokens drawn so far.
+    """
+
+    context: Context
+    options: Options
+    uniform: UniformStreams
+    eos_token_id: int
+    seen: Bool[Tensor, "1 V"] | None = None
+    counts: Int[Tensor, "1 V"] | None = None
+    drawn: int = 0
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Reads and draws for the rows of one model. All calls come from one thread."""
+
+    name: str
+    """torch, native or int8."""
+
+    def supports(self, options: Options) -> bool:
+        """Whether rows with these options can be drawn here."""
+
+    def read(self, context: Context, elapsed: float = 1.0, score: int | None = None) -> None:
+        """Read the next `SLICE` tokens of a context, but never its last.
+
+        Args:
+            context: Changed in place.
+            elapsed: Time from each token to the next.
+            score: Append to `context.scored`, with this many likeliest tokens; None does not score.
+
+        Raises:
+            LogitsError: If they are wanted, and the model's output is no distribution.
+        """
+
+    def draw(self, rows: list[RowState], count: int) -> list[list[Drawn] | LogitsError]:
+        """Draw up to `count` tokens of each row, at least one, but never more than its `max_tokens` in all.
+
+        Tokens after the EOS token have no meaning. A row whose logits are no distribution gives a LogitsError.
+        """
