@@ -38,7 +38,7 @@ class TraceRequest(Body):
     tokens: list[Any] | None = None
     state: str | None = Field(None, description="State before the text, as in ltc.state.")
     elapsed: float = Field(1.0, ge=0, le=1e6)
-    what: What | list[What] = Field(default_factory=lambda: ["tau", "state", "logprob"])
+    what: What | list[What] = ["tau", "state", "logprob"]
     neurons: list[NeuronName] | Literal["all"] = "all"
 
     @field_validator("neurons")
@@ -139,10 +139,9 @@ def observed(
             tau = torch.cat([seen.tau[0] for seen in layers], dim=1)
             states = torch.cat([seen.states[0] for seen in layers], dim=1)
             before = hidden[:, -1]
-            yield (
-                logprob.cpu(),
-                *(numbers.cpu() if chosen is None else numbers.cpu()[:, chosen] for numbers in (tau, states)),
-            )
+            if chosen is not None:
+                tau, states = tau[:, chosen], states[:, chosen]
+            yield logprob.cpu(), tau.cpu(), states.cpu()
 
 
 def as_json(served: Served, prompt: Prompt, found: Trace, names: list[str], what: set[str]) -> dict[str, Any]:
