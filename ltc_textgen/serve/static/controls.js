@@ -4,13 +4,13 @@ import { byId, element } from "./dom.js";
 
 const FIELDS = [
   ["max_tokens", "Tokens", 200, { min: 1, step: 1 }],
-  ["temperature", "Temperature", 0.8, { min: 0, max: 100, step: 0.05 }],
-  ["top_p", "Top p", 1, { min: 0.01, max: 1, step: 0.01 }],
+  ["temperature", "Temperature", 0.8, { min: 0, max: 100, step: "any" }],
+  ["top_p", "Top p", 1, { min: 0.01, max: 1, step: "any" }],
   ["top_k", "Top k (0: all)", 0, { min: 0, step: 1 }],
-  ["min_p", "Min p", 0, { min: 0, max: 1, step: 0.01 }],
-  ["repetition_penalty", "Repetition penalty", 1, { min: 0.01, max: 100, step: 0.05 }],
-  ["presence_penalty", "Presence penalty", 0, { min: -2, max: 2, step: 0.1 }],
-  ["frequency_penalty", "Frequency penalty", 0, { min: -2, max: 2, step: 0.1 }],
+  ["min_p", "Min p", 0, { min: 0, max: 1, step: "any" }],
+  ["repetition_penalty", "Repetition penalty", 1, { min: 0.01, max: 100, step: "any" }],
+  ["presence_penalty", "Presence penalty", 0, { min: -2, max: 2, step: "any" }],
+  ["frequency_penalty", "Frequency penalty", 0, { min: -2, max: 2, step: "any" }],
 ];
 
 const inputOf = (name) => byId(`option-${name}`);

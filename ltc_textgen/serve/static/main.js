@@ -29,7 +29,7 @@ async function attempt(work) {
     return await work();
   } catch (error) {
     if (error.name === "AbortError") return null;
-    if (error.status === 401) byId("key-label").hidden = false;
+    if (error.status === 401) byId("key-form").hidden = false;
     say(error.message, true);
     return null;
   }
@@ -251,6 +251,7 @@ function listen() {
   on("colour", recolour, "change");
   on("neuron", recolour, "change");
   on("model", () => { colours(); map.clear(); }, "change");
+  on("key-form", (event) => event.preventDefault(), "submit");
   on("key", () => { api.useKey(byId("key").value); start(); }, "change");
   byId("text").addEventListener("pointerover", (event) => { const span = text.at(event.target); if (span) point(span); });
   byId("text").addEventListener("input", () => { unsaved = true; });
