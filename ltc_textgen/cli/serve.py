@@ -70,12 +70,7 @@ def serve(
 ) -> int:
     """Serve trained networks over HTTP: OpenAI's API, states, and a page that shows the neurons."""
     paths = named_runs(runs)
-    key = read_key(api_key_file)
-    if key is None and not is_loopback(host):
-        raise UsageError(
-            f"--host {host} can be reached by others: set {KEY_VARIABLE} or give --api-key-file, so that only clients "
-            "with the key are answered"
-        )
+    key = key_for(host, api_key_file)
     try:
         from ltc_textgen.serve.run_server import Place, run_server
     except ModuleNotFoundError as error:
@@ -140,6 +135,17 @@ def named_runs(runs: list[str]) -> dict[str, Path]:
             raise UsageError(f"{text}: two runs are called {name!r}, or one has no name: give them as NAME=RUN_DIR")
         named[name] = Path(path)
     return named
+
+
+def key_for(host: str, path: Path | None) -> str | None:
+    """The key of clients, which an address that others can reach must have; see `read_key`."""
+    key = read_key(path)
+    if key is None and not is_loopback(host):
+        raise UsageError(
+            f"--host {host} can be reached by others: set {KEY_VARIABLE} or give --api-key-file, so that only clients "
+            "with the key are answered"
+        )
+    return key
 
 
 def read_key(path: Path | None) -> str | None:
