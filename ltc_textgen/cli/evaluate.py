@@ -45,6 +45,9 @@ EXAMPLES = """Examples:
 """
 
 
+HELD_OUT = 200_000
+"""Characters of the held-out text in which copied runs are looked for, beside those of a sample."""
+
 Data = Annotated[
     list[str] | None,
     typer.Option("--data", help="Text to measure: as in `ltc train`; the run's own corpus if not given."),
@@ -180,7 +183,7 @@ def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
     more |= _estimated(run, text, asked.crops, asked.window, asked.seed)
     more |= _remembered(run, text, asked)
     if asked.sampling:
-        more["sample"] = _generated(run, asked.sampling, asked.data, asked.part)
+        more["sample"] = _generated(run, asked, asked.sampling)
     return scores, more
 
 
@@ -266,13 +269,19 @@ def _remembered(run: "Run", text: "EvaluationText", asked: Measures) -> dict[str
     return found
 
 
-def _generated(run: "Run", sampling: SamplingConfig, config: DataConfig, part: str) -> dict[str, Any]:
+def _generated(run: "Run", asked: Measures, sampling: SamplingConfig) -> dict[str, Any]:
     """A text by the model, its measures, and those of parts of the corpus of its length."""
     from ltc_textgen.evaluation.text_stats import like_corpus, measure_text
     from ltc_textgen.generation import generate
+    from ltc_textgen.runs import memory_of
 
-    (written,) = generate(run.network, run.tokenizer, "", sampling, notify=print_message)
-    own = like_corpus(documents(config, part, lambda _: None), len(written.text))
+    memory = memory_of(run) if asked.memory else None
+    (written,) = generate(run.network, run.tokenizer, "", sampling, memory=memory, notify=print_message)
+    texts = {"sample": written.text}
+    if memory:
+        (alone,) = generate(run.network, run.tokenizer, "", sampling, notify=lambda _: None)
+        texts["network_alone"] = alone.text
+    own = like_corpus(documents(asked.data, asked.part, lambda _: None), len(written.text))
     return {
         "text": written.text,
         "characters": len(written.text),
@@ -280,7 +289,24 @@ def _generated(run: "Run", sampling: SamplingConfig, config: DataConfig, part: s
         "seed": written.seed,
         "measures": measure_text(written.text).to_dict(),
         "corpus": None if own is None else own.to_dict(),
+        "copied": _copied(run, texts),
     }
+
+
+def _copied(run: "Run", texts: dict[str, str]) -> dict[str, Any] | None:
+    """How much of some texts, and of the held-out text, stands in the training text; None if that cannot be read."""
+    from ltc_textgen.errors import DataError
+    from ltc_textgen.evaluation.copying import measure_copying
+
+    if run.config is None:
+        return None
+    try:
+        learned = list(documents(run.config.data, "train", lambda _: None))
+        held_out = "\n".join(documents(run.config.data, "valid", lambda _: None))
+    except DataError:
+        return None
+    texts = texts | {"held_out": held_out[:HELD_OUT]}
+    return {name: measure_copying(text, learned).to_dict() for name, text in texts.items()}
 
 
 def _show(scores: "Scores", more: dict[str, Any]) -> None:
@@ -308,6 +334,9 @@ def _show(scores: "Scores", more: dict[str, Any]) -> None:
         print_line(f"{'':<18}{'written':>9} {'corpus':>9}   (parts of the same length)")
         for measure, value in sample["measures"].items():
             print_line(f"{measure:<18}{_number(value):>9} {_number((sample['corpus'] or {}).get(measure)):>9}")
+        for name, copied in (sample["copied"] or {}).items():
+            runs = f"longest run {copied['longest']:,} characters, {copied['fraction']:.2%} in runs of 50 or more"
+            print_line(f"{'copied, ' + name.replace('_', ' '):<24}{runs}")
 
 
 def _resets(window: int) -> str:

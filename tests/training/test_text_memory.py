@@ -131,3 +131,12 @@ def test_a_run_that_was_killed_before_its_memory_makes_it_when_resumed(
     again = load_file(killed / MEMORY)
     assert again.keys() == whole.keys()
     assert all((again[name] == whole[name]).all() for name in whole)
+
+
+def test_what_is_copied_is_measured_beside_the_held_out_text(remembering: Path, ltc: Callable[..., Outcome]) -> None:
+    told = json.loads(ltc("eval", remembering, "--sample", 300, "--temperature", 0.5, "--json").out)
+    copied = told["sample"]["copied"]
+    assert set(copied) == {"sample", "network_alone", "held_out"}
+    assert copied["held_out"]["longest"] > 50  # every line of the story has the same words
+    assert copied["sample"]["longest"] > copied["network_alone"]["longest"]
+    assert 0 <= copied["network_alone"]["fraction"] <= copied["sample"]["fraction"] <= 1
