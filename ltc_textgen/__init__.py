@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from ltc_textgen.evaluation import evaluate
     from ltc_textgen.generation.generate import generate, generate_stream
     from ltc_textgen.hf.config import LTCConfig
+    from ltc_textgen.hf.memory import MemoryLogitsProcessor
     from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
     from ltc_textgen.model.state import LiquidState
     from ltc_textgen.model.text_state import TextState, mix
-    from ltc_textgen.runs import load_run
+    from ltc_textgen.runs import load_run, memory_of
     from ltc_textgen.training import train
 
 _MODULES = {
@@ -40,6 +41,7 @@ _MODULES = {
     "LTCError": "errors",
     "LiquidState": "model.state",
     "LiquidTimeConstantNetwork": "hf.modeling",
+    "MemoryLogitsProcessor": "hf.memory",
     "ModelConfig": "config",
     "RunConfig": "config",
     "SamplingConfig": "config",
@@ -50,6 +52,7 @@ _MODULES = {
     "generate": "generation.generate",
     "generate_stream": "generation.generate",
     "load_run": "runs",
+    "memory_of": "runs",
     "mix": "model.text_state",
     "train": "training",
 }
@@ -62,6 +65,7 @@ __all__ = [
     "LTCError",
     "LiquidState",
     "LiquidTimeConstantNetwork",
+    "MemoryLogitsProcessor",
     "ModelConfig",
     "RunConfig",
     "SamplingConfig",
@@ -74,6 +78,7 @@ __all__ = [
     "generate_stream",
     "layers",
     "load_run",
+    "memory_of",
     "mix",
     "train",
 ]

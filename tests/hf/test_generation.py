@@ -8,11 +8,16 @@ import torch
 from outcomes import STORY
 from transformers import GenerationConfig
 
+from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer
 from ltc_textgen.errors import LogitsError, UsageError
+from ltc_textgen.generation import generate
 from ltc_textgen.hf.config import LiquidCache
 from ltc_textgen.hf.generation import StopStrings
+from ltc_textgen.hf.memory import MemoryLogitsProcessor
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.kernels.library import LIBRARY
+from ltc_textgen.memory import Mixture, NgramMemory
 
 TOKENIZER = character_tokenizer(STORY)
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": TOKENIZER.eos_token_id}
@@ -200,3 +205,23 @@ def test_lengths_count_the_text_and_not_what_was_read_before(way: str, tmp_path:
     assert (result[0, :3] == 0).all(), "everything else would end it before the least length"
     options = {"do_sample": False, "pad_token_id": 0, "max_length": 5}
     assert model.generate(state=state, **options).shape[1] == 5
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_the_memory_writes_what_it_writes_without_transformers(share: float) -> None:
+    model, memory = network(), NgramMemory(TOKENIZER.vocab_size, 5, TOKENIZER.eos_token_id)
+    memory.learn(TOKENIZER.encode(STORY))
+    mixture, ids = Mixture.start(memory).with_share(share), encode("On day 3", "the boat")
+    ids = ids[:, :8]
+    options = GREEDY | {"max_new_tokens": 20}
+    result = model.generate(ids, logits_processor=[MemoryLogitsProcessor(mixture)], **options)
+    plain = model.generate(ids, **options)
+    assert (result == plain).all() == (share == 0)
+    for row, prompt in zip(result, ids, strict=True):
+        sampling = SamplingConfig(max_tokens=20, temperature=0.0)
+        (text,) = generate(
+            model, TOKENIZER, TOKENIZER.decode(prompt.tolist()), sampling, memory=mixture, engine="torch"
+        )
+        expected = TOKENIZER.decode([i for i in row[8:].tolist() if i != TOKENIZER.eos_token_id])
+        assert text.text == expected

@@ -12,6 +12,7 @@ from ltc_textgen import (
     LiquidTimeConstantNetwork,
     LTCConfig,
     LTCError,
+    MemoryLogitsProcessor,
     ModelConfig,
     RunConfig,
     SamplingConfig,
@@ -24,11 +25,13 @@ from ltc_textgen import (
     generate_stream,
     layers,
     load_run,
+    memory_of,
     mix,
     train,
 )
 from ltc_textgen.evaluation import Scores
 from ltc_textgen.generation import Completion
+from ltc_textgen.memory import Mixture
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.runs import Run
 from ltc_textgen.training import TrainResult
@@ -45,6 +48,10 @@ assert_type(state, TextState)
 assert_type(mix(state, state, 0.3), TextState)
 hidden, after = run.model.advance(torch.zeros(1, 3, dtype=torch.int64))
 assert_type(after, LiquidState)
+memory = memory_of(run)
+assert_type(memory, Mixture | None)
+if memory is not None:
+    run.model.generate(logits_processor=[MemoryLogitsProcessor(memory.with_share(0.5))])
 texts = generate(run.model, run.tokenizer, "On day", SamplingConfig(max_tokens=5))
 assert_type(texts, list[Completion])
 for chunk in generate_stream(run.model, run.tokenizer, "On day", SamplingConfig(max_tokens=5)):
