@@ -17,7 +17,7 @@ run: $(VENV)/.installed  ## train on WikiText-2 (offline: on Python's own docume
 	$(BIN)/python train.py --resume --out $(RUN) $(ARGS)
 	$(BIN)/python run.py $(RUN) --prompt "$(PROMPT)" --max-tokens 200
 
-test: $(VENV)/.dev  ## run the tests that take less than ten seconds each (four minutes on two cores)
+test: $(VENV)/.dev  ## run the tests that take less than two seconds each (four minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev  ## run all tests

@@ -93,17 +93,24 @@ def ltc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text with space") / "story é.txt"
     path.write_text(STORY)
     return path
 
 
-@pytest.fixture(scope="module")
-def run(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def trained_story(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, made once for all tests; none may change it."""
     from ltc_textgen.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "story"
     assert main.run(["train", "--data", str(story), "--max-steps", "150", "--out", str(out), *TINY]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def run(trained_story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run for the tests of one file."""
+    return shutil.copytree(trained_story, tmp_path_factory.mktemp("runs") / "story")

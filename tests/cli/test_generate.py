@@ -114,6 +114,7 @@ def test_prompts_come_from_one_place(run: Path, tmp_path: Path, ltc: Callable[..
         assert ltc("generate", run, "-i", *more).code == 2
 
 
+@pytest.mark.slow
 def test_generation_imports_no_transformers(run: Path) -> None:
     import subprocess
 

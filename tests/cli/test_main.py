@@ -58,6 +58,7 @@ def test_a_run_that_ended_resumes_to_the_same_result(run: Path, ltc: Callable[..
     assert (run / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_training_json_of_a_run_is_a_recipe(run: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     again = ltc("train", "--config", run / "training.json", "--out", tmp_path / "again")
     assert again.code == 0, again.err
@@ -90,6 +91,7 @@ def test_several_samples(run: Path, ltc: Callable[..., Outcome]) -> None:
     assert "\n30 tokens, " in "\n" + ltc("generate", run, *options).err
 
 
+@pytest.mark.slow
 def test_a_prompt_from_a_file_and_from_stdin(run: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("the boat")
@@ -353,6 +355,7 @@ def ascii_environment() -> dict[str, str]:
     return {**os.environ, "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_shows_escapes(run: Path, ascii_environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "ltc_textgen", "generate", str(run), "--prompt", "é—", "--max-tokens", "5"]
     shown = subprocess.run(command, capture_output=True, text=True, env=ascii_environment)
@@ -371,6 +374,7 @@ def test_what_is_no_duration(wrong: str) -> None:
         seconds(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "run.py"])
 def test_the_scripts_are_the_commands(script: str) -> None:
     page = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout

@@ -26,6 +26,7 @@ def faults(how: str) -> int:
     return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     assert faults("tuned") < 100 < faults("as it is")

@@ -88,6 +88,7 @@ def test_a_split_that_is_not_there(tmp_path: Path) -> None:
         corpus_of(tmp_path, "text").test()
 
 
+@pytest.mark.slow
 def test_the_embedded_corpus_is_prose_and_always_the_same() -> None:
     documents = embedded_documents()
     text = "\n".join(documents)

@@ -13,6 +13,7 @@ from ltc_textgen.data.token_cache import find_tokenizer, prepare
 from ltc_textgen.errors import DataError
 
 
+@pytest.mark.slow
 def test_wikitext_comes_with_its_splits_articles_and_bert(hub: Hub) -> None:
     said: list[str] = []
     data = prepare(DataConfig(), said.append)
@@ -36,6 +37,7 @@ def test_wikitext_comes_with_its_splits_articles_and_bert(hub: Hub) -> None:
     assert data.valid_bytes == len("".join(lines).encode())
 
 
+@pytest.mark.slow
 def test_what_is_cached_is_used_without_a_request(hub: Hub) -> None:
     first = prepare(DataConfig())
     hub.requests.clear()
@@ -46,6 +48,7 @@ def test_what_is_cached_is_used_without_a_request(hub: Hub) -> None:
     assert again.corpus_name == "wikitext-2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["hanging", "failing", "dead"])
 def test_a_hub_that_does_not_answer(hub: Hub, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.mode = mode
@@ -87,6 +90,7 @@ def test_the_libraries_are_online_again_afterwards(hub: Hub) -> None:
     assert not datasets.config.HF_HUB_OFFLINE
 
 
+@pytest.mark.slow
 def test_a_hub_without_wikitext_leads_to_the_embedded_corpus(hub: Hub) -> None:
     del hub.files["datasets", WIKITEXT]
     said: list[str] = []
@@ -100,6 +104,7 @@ def test_bert_asked_by_name_is_not_replaced(hub: Hub) -> None:
         prepare(DataConfig(tokenizer="bert"))
 
 
+@pytest.mark.slow
 def test_wikitext_with_another_tokenizer_needs_no_bert(hub: Hub) -> None:
     del hub.files["models", BERT]
     data = prepare(DataConfig(tokenizer="char"))
@@ -107,6 +112,7 @@ def test_wikitext_with_another_tokenizer_needs_no_bert(hub: Hub) -> None:
     assert data.tokenizer.decode(data.valid.tolist()) == "".join(data.corpus.valid())
 
 
+@pytest.mark.slow
 def test_any_other_data_set(hub: Hub) -> None:
     texts = [f"Text number {n}.\r\n" for n in range(50)] + ["", None]
     hub.add_dataset("someone/things", {"train": {"body": texts}}, "small")
@@ -121,6 +127,7 @@ def test_any_other_data_set(hub: Hub) -> None:
     assert other.fingerprint != corpus.fingerprint
 
 
+@pytest.mark.slow
 def test_what_a_data_set_can_lack(hub: Hub) -> None:
     hub.add_dataset("someone/things", {"train": {"body": ["a b c"] * 9, "n": list(range(9))}}, "small")
     with pytest.raises(DataError, match=r"'text'.*body, n.*--text-column"):
@@ -136,6 +143,7 @@ def test_what_a_data_set_can_lack(hub: Hub) -> None:
         load_corpus(DataConfig(data="someone/splits"))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_by_its_id(hub: Hub) -> None:
     hub.add_bert("someone/pieces", only_vocabulary=True)
     hub.add("models", "someone/nothing", {"README.md": b"nothing"})
@@ -186,6 +194,7 @@ def test_a_folder_that_looks_like_an_id_wins(hub: Hub, tmp_path: Path, monkeypat
     assert "".join(load_corpus(DataConfig(data="someone/things")).train()) == "local tex"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "kind"), [("wikitext-2", "data set"), ("embedded", "tokenizer")])
 def test_a_hub_that_answers_and_then_hangs_is_given_up(hub: Hub, data: str, kind: str) -> None:
     hub.mode = "stalling"
@@ -197,6 +206,7 @@ def test_a_hub_that_answers_and_then_hangs_is_given_up(hub: Hub, data: str, kind
     ]
 
 
+@pytest.mark.slow
 def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_download, "STALL", 2.5)
     monkeypatch.setattr(hub_download, "FIRST", 20.0)
@@ -206,6 +216,7 @@ def test_a_download_that_stands_still_is_given_up(hub: Hub, monkeypatch: pytest.
         library.tokenizer_file(BERT)
 
 
+@pytest.mark.slow
 def test_a_slow_download_is_not_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_download, "FIRST", 4.0)
     monkeypatch.setattr(hub_download, "STALL", 4.0)

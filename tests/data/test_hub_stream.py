@@ -52,6 +52,7 @@ def files_asked_for(hub: Hub) -> set[str]:
     return {path.rpartition("/")[2] for path, _, _ in hub.ranges}
 
 
+@pytest.mark.slow
 def test_the_text_is_kept_once_and_then_needs_no_hub(large: Hub) -> None:
     config = DataConfig(data=NAME, text_column="body", streaming="always")
     corpus = load_corpus(config)
@@ -161,6 +162,7 @@ def test_size_decides(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub_stream.text_directory(NAME, "body").exists()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_column(large: Hub) -> None:
     with pytest.raises(DataError, match=r"'text'.*body, noise.*--text-column"):
         load_corpus(DataConfig(data=NAME, streaming="always"))

@@ -135,6 +135,7 @@ prepare(DataConfig(data=sys.argv[1], tokenizer="wordpiece", vocab_size=600))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_killed_run_goes_on_where_it_was(text_file: Path, processes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, facts = made(text_file, "wordpiece", "whole", monkeypatch)

@@ -179,6 +179,7 @@ def test_bert_splits_words_into_pieces() -> None:
     assert tokenizer.encode("x" * 101) == [tokenizer.unk_token_id]
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_across_processes() -> None:
     code = (
         "import random\nfrom ltc_textgen.data.train_tokenizer import train_wordpiece\n"
@@ -279,6 +280,7 @@ def test_loading_imports_neither_transformers_nor_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_id_of_bert_is_bert(hub: object) -> None:
     assert find_tokenizer(BERT).kind == "bert"
 

@@ -155,6 +155,7 @@ def test_a_score_depends_on_earlier_tokens_only(changed, head, monkeypatch):
         assert all(abs(a - b) > 1e-3 for a, b in zip(mine[changed - 1 :], theirs[changed - 1 :], strict=True))
 
 
+@pytest.mark.slow
 def test_both_help_on_a_text_that_repeats_itself():
     model, tokens = make_model(), np.tile(text(25), 12)
     plain = score_tokens(model, tokens)[0]

@@ -163,6 +163,7 @@ def test_number_types_and_memory_maps_change_nothing(tmp_path):
         assert score_tokens(model, np.memmap(tmp_path / "tokens.bin", kind, "r")) == expected
 
 
+@pytest.mark.slow
 def test_chunks_and_batches_change_nothing(monkeypatch):
     model = make_model()
     tokens = np.random.default_rng(0).integers(0, 257, 60)

@@ -23,6 +23,8 @@ from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.checked import sha256_file
 from ltc_textgen.runs import load_run
 
+pytestmark = pytest.mark.slow
+
 # Runs the program where neither PyTorch nor this package can be imported.
 ALONE = """
 import runpy, sys
@@ -231,6 +233,7 @@ def test_a_missing_module_is_named_with_what_installs_it(module: str, exported: 
     assert "pip install" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_output_that_cannot_be_written_ends_in_a_line(exported: Path) -> None:
     program = shlex.join([sys.executable, str(exported / "generate.py"), "On ж", "-n", "5"])

@@ -35,6 +35,7 @@ def as_onnx(made: LiquidTimeConstantNetwork, path: Path) -> Network:
 WIRED = {"kind": "auto_ncp", "output_size": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -54,6 +55,7 @@ def test_every_coupling_is_a_graph_that_does_the_same(settings: dict[str, object
     assert exported.about["time_constants"] == [f"tau_{i}" for i in range(len(made.layers))]
 
 
+@pytest.mark.slow
 def test_tied_matrices_and_a_state_that_is_not_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = network(coupling="diagonal", block="liquid", tie_embeddings=True, solver="exponential", contractive=True)
     rest = made.initial_state(1).map(lambda tensor: torch.randn_like(tensor))
@@ -66,6 +68,7 @@ def test_tied_matrices_and_a_state_that_is_not_zero(tmp_path: Path, monkeypatch:
     assert len(tables) == 1, "the shared matrix is there once"
 
 
+@pytest.mark.slow
 def test_torch_export_of_the_step(tmp_path: Path) -> None:
     made = network(coupling="diagonal", block="liquid")
     step = TokenStep(made)

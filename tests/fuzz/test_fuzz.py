@@ -43,6 +43,7 @@ def memory(*_: object) -> int:
     return len(bytearray(3 * 2**29)) and 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [internal, raising, memory, lambda *_: 5, lambda *_: None, lambda *_: 139])
 def test_a_fault_is_noticed(fault: object, runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "MEMORY", 2**26)

@@ -341,6 +341,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text():
     # In a process of its own, where nothing else allocates and the run-time type checks cost no time.
     command = [sys.executable, "-c", MEMORY_PROBE]

@@ -79,6 +79,7 @@ def test_a_card_says_what_is_known(run_directory: Path) -> None:
     assert 'from_pretrained("me/story")' in text
 
 
+@pytest.mark.slow
 def test_time_constants_of_a_card_are_those_of_the_layers(run_directory: Path) -> None:
     model = load_run(run_directory).model.train()
     ids = sharing.written(model.eval(), 40)
@@ -114,6 +115,7 @@ def load_run_without_facts(directory: Path) -> LiquidTimeConstantNetwork:
     return AutoModelForCausalLM.from_pretrained(directory)
 
 
+@pytest.mark.slow
 def test_what_the_owner_wrote_stays(run_directory: Path) -> None:
     model = load_run(run_directory).model
     first = sharing.model_card(model, "me/story")
@@ -148,6 +150,7 @@ def test_every_kind_of_network_has_a_card(settings: dict) -> None:
 # --- to the hub and back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [lambda path: load_run(path).model, AutoModelForCausalLM.from_pretrained])
 def test_what_is_pushed_loads_again(load: object, run_directory: Path, tmp_path: Path, uploads: Hub) -> None:
     model = load(run_directory)
@@ -172,6 +175,7 @@ def test_what_is_pushed_loads_again(load: object, run_directory: Path, tmp_path:
     assert load_run(tmp_path / "downloaded").tokenizer.fingerprint == TOKENIZER.fingerprint
 
 
+@pytest.mark.slow
 def test_a_second_push_keeps_the_licence(run_directory: Path, uploads: Hub) -> None:
     model = load_run(run_directory).model
     model.push_to_hub("me/story")

@@ -129,6 +129,7 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_named(
 # --- streams and stops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["characters", "bytes_"])
 def test_streamers_write_the_text_that_results(
     run: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -288,6 +289,7 @@ def arguments(place: Path, **more: object) -> TrainingArguments:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer(checkpointing: bool, model: LiquidTimeConstantNetwork, tmp_path: Path) -> None:
     options = arguments(tmp_path, gradient_accumulation_steps=2, gradient_checkpointing=checkpointing)

@@ -38,6 +38,7 @@ def call(kind, inputs, steps=2, solver=Solver.semi_implicit, adaptive=True):
     return OPERATORS[kind](*inputs.values(), method=Method(steps, solver, adaptive))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("code", [0, 2])
 def test_registration(kind, code):
@@ -314,6 +315,7 @@ def test_refuses_steps(steps):
         call("diagonal", arguments("diagonal"), steps=steps)
 
 
+@pytest.mark.slow
 def test_a_child_process_computes_too():
     """A fork inherits no threads of the parent's pool; a kernel that waited for them would hang."""
     program = """

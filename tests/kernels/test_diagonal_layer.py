@@ -74,6 +74,7 @@ def run(cell, inputs, choice="auto", dtype=torch.float32, mask=None, last_alone=
     return found | {f"gradient of {name}": t.grad for name, t in named if t.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("solver", list(Solver))
 def test_equals_the_float64_reference(used, name, solver):

@@ -95,6 +95,7 @@ def test_gradients_equal_those_of_the_sequential_scan(no_way_back, solver, adapt
         torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_gradcheck(no_way_back, solver):
     arguments = [*problem(tokens=5, batch=2, neurons=2)]
@@ -118,6 +119,7 @@ def test_slope_is_the_derivative_of_a_token(solver, adaptive):
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_recurrence_that_does_not_contract_falls_back(monkeypatch):
     arguments = problem(tokens=200, feedback=60.0)
     calls = []
@@ -158,6 +160,7 @@ def test_bad_arguments_are_refused():
         in_parallel(drive, x0.float(), dt, *rest, 1, Solver.explicit, True)
 
 
+@pytest.mark.slow
 def test_float32_stays_close_to_float64(no_way_back):
     arguments = problem(tokens=1000, neurons=8)
     expected, _ = in_order(*arguments, 2, Solver.semi_implicit, True)
@@ -248,6 +251,7 @@ def test_contractive_cells_contract(solver, adaptive):
             assert newton_scan.token_with_slope(x, drive, size, wild, method)[1].abs().max() > 1
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(steps=st.integers(1, 4), step_size=st.floats(0.01, 20), seed=st.integers(0, 10_000))
 def test_contractive_cells_forget_where_they_started(steps, step_size, seed):

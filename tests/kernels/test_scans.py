@@ -22,6 +22,7 @@ def instruction_set(request):
     library.use_instruction_set(SETS[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("solver", list(Solver))
 @pytest.mark.parametrize("adaptive", [True, False])

@@ -153,6 +153,7 @@ def command(*calls: list[object]) -> list[str]:
 ENGINES = ["torch"] if LIBRARY is None else ["torch", "native", "int8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_writing_imports_no_transformers(run: Path, tmp_path: Path, engine: str) -> None:
     kept = tmp_path / "story.state"
@@ -182,11 +183,13 @@ def test_measuring_imports_no_transformers(run: Path, tmp_path: Path) -> None:
     assert lines[-1] == "imported:"
 
 
+@pytest.mark.slow
 def test_what_was_made_for_a_hub_is_written_with_as_lightly(run: Path, tmp_path: Path) -> None:
     load_run(run).model.save_for_hub(tmp_path / "shared")
     assert command(["generate", tmp_path / "shared", "-p", "On day", "-n", 3])[-2:] == ["<0>", "imported:"]
 
 
+@pytest.mark.slow
 def test_the_test_sees_what_is_imported(run: Path) -> None:
     """With a key that only transformers can know it is asked; else the tests above could not fail."""
     own = (run / "config.json").read_text()

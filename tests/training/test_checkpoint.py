@@ -169,6 +169,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_real_limit_on_file_size_leaves_the_old_checkpoint_and_no_rubbish(tmp_path):
     write(tmp_path, 1)
     script = f"""

@@ -14,6 +14,7 @@ from ltc_textgen.training import metrics
 from ltc_textgen.training.loop import train
 
 
+@pytest.mark.slow
 def test_events_and_tensorboard_tell_of_a_whole_run(
     story: Path, tmp_path: Path, ltc: Callable[..., Outcome], fresh_cache: Path
 ) -> None:

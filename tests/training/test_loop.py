@@ -106,6 +106,7 @@ def test_a_finished_run_can_be_resumed_and_there_is_nothing_to_do(finished):
     assert (result.out / "metrics.jsonl").read_bytes() == curve
 
 
+@pytest.mark.slow
 def test_epochs_govern(corpus, tmp_path):
     heard = Listener()
     result = train(settings(corpus, epochs=2, batch_size=16), tmp_path / "run", reporter=heard)
@@ -204,6 +205,7 @@ def test_a_sample_prompt_begins_the_sample(corpus, tmp_path):
     assert heard.validations[0].sample is None
 
 
+@pytest.mark.slow
 def test_overfitting_shows_as_a_gap(tmp_path, monkeypatch):
     monkeypatch.setenv("LTC_CACHE", str(tmp_path / "cache"))
     noise = write_corpus(tmp_path, words=160, seed=3)

@@ -47,6 +47,7 @@ def test_it_is_told_once_per_row():
     assert len(heard.notes) == 2
 
 
+@pytest.mark.slow
 def test_a_text_learned_by_heart_is_told_and_the_best_weights_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("LTC_CACHE", str(tmp_path / "cache"))
     corpus = write_corpus(tmp_path, words=150)
@@ -58,6 +59,7 @@ def test_a_text_learned_by_heart_is_told_and_the_best_weights_are_kept(tmp_path,
     assert memorisation(result.val_loss, result.train_loss, result.best_val_loss, result.best_step).advice
 
 
+@pytest.mark.slow
 def test_the_command_reports_the_gap(tmp_path, ltc, monkeypatch):
     monkeypatch.setenv("LTC_CACHE", str(tmp_path / "cache"))
     corpus = write_corpus(tmp_path, words=150)

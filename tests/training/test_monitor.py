@@ -74,6 +74,7 @@ def test_another_learning_rate_begins_anew():
     assert rate_scale(session.progress, 1e-3) == 1.0
 
 
+@pytest.mark.slow
 def test_the_halved_rate_is_kept_in_a_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "_limit", lambda progress, *_: 0.0 if progress.step == 20 else None)
     run = settings(

@@ -130,6 +130,7 @@ def test_a_dump_that_cannot_be_written_does_not_hide_why_the_run_ends(corpus, tm
         train(settings(corpus, max_steps=100), tmp_path / "run", reporter=Listener())
 
 
+@pytest.mark.slow
 def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(corpus, tmp_path, monkeypatch):
     run = settings(corpus, max_steps=60, save_steps=5, eval_steps=100)
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step % LIMIT else loss)

@@ -16,6 +16,7 @@ from ltc_textgen.training.loop import train
 BEGINNERS = {"optimizer": "muon", "muon_learning_rate": 0.02, "state_reset_prob": 0.3}
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_with_muon_and_restarts_it_is_the_same_run(tmp_path) -> None:
     corpus = write_corpus(tmp_path)
     run = settings(corpus, {"learned_initial_state": True}, max_steps=20, eval_steps=9, save_steps=6, **BEGINNERS)
@@ -46,6 +47,7 @@ def test_a_run_goes_on_with_another_optimizer(tmp_path, first, then) -> None:
     assert moments["embed_tokens.weight/step"] == 9, "what both move alike goes on"
 
 
+@pytest.mark.slow
 def test_the_share_of_windows_that_begin_anew(tmp_path, monkeypatch) -> None:
     begun, windows = 0, 0
     original = step_module.start_state

@@ -54,6 +54,7 @@ def crash_at(step):
     return Listener(after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 14, 17, 42, 44])
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(uninterrupted, corpus, tmp_path, step):
     run, out = plan(corpus, batch_size=16), tmp_path / "run"
@@ -65,6 +66,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(uninterrupted, corpu
     assert_same_run(out, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [7, 13, 29, 42])
 def test_crashed_between_checkpoints_and_resumed_it_is_the_same_run(uninterrupted, corpus, tmp_path, step):
     run, out = plan(corpus, batch_size=16), tmp_path / "run"
@@ -76,6 +78,7 @@ def test_crashed_between_checkpoints_and_resumed_it_is_the_same_run(uninterrupte
     assert_same_run(out, uninterrupted)
 
 
+@pytest.mark.slow
 def test_crashed_in_the_middle_of_a_validation_it_is_the_same_run(uninterrupted, corpus, tmp_path, monkeypatch):
     from ltc_textgen.training import validation
 
@@ -95,6 +98,7 @@ def test_crashed_in_the_middle_of_a_validation_it_is_the_same_run(uninterrupted,
     assert_same_run(out, uninterrupted)
 
 
+@pytest.mark.slow
 def test_better_weights_of_steps_that_are_made_again_do_not_stay(corpus, tmp_path):
     """The best weights are those of the checkpoint, even if a lost validation had written later ones."""
     run, out = plan(corpus, eval_steps=7, save_steps=20), tmp_path / "run"
@@ -109,6 +113,7 @@ def test_better_weights_of_steps_that_are_made_again_do_not_stay(corpus, tmp_pat
     assert restored[0] == kept
 
 
+@pytest.mark.slow
 def test_resuming_many_times_is_the_same_run(uninterrupted, corpus, tmp_path):
     run, out = plan(corpus, batch_size=16), tmp_path / "run"
     for step in (3, 4, 14, 30, 31):
@@ -134,6 +139,7 @@ class Ticking(Watch):
         return super().lap(session, value)
 
 
+@pytest.mark.slow
 def test_a_run_by_time_continues_from_the_recorded_seconds(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module, "Watch", Ticking)
     run = settings(corpus, time_budget=3.0, eval_steps=14, save_steps=5, learning_rate=0.02)
@@ -147,6 +153,7 @@ def test_a_run_by_time_continues_from_the_recorded_seconds(corpus, tmp_path, mon
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_run(uninterrupted, corpus, tmp_path):
     run, out = plan(corpus, batch_size=16), tmp_path / "run"
     train(run, out, reporter=stop_at(33))
@@ -250,6 +257,7 @@ def test_resuming_what_has_not_begun_begins(corpus, tmp_path):
     assert any("new run" in note for note in heard.notes)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_is_the_same_run(uninterrupted, corpus, tmp_path):
     """SIGKILL of a real process: in steps, in validations and in the middle of checkpoints."""
     run, draw = plan(corpus, batch_size=16), random.Random(5)
@@ -271,6 +279,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_run(uninterrupted, 
     assert_same_run(out, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_process_that_gets_a_signal_saves_and_exits_with_its_code(uninterrupted, corpus, tmp_path, number, code):
     run, out = plan(corpus, batch_size=16), tmp_path / "run"

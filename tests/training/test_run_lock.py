@@ -28,6 +28,7 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_the_second_process_is_told_who_holds_the_directory(holder, tmp_path):
     with pytest.raises(DirectoryLockedError, match=f"process {holder.pid} on ") as caught, lock_run(tmp_path / "run"):
         pass
@@ -35,6 +36,7 @@ def test_the_second_process_is_told_who_holds_the_directory(holder, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_lock_whose_holder_was_killed_is_taken_over(holder, tmp_path):
     holder.kill()
     holder.wait()

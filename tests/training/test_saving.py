@@ -28,6 +28,7 @@ class MinuteASecond(Watch):
         return super().share(session, finite, loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "steps"),
     [

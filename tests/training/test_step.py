@@ -100,6 +100,7 @@ def test_clipping_bounds_the_step_of_plain_descent():
     assert model.weight.grad[0, 0] == 30.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 3, 99])
 def test_lanes_read_in_parts_give_the_same_run(corpus, tmp_path, parts):
     whole, split = (
