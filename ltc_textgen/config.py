@@ -256,6 +256,10 @@ class TrainConfig(Settings):
         default=None,
         description="Seconds of training, validation included; the learning rate ends its schedule with it.",
     )
+    init: str | None = Field(
+        default=None,
+        description="Run to begin from (or demo): its network, and its tokenizer if none is given.",
+    )
     state_reset_prob: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
         description="Probability of resetting a row's state before a window, so that the model also learns to start "

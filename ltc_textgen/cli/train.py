@@ -14,7 +14,7 @@ from ltc_textgen.cli.prepare import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.output import print_json, print_line
-from ltc_textgen.io.paths import user_path
+from ltc_textgen.io.paths import run_path, user_path
 from ltc_textgen.presets.recipes import (
     Recipe,
     assignments,
@@ -82,6 +82,7 @@ def train(
     preset: Preset = None,
     config: Annotated[Path | None, typer.Option(help="Recipe file (TOML), or the training.json of a run.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
+    init: Annotated[Path | None, describe(TrainConfig, "init")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, if there is one.")
     ] = False,
@@ -123,6 +124,8 @@ def train(
     }
     changes = merge(flags, assignments(assigned or []))
     resume = resume or resume_anyway
+    if init is not None:
+        changes = merge(_warm_start(init, resume), changes)
     started = out / "training.json"
     if resume and started.exists():
         if (preset or config) and not _launched():
@@ -135,6 +138,14 @@ def train(
     own = merge(*([load_file(config)] if config is not None else []), changes)
     preset = preset or (None if config is not None else CHOSEN)
     _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
+
+
+def _warm_start(init: Path, resume: bool) -> Recipe:
+    if resume and not _launched():
+        raise UsageError("--init begins a new run, --resume continues one: leave one of them out")
+    from ltc_textgen.training.warm_start import recipe_of
+
+    return recipe_of(run_path(init))
 
 
 def _launched() -> bool:

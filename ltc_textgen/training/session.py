@@ -39,6 +39,7 @@ from ltc_textgen.training.resume import (
     identity,
 )
 from ltc_textgen.training.signals import SIGNALS, StopRequest
+from ltc_textgen.training.warm_start import copy_weights
 
 COUNTED_AT_ONCE = 1 << 22
 
@@ -102,6 +103,9 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
     config = run.train
     checkpoint.seed_everything(config.seed)
     model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(data.tokenizer.vocab_size))
+    if config.init is not None:
+        known = copy_weights(model, data.tokenizer, Path(config.init))
+        reporter.note(f"begins from {config.init}, which knows {known:,} of {data.tokenizer.vocab_size:,} tokens")
     if rank_by := getattr(model.lm_head, "rank_by", None):
         rank_by(count_tokens(data.train, model.settings.vocabulary))
     if runtime.rank:
