@@ -372,7 +372,7 @@ class SamplingConfig(Settings):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), description="Texts that end generation.")
     ignore_eos: bool = Field(
         default=False,
-        description="Never draw the token that ends a document; text goes on to max_tokens or a stop string.",
+        description="Never draw the token that ends a document; text then ends at max_tokens or a stop string.",
     )
     num_samples: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, description="Texts to write from one prompt.")
 

@@ -20,7 +20,7 @@ class DataError(LTCError):
 
 
 class ArtifactError(LTCError):
-    """A run directory, weights file or state that is refused: corrupt, foreign or unsafe. Exit code 4."""
+    """A run directory, weights file or state that is rejected: corrupt, foreign or unsafe. Exit code 4."""
 
     exit_code = 4
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 FORMAT = "1"
 WEIGHTS = "model.safetensors"
 USUAL_KEYS = frozenset({"model_type", "transformers_version", "architectures", "dtype", "auto_map"})
-"""Keys beside the settings in what `save_run`, `save_pretrained` and `save_for_hub` write. Only where there are others
+"""Keys besides the settings in what `save_run`, `save_pretrained` and `save_for_hub` write. Only where there are others
 is transformers, which takes seconds to import, asked what it knows."""
 
 
@@ -56,7 +56,7 @@ class Run:
         network: The network in PyTorch alone, in evaluation mode.
         tokenizer: Its tokenizer.
         config: The settings of the run; None without a training.json.
-        facts: What training.json says beside the settings.
+        facts: What training.json says besides the settings.
     """
 
     path: Path

@@ -3,13 +3,13 @@
 | measure | is | reads |
 |---|---|---|
 | distinct_1 ... distinct_4 | different n-grams of words / n-grams of words | low: the same phrases again and again |
-| repeated_4grams | share of the 4-grams of words that have occurred before | high: whole phrases again |
+| repeated_4grams | fraction of the 4-grams of words that have occurred before | high: whole phrases again |
 | longest_repeat | characters of the longest passage that occurs twice (the two may overlap) | long: copies itself |
-| looping | share of the characters in loops: a unit at least LOOP times in a row | above the corpus': stuck |
+| looping | fraction of the characters in loops: a unit at least LOOP times in a row | above the corpus': stuck |
 | zipf | -slope of ln(frequency) over ln(rank) of words that occur at least twice | near 1 in natural text |
 
 Words are runs of letters and digits, in lower case, and single other marks. All of them depend on the length of the
-text, so they are compared with pieces of the same length of the corpus (`like_corpus`).
+text, so they are compared with passages of the same length of the corpus (`like_corpus`).
 
 Source: distinct-n is that of Li et al. 2016, arXiv:1510.03055.
 """
@@ -31,8 +31,8 @@ LONGEST_UNIT = 1000
 SHORTEST_LOOP = 8
 """Characters that a loop has at least: an ellipsis and a short rule are none."""
 
-PIECES = 20
-"""Most pieces of the corpus that a text is compared with."""
+PASSAGES = 20
+"""Most passages of the corpus that a text is compared with."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def longest_repeat(text: str) -> int:
 
 
 def _join(first: np.ndarray, second: np.ndarray, length: int) -> np.ndarray:
-    """Numbers of the passages that begin with one of `first`, of this length, and go on with one of `second`."""
+    """Numbers of the passages that begin with one of `first`, of this length, and continue with one of `second`."""
     after = second[length:]
     return _renumber(first[: len(after)] * (len(second) + 1) + after) if len(after) else after
 
@@ -91,7 +91,7 @@ def _renumber(values: np.ndarray) -> np.ndarray:
 
 
 def looping(text: str) -> float:
-    """Share of the characters that lie in a loop, 0 to 1."""
+    """Fraction of the characters that lie in a loop, 0 to 1."""
     letters = np.array([ord(c) for c in text], np.int64)
     inside = np.zeros(len(text), bool)
     for unit in range(1, min(LONGEST_UNIT, len(text) // LOOP) + 1):
@@ -111,18 +111,20 @@ def zipf_exponent(words: Iterable[str]) -> float | None:
 
 
 def like_corpus(documents: Iterable[str], length: int) -> TextQuality | None:
-    """The mean measures of pieces of so many characters of the corpus, one after the other; None without any.
+    """The mean measures of passages of so many characters of the corpus, one after the other; None without any.
 
-    A measure that some of the pieces are too short for is the mean of the others.
+    A measure that some of the passages are too short for is the mean of the others.
     """
-    pieces: list[str] = []
+    passages: list[str] = []
     for text in documents if length else ():
-        pieces += [text[at : at + length] for at in range(0, len(text) - length + 1, length)][: PIECES - len(pieces)]
-        if len(pieces) >= PIECES:
+        passages += [text[at : at + length] for at in range(0, len(text) - length + 1, length)][
+            : PASSAGES - len(passages)
+        ]
+        if len(passages) >= PASSAGES:
             break
-    if not pieces:
+    if not passages:
         return None
-    every = [measure_text(piece).to_dict() for piece in pieces]
+    every = [measure_text(passage).to_dict() for passage in passages]
     means: dict[str, Any] = {}
     for name in every[0]:
         values = [found[name] for found in every if found[name] is not None]

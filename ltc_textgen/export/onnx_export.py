@@ -152,7 +152,7 @@ def stream_of(tokenizer: TextTokenizer, documents: Iterable[str]) -> np.ndarray:
 
 
 def measure_int8(exported: Network, small: Network, stream: np.ndarray, most_loss: float, bar: Bar) -> dict[str, Any]:
-    """Perplexity and speed of the int8 variant beside those of the float32 graph.
+    """Perplexity and speed of the int8 variant, compared with the float32 graph.
 
     Raises:
         LTCError: If perplexity increases by more than `most_loss` percent.

@@ -160,6 +160,6 @@ def fold_transposes(model: "onnx.ModelProto") -> None:
 
 
 def _numbers(value: torch.Tensor) -> float | list[float]:
-    """One number if all are the same, as they are at rest."""
+    """One number if all are the same, as in the zero state."""
     flat = value.flatten().tolist()
     return flat[0] if len(set(flat)) == 1 else flat

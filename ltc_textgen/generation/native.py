@@ -24,7 +24,7 @@ KNOWN: tuple[type[nn.Module], ...] = (
     *(LiquidBlock, LearnedInitialState, CausalConvolution, LockedDropout, DiagonalLTC, FullHead),
     *(nn.Embedding, nn.ModuleList, nn.RMSNorm, Linear, nn.Linear),
 )
-"""Modules whose mathematics the decoder has, beside the network itself; a class before the one that it extends."""
+"""Modules whose mathematics the decoder implements, besides the network itself; subclasses before their bases."""
 
 READ = ("advance", "_read", "_call", "_embed")
 """Methods of a network whose place the decoder takes."""
@@ -167,7 +167,7 @@ class NativeDecoder:
         return stacked(state)
 
     def require(self, state: LiquidState, batch_size: int) -> None:
-        """Refuse the state of another network, or of another number of sequences.
+        """Reject the state of another network, or of another number of sequences.
 
         Raises:
             UsageError: The message names expected and got.

@@ -20,7 +20,7 @@ FROM_TRANSFORMERS = frozenset(
     | {"attn_implementation", "experts_implementation", "quantization_config", "custom_pipelines"}
     | {"tokenizer_class", "task_specific_params", "finetuning_task", "trust_remote_code"}
 )
-"""Keys of a configuration that transformers reads or writes, beside its dataclass fields and those of generation."""
+"""Keys of a configuration that transformers reads or writes, besides its dataclass fields and those of generation."""
 
 
 class LTCConfig(PreTrainedConfig):
@@ -147,7 +147,7 @@ class LiquidCache(Cache):
         self.reorder_cache(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to go back: the state after a text does not say what it was some tokens before.
+        """Reject cropping: the state after a text does not determine that of some tokens earlier.
 
         Raises:
             UsageError: If a token would have to be forgotten.
@@ -161,7 +161,7 @@ class LiquidCache(Cache):
 
 
 def check_past(state: Any, cache: Any) -> None:
-    """Refuse what cannot be what was read before.
+    """Reject arguments that cannot be the past of the given tokens.
 
     Raises:
         UsageError: If the cache is none of ours, or there is a state too.
@@ -179,7 +179,7 @@ class LiquidOutput(ModelOutput):
     Args:
         loss: Mean loss in nats per target, if targets were given.
         logits: Unnormalised log-probabilities of the next token, (B, T, V), which an adaptive head normalises; None if
-            `skip_logits` was given beside targets.
+            `skip_logits` was given with targets.
         state: State after the last token.
         past_key_values: The same state as a cache, for `generate`.
         hidden_states: If asked for, the embedding and the output of every layer, (B, T, D); the last is after the final

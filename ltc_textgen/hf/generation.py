@@ -12,7 +12,7 @@ from ltc_textgen.model.text_state import TextState
 from ltc_textgen.shapes import Bool, Int, Tensor
 
 MARGIN = 8
-"""Tokens beside those of a stop string that are decoded with it: the first may be a part of a character."""
+"""Tokens before a stop string that are decoded with it: the first may be a part of a character."""
 
 
 class FiniteLogits(LogitsProcessor):

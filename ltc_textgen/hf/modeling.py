@@ -80,7 +80,7 @@ class LiquidTimeConstantNetwork(LiquidNetwork, PreTrainedModel, GenerationMixin)
             given = [name for name, value in rest.items() if value != ModelConfig.model_fields[name].default]
             if given or more:
                 raise UsageError(
-                    f"LiquidTimeConstantNetwork: {[*given, *more][0]} is given beside a config: set it there"
+                    f"LiquidTimeConstantNetwork: {[*given, *more][0]} is given together with a config: set it there"
                 )
             config = input_size
         else:
@@ -174,7 +174,7 @@ class LiquidTimeConstantNetwork(LiquidNetwork, PreTrainedModel, GenerationMixin)
             num_items_in_batch: Divides the loss in place of the number of targets (gradient accumulation).
             return_dict: False returns a tuple.
             **others: `shift_labels`, targets that are shifted already (the token after each); `skip_logits=True`
-                returns no logits beside a loss, which saves the memory of a large vocabulary; and arguments for
+                returns no logits with a loss, which saves the memory of a large vocabulary; and arguments for
                 attention that transformers passes to every model, which have no effect.
 
         Raises:
@@ -342,7 +342,7 @@ IGNORED_ARGUMENTS = frozenset(
 
 
 def reject_unknown_arguments(others: dict[str, Any]) -> None:
-    """Check the keyword arguments of `forward` beside its own.
+    """Check the keyword arguments of `forward` besides its own.
 
     Raises:
         UsageError: If one is unknown, or asks for attentions.

@@ -1,4 +1,4 @@
-"""Lies beside a model's weights, so that `from_pretrained(..., trust_remote_code=True)` finds the network.
+"""Stored alongside a model's weights, so that `from_pretrained(..., trust_remote_code=True)` finds the network.
 
 The network itself is in the package ltc-textgen. A program that imports `ltc_textgen` needs neither this file nor
 `trust_remote_code`.

@@ -1,4 +1,4 @@
-"""Hub integration: model card, files beside the weights, safetensors-only loading.
+"""Hub integration: model card, files alongside the weights, safetensors-only loading.
 
 A model card has a header of metadata and a text. What this module writes stands between two marks and is replaced at
 every upload; the header, and everything outside the marks, belongs to the owner of the repository.

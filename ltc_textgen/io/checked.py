@@ -66,7 +66,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     if not path.is_file():
         pickled = [name for name in PICKLES if (path.parent / name).exists()]
-        advice = "; pickled weights are refused: convert them with safetensors.torch.save_file" if pickled else ""
+        advice = "; pickled weights are rejected: convert them with safetensors.torch.save_file" if pickled else ""
         raise ArtifactError(f"{path.parent} has no {path.name}{', only ' + pickled[0] if pickled else ''}{advice}")
     try:
         with safe_open(path, framework="pt") as file:

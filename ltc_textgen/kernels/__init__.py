@@ -1,1 +1,1 @@
-"""Fused kernels, each beside a readable reference of the same signature, and the choice among them (`dispatch`)."""
+"""Fused kernels, each with a readable reference of the same signature, and the choice among them (`dispatch`)."""

@@ -213,11 +213,11 @@ def state_bounds(
     if method.solver not in {Solver.semi_implicit, Solver.exponential}:
         return None
     zero = torch.zeros_like(x0[:1])
-    pulls = torch.stack((parameters.reversal[0], -parameters.reversal[1]))
+    drives = torch.stack((parameters.reversal[0], -parameters.reversal[1]))
     if method.adaptive:
-        low, high = pulls.amin(0), pulls.amax(0)
+        low, high = drives.amin(0), drives.amax(0)
     else:
-        low, high = pulls.clamp_max(0).sum(0) / parameters.leak, pulls.clamp_min(0).sum(0) / parameters.leak
+        low, high = drives.clamp_max(0).sum(0) / parameters.leak, drives.clamp_min(0).sum(0) / parameters.leak
     return (torch.minimum(torch.minimum(low, zero), x0)[:, None], torch.maximum(torch.maximum(high, zero), x0)[:, None])
 
 

@@ -209,7 +209,7 @@ class CfC(LiquidLayer):
 
     @classmethod
     def from_settings(cls, settings: ModelConfig, input_size: int, hidden_size: int) -> "CfC":
-        """As in `LiquidLayer`; refuses a solver, which has nothing to do here, and frozen time constants.
+        """As in `LiquidLayer`; rejects a solver, which a closed form does not have, and frozen time constants.
 
         Raises:
             UsageError: If the settings name a solver other than the default, or adaptive = False.

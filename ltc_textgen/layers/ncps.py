@@ -121,7 +121,7 @@ def _without_prefix(weights: Any) -> Mapping[str, Tensor]:
     if others or len(prefixes) > 1:
         some = ", ".join(sorted(others)[:3])
         raise ArtifactError(
-            f"ncps weights: the layer is under {' and '.join(map(repr, sorted(prefixes)))}, beside {some}; keep the "
+            f"ncps weights: the layer is under {' and '.join(map(repr, sorted(prefixes)))}, next to {some}; keep the "
             "names of one layer, without the prefix"
         )
     return {name.removeprefix(prefix): value for name, value in weights.items()}
@@ -225,7 +225,7 @@ def _require_form(part: _Weights, size: int, inputs: int, units: int, backbone: 
     """Reject a closed form whose tensors do not fit each other."""
     if inputs < 1:
         raise ArtifactError(
-            f"ncps weights: {backbone[0] if backbone else 'ff1.weight'} leaves no inputs beside the state"
+            f"ncps weights: {backbone[0] if backbone else 'ff1.weight'} leaves no inputs besides the state"
         )
     for name, features in zip(backbone, [inputs + size] + [units] * len(backbone), strict=False):
         part.require([name], units, features)

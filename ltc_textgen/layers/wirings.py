@@ -3,7 +3,7 @@
 | wiring            | synapses                                                                              |
 |-------------------|---------------------------------------------------------------------------------------|
 | `fully_connected` | all                                                                                   |
-| `random`          | a share of all, drawn evenly                                                          |
+| `random`          | a fraction of all, drawn uniformly                                                    |
 | `ncp`             | inputs -> inter -> command (recurrent) -> motor neurons, as in a nematode's circuits  |
 | `auto_ncp`        | `ncp` with its six sizes derived from a number of neurons, of outputs, and a sparsity |
 
@@ -41,7 +41,7 @@ class Wiring:
         adjacency: Polarity of the synapse from neuron j onto neuron i at [j, i]: +1, -1, or 0 where there is none.
         sensory: The same from input d onto neuron i at [d, i].
         layers: Neurons in the order in which a token passes them, one range of ids per layer. The last holds the motor
-            neurons, if the wiring tells them apart.
+            neurons, if the wiring distinguishes them.
         output_size: Motor neurons, whose states leave the layer: the first so many.
     """
 
@@ -94,13 +94,13 @@ def fully_connected(
 def random(
     units: int, input_size: int, output_size: int | None = None, sparsity: float = 0.0, seed: int = 1111
 ) -> Wiring:
-    """A share of all synapses exists, drawn without replacement.
+    """A random fraction of all synapses, drawn without replacement.
 
     Args:
         units: N, neurons.
         input_size: D, inputs.
         output_size: Motor neurons; all neurons if None.
-        sparsity: Share of synapses left out, in [0, 1).
+        sparsity: Fraction of synapses left out, in [0, 1).
         seed: Seed of synapses and polarities.
 
     Raises:
@@ -175,7 +175,7 @@ def auto_ncp(units: int, input_size: int, output_size: int, sparsity: float = 0.
         units: N, neurons in all.
         input_size: D, inputs.
         output_size: Motor neurons, fewer than units - 2; 0.3 units is a good choice.
-        sparsity: Share of the synapses that a fan leaves out, in [0.1, 1).
+        sparsity: Fraction of the synapses that a fan leaves out, in [0.1, 1).
         seed: Seed of synapses and polarities.
 
     Raises:

@@ -29,7 +29,7 @@ class LiquidState:
         return self.neurons[0].shape[0]
 
     def require(self, layers: int, neurons: tuple[int, int], conv_state: tuple[int, int, int] | None) -> None:
-        """Refuse the state of another network or batch.
+        """Reject the state of another network or batch.
 
         Args:
             layers: How many there are.

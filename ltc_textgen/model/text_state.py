@@ -4,8 +4,8 @@
     state.save("book.state")
     model.generate(state=TextState.load("book.state", model))
 
-A `LiquidState` is the numbers alone. To go on writing takes one thing more, the last token, which the network has not
-read yet, since reading it is what predicts the next one. `TextState` has both, and knows whose it is.
+A `LiquidState` is the numbers alone. Continuing a text also needs its last token, which the network has not read yet:
+reading it predicts the next one. `TextState` has both, and the fingerprint of its network.
 """
 
 import json
@@ -64,7 +64,7 @@ class TextState:
         return len(self.tokens)
 
     def require_model(self, model: Network) -> None:
-        """Refuse to be continued by another model, or by this one after it has learned.
+        """Reject another model, or this one with other weights.
 
         Raises:
             UsageError: If it is another.

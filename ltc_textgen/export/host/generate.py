@@ -318,7 +318,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     top_p = "only the likeliest tokens that together reach probability p"
     add("--top-p", type=between(float, 0, 1, above=True), default=1.0, help=top_p)
     add("--seed", type=between(int, 0, 2**63 - 1), default=None, help="same seed, same text")
-    add("--ignore-eos", action="store_true", help="go on after the end of a document")
+    add("--ignore-eos", action="store_true", help="continue after the end of a document")
     add("--threads", type=between(int, 1, 1024), default=1)
     options = parser.parse_args(arguments)
     options.seed = secrets.randbits(63) if options.seed is None else options.seed

@@ -96,7 +96,7 @@ export class Text {
     return [...new Set(text)].filter((character) => this.encode(character).includes(this.unknown));
   }
 
-  // WordPiece: the longest piece that fits, again and again; a word that cannot be cut is unknown.
+  // WordPiece: the longest token that fits, repeatedly; a word that cannot be split is unknown.
   pieces(word) {
     const characters = Array.from(word);
     if (characters.length > this.longest) return [this.unknown];
@@ -177,7 +177,7 @@ class ByteStream {
   }
 }
 
-// BERT's pieces as print sets them; the same rules as detokenize.py.
+// BERT's tokens with the spacing of print; the same rules as detokenize.py.
 const ENDINGS = new Set(["s", "t", "m", "d", "ll", "re", "ve"]);
 const CLOSING = new Set(".,;:!?)]}%’”…");
 const OPENING = new Set("([{$£€#‘“");

@@ -111,7 +111,7 @@ def parsed(content: bytes, name: str) -> dict[str, Any]:
 
 
 def description_digest(about: dict[str, Any]) -> str:
-    """SHA-256 of what export.json holds beside this checksum."""
+    """SHA-256 of what export.json holds besides this checksum."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
