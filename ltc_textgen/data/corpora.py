@@ -26,7 +26,7 @@ Source = Callable[[], Iterator[Chunk]]
 CHARACTER_LIMIT = 4_000_000
 """Characters below which a corpus of files has characters as tokens, unless another tokenizer is chosen.
 
-In less text than this, most chunks of a WordChunk vocabulary are too rare to be learned.
+In less text than this, most tokens of a WordPiece vocabulary are too rare to be learned.
 """
 
 HELD_OUT = 5_000_000
@@ -36,7 +36,7 @@ NAMES = ("auto", "wikitext-2", "embedded")
 """Corpora that have a name; anything else is a path, or an id of the hub."""
 
 NOTED_FILES, NOTES = 50, 3
-"""Files whose beginning is looked at, and lines that are said about them at most."""
+"""Most files whose beginning is examined, and most notes about them."""
 
 EMBEDDED_NOTE = "the embedded corpus (the English documentation inside this Python, about 1.7 MB)"
 
@@ -49,8 +49,8 @@ class Corpus:
         name: wikitext-2, embedded, a path or a data set id.
         fingerprint: sha256 of the content and of how it is cut into splits, in hexadecimal.
         sources: Readings of the splits `train`, `valid` and perhaps `test`.
-        preferred: Tokenizer for `auto`; None: by the amount of text.
-        sizes: About how many bytes of UTF-8 the splits have, where that is known; a call may read the text.
+        preferred: Tokenizer for `auto`; if None, chosen by the amount of text.
+        sizes: Approximate bytes of UTF-8 of the splits, where known; a call may read the text.
         of_files: Whether the training text comes from files and folders.
         counts: What reading a split to its end changed or left out (see `normalize.describe_changes`).
     """
@@ -71,7 +71,7 @@ class Corpus:
         return describe_changes(total)
 
     def size(self, split: str) -> int | None:
-        """About how many bytes of UTF-8 a split has; None if it is not known."""
+        """Approximate bytes of UTF-8 of a split; None if not known."""
         return self.sizes[split]() if split in self.sizes else None
 
     def chunks(self, split: str) -> Iterator[Chunk]:
@@ -123,8 +123,8 @@ def load_corpus(config: DataConfig, notify: Callable[[str], None] = lambda _: No
     embedded corpus, and `notify` is called with one line that says so.
 
     Raises:
-        DataError: If it cannot be had or is empty; one line that says what to do.
-        UsageError: If an option does not go with it.
+        DataError: If it is not available or empty; one line that says what to do.
+        UsageError: If an option does not fit it.
     """
     if config.template is not None:
         template_fields(config.template)
@@ -235,7 +235,7 @@ def _files(paths: Sequence[Path], config: DataConfig, notify: Callable[[str], No
     for file in files:
         digest.update(f"{file.suffixes[-2:]} {file_digest(file)}".encode("utf-8", "surrogateescape"))
     if next(read(), None) is None:
-        raise DataError(f"{paths[0]}: no text in it: empty, or nothing but blanks")
+        raise DataError(f"{paths[0]}: no text in it: empty, or only white space")
 
     @cache
     def size() -> int:

@@ -35,7 +35,7 @@ class ByteStream(StreamDecoder):
     """Tokens that stand for bytes of UTF-8; a character may be spread over several.
 
     Args:
-        table: The bytes of every id; empty for ids that write nothing.
+        table: The bytes of every id; empty for ids that decode to nothing.
     """
 
     def __init__(self, table: Sequence[bytes]) -> None:
@@ -55,20 +55,20 @@ class ByteStream(StreamDecoder):
 
 
 class WordStream(StreamDecoder):
-    """BERT pieces: words apart by a space, `##` pieces joined, punctuation set as in print.
+    """BERT tokens: words separated by spaces, `##` tokens joined, punctuation set as in print.
 
     BERT forgets where spaces were, so they are guessed: none before . , ; : ! ? and closing brackets, none after
     opening ones, quotes open and close in turn, `don ' t` becomes `don't`, and WikiText's `1 @,@ 000` becomes `1,000`.
 
     Args:
-        pieces: The text of every id; empty for ids that write nothing.
-        prefix: What marks a piece that continues a word.
+        pieces: The text of every id; empty for ids that decode to nothing.
+        prefix: Marks a token that continues a word.
     """
 
     def __init__(self, pieces: Sequence[str], prefix: str = "##") -> None:
         self._pieces, self._prefix = pieces, prefix
         self._held: list[str] = []
-        self._glue = True  # the next piece follows without a space
+        self._glue = True  # the next token follows without a space
         self._open_quotes: set[str] = set()
 
     def push(self, token: int) -> str:
@@ -90,7 +90,7 @@ class WordStream(StreamDecoder):
         return other
 
     def _settle(self) -> str:
-        """Write the held pieces as far as what follows them no longer matters."""
+        """Write the held tokens that do not depend on what follows."""
         held = self._held
         match held:
             case ["@"] | ["'"]:
@@ -118,7 +118,7 @@ class WordStream(StreamDecoder):
         return self._spell()
 
     def _spell(self) -> str:
-        """Write all that is held, piece by piece."""
+        """Write all held tokens."""
         text = "".join(self._write(piece) for piece in self._held)
         self._held.clear()
         return text
@@ -142,7 +142,7 @@ class WordStream(StreamDecoder):
 class WindowStream(StreamDecoder):
     """Any other tokenizer, through its own decoder on a short window of ids.
 
-    The decoder may write a piece differently after others (a leading space), so each window starts some ids back and
+    The decoder may write a token differently after others (a leading space), so each window starts some ids back and
     what those write is cut off again.
 
     Args:

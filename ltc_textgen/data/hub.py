@@ -26,7 +26,7 @@ PATIENCE = 2.5
 """Seconds within which the hub must answer the first request."""
 
 CHUNK = 1 << 14
-"""Bytes of a download that are written at once: so few that the progress of a slow one is seen."""
+"""Bytes of a download that are written at once: few, so that a slow download shows progress."""
 
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_2 = "wikitext-2-raw-v1"
@@ -70,7 +70,7 @@ class Preflight:
             status = httpx2.head(self._url, timeout=PATIENCE, follow_redirects=False).status_code
         except httpx2.TimeoutException:
             return
-        except Exception as error:  # whatever it is: it did not answer
+        except Exception as error:  # of any kind: there was no answer
             self._problem = one_line(error)
             return
         # Too many requests, or a failing server; 501 is a server that does not know HEAD.
@@ -98,8 +98,8 @@ def find_dataset(identifier: str, column: str, streaming: str = "auto") -> dict[
     Args:
         identifier: `user/set`, or `user/set:configuration`.
         column: What holds the text.
-        streaming: never: as `load_dataset`. always: only the text column is kept while it streams. auto: what is
-            cached in either form is used; else large data sets are streamed.
+        streaming: never: as `load_dataset`. always: only the text column is stored while it streams. auto: a
+            cached copy of either form; else large data sets are streamed.
 
     Raises:
         DataError: If it is neither cached nor available from the hub; the message says why and what to do.
@@ -133,7 +133,7 @@ def _load_dataset(identifier: str, column: str) -> dict[str, Any]:
 
 
 def _load_text(identifier: str, column: str) -> dict[str, Any]:
-    """A small data set as such, a large one as its text column, which is kept while it streams."""
+    """A small data set as such, a large one as its text column, which is stored while it streams."""
     if (found := hub_stream.kept_whole(identifier, column)) is not None:
         return dict(found)
     if _online() and hub_stream.is_large(identifier.partition(":")[0]):
@@ -161,9 +161,9 @@ def _load_tokenizer(name: str, column: str) -> Path:
         return Path(hf_hub_download(name, "tokenizer.json"))
     except EntryNotFoundError:
         if not _online():
-            # Whether the repository has none, or it is not cached, cannot be told here.
+            # Offline, a repository without one looks like one that is not cached.
             return Path(hf_hub_download(name, "vocab.txt"))
-        with suppress(EntryNotFoundError):  # it tells whether the vocabulary is lower case
+        with suppress(EntryNotFoundError):  # it says whether the vocabulary is lower case
             hf_hub_download(name, "tokenizer_config.json")
         return Path(hf_hub_download(name, "vocab.txt"))
 
@@ -177,7 +177,7 @@ _LOADERS: dict[str, Callable[[str, str], Any]] = {
 
 
 def fetch(kind: str, name: str, column: str) -> None:
-    """Bring something into the caches, for `download`: progress and failure go to stdout as JSON, and an exit code.
+    """Fill the caches, for `download`: progress and failure go to stdout as JSON, and an exit code.
 
     Args:
         kind: data set, text (a data set or its text, by its size), stream (its text) or tokenizer.
@@ -260,7 +260,7 @@ def _cached_or_online(kind: str, name: str, probe: str, likely: bool, column: st
     if problem is not None:
         raise DataError(
             f"{what} is not cached and the hub at {endpoint()} does not answer: {problem}. Connect, or set HF_ENDPOINT "
-            "to a mirror or HF_HOME to a cache that has it; or use what is here: --data FILE or --data embedded"
+            "to a mirror or HF_HOME to a cache that has it; or use local text: --data FILE or --data embedded"
         )
     try:
         download(kind, name, column, _caches())
@@ -268,7 +268,7 @@ def _cached_or_online(kind: str, name: str, probe: str, likely: bool, column: st
             return load(name, column)
     except Exception as error:
         reason = str(error) if isinstance(error, DataError) else _reason(error)
-        raise DataError(f"{what} cannot be had from {endpoint()}: {reason}") from error
+        raise DataError(f"{what} is not available from {endpoint()}: {reason}") from error
 
 
 def _caches() -> list[Path]:
@@ -281,7 +281,7 @@ def _caches() -> list[Path]:
 
 
 def may_be_cached(name: str) -> bool:
-    """Whether a data set has a folder in the cache. Only a matter of time: the libraries decide."""
+    """Whether a data set has a folder in the cache. It only saves time: the libraries decide."""
     from huggingface_hub import constants
 
     cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
@@ -327,7 +327,7 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        # Imported meanwhile, it has taken the value over.
+        # If it was imported meanwhile, it has copied the value.
         datasets = sys.modules.get("datasets")
         if datasets is not None:
             datasets.config.HF_HUB_OFFLINE = before

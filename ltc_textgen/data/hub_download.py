@@ -1,7 +1,7 @@
-"""Downloads in a process of their own, which is ended when nothing arrives any more.
+"""Downloads in a child process, which is ended when no more data arrives.
 
-The hub's libraries wait for minutes when a server accepts a request and then hangs, and their threads outlive whoever
-stops waiting for them. The process only fills the caches; what is in them is then read without a network.
+The hub's libraries wait for minutes when a server accepts a request and then hangs, and their threads cannot be
+stopped. The process only fills the caches, which are then read without a network.
 
     python -c "from ltc_textgen.data import hub; hub.fetch(kind, name, column)"
         -> {"ready": true}      when the libraries are imported
@@ -30,7 +30,7 @@ LOOK = 0.25
 """Seconds between two checks of a download's progress."""
 
 NO_PAYLOAD = {"refs", ".locks", ".no_exist", "snapshots", "CACHEDIR.TAG", ".gitignore"}
-"""Folders and files of the hub's cache that are written before anything has arrived."""
+"""Folders and files of the hub's cache that are written before any data has arrived."""
 
 
 def download(kind: str, name: str, column: str, caches: list[Path]) -> None:
@@ -46,8 +46,8 @@ def download(kind: str, name: str, column: str, caches: list[Path]) -> None:
         DataError: If it fails, or makes no progress for too long; the message is the reason alone.
     """
     code = f"from ltc_textgen.data import hub; hub.fetch({kind!r}, {name!r}, {column!r})"
-    # Without these, each retry is logged before the failure; Xet writes late, so a slow download seems to stand still;
-    # and PyTorch is imported for nothing, which takes seconds.
+    # Without these, each retry is logged before the failure; Xet writes late, so a slow download seems to stall;
+    # and PyTorch is imported needlessly, which takes seconds.
     defaults = {"HF_HUB_VERBOSITY": "critical", "HF_HUB_DISABLE_XET": "1", "USE_TORCH": "0"}
     environment = {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
@@ -77,7 +77,7 @@ def _watch(process: subprocess.Popen[str], lines: list[dict[str, Any]], caches: 
             seen, moved = now, time.monotonic()
         patience = FIRST if lines and not arrived else STALL
         if time.monotonic() - moved > patience:
-            what = "the download stands still" if arrived else "it takes requests, but does not send anything"
+            what = "the download has stalled" if arrived else "it accepts requests, but sends nothing"
             raise DataError(f"{what} (for {patience:g} s)")
 
 
@@ -89,7 +89,7 @@ def _read(process: subprocess.Popen[str], lines: list[dict[str, Any]]) -> None:
 
 
 def _size(folders: list[Path]) -> int:
-    """Bytes of all files that were downloaded or made of it; a file that vanishes meanwhile counts nothing."""
+    """Bytes of all downloaded files and files derived from them; one that vanishes meanwhile is not counted."""
     total = 0
     for folder in folders:
         for directory, folders_in_it, names in os.walk(folder):

@@ -1,4 +1,4 @@
-"""Large data sets of the hub: only their text column is kept, streamed once in bounded memory.
+"""Large data sets of the hub: only their text column is stored, streamed once in bounded memory.
 
     <cache>/texts/<key>/train-00000.parquet …    a column of text, some megabytes each, compressed
     <cache>/texts/<key>/texts.json               which files are complete, and where the stream resumes
@@ -47,8 +47,8 @@ class KeptSplit:
         rows: Rows in all files, those without text included.
         bytes: Their text in UTF-8.
         complete: Whether the stream has ended.
-        revision: The commit of the repository that it comes from, so that what is taken up is the same data set.
-        state: Where it goes on, for the `datasets` library; None at its beginning.
+        revision: The commit of the repository that it comes from, so that resuming reads the same data set.
+        state: Where the stream resumes, for the `datasets` library; None at its beginning.
     """
 
     folder: Path = field(repr=False)
@@ -76,7 +76,7 @@ class KeptSplit:
             except (OSError, pyarrow.ArrowException) as error:
                 raise DataError(f"{path}: {error}; remove the folder, so that it is streamed again") from error
             if sha256_texts(text or "" for text in column) != expected:
-                raise DataError(f"{path}: is not as it was written; remove the folder, so that it is streamed again")
+                raise DataError(f"{path}: its checksum does not match; remove the folder, so that it is streamed again")
             yield from column
 
     def path(self, number: int) -> Path:
@@ -124,7 +124,7 @@ def chosen_splits(splits: Iterable[str], name: str) -> dict[str, str]:
 
 
 def is_large(name: str) -> bool:
-    """Whether the files of a repository of the hub come to `LARGE` bytes. Asks the hub."""
+    """Whether the files of a repository of the hub have at least `LARGE` bytes. Asks the hub."""
     from huggingface_hub import HfApi
 
     files = HfApi().dataset_info(name, files_metadata=True).siblings or []
@@ -224,7 +224,7 @@ def _require(column: str, columns: list[str], identifier: str) -> None:
 
 
 def _report_blocks(on_block: Callable[[], None]) -> None:
-    """Call `on_block` for every block that arrives, long before a file's worth of text is there."""
+    """Call `on_block` for every block that arrives, long before there is enough text for a file."""
     from huggingface_hub import hf_file_system
 
     reader: Any = hf_file_system.HfFileSystemFile

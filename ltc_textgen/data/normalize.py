@@ -1,11 +1,11 @@
-r"""One form for every text that enters: files, rows of data sets, prompts, and texts given in Python.
+r"""One form for every input text: files, rows of data sets, prompts, and texts given in Python.
 
     U+FEFF (byte order mark, anywhere: joined files have them in the middle)    removed
     CR LF, CR                                                                   LF
     NUL                                                                         rejected with its place; or replaced
 
 A model and its tokenizer see only this form, in training as in generation. The function uses the standard library alone
-and has a copy in the programs beside an exported model (`export/host`); a test keeps them equal.
+and has a copy in the programs of an exported model (`export/host`); a test keeps them equal.
 """
 
 from collections import Counter

@@ -49,7 +49,7 @@ def embedded_fingerprint() -> str:
 
 @functools.cache
 def embedded_documents() -> tuple[str, ...]:
-    """The cleaned texts: long enough, prose, each only once, and mixed so that any part is like the whole."""
+    """The cleaned texts: long enough, prose, without duplicates, and shuffled so that any part is representative."""
     found: dict[str, str] = {}
     for path in source_files():
         for text in _texts(path):
@@ -69,7 +69,7 @@ def clean_text(text: str) -> str:
         prose = re.split(r"^\s*>>>", paragraph, maxsplit=1, flags=re.MULTILINE)[0]
         lines = [line for line in prose.splitlines() if re.search(r"\w", line)]
         block = "\n".join(_clean_line(line) for line in lines)
-        if block and not _is_code(lines) and _share_of_prose(block) >= _PROSE:
+        if block and not _is_code(lines) and _prose_fraction(block) >= _PROSE:
             paragraphs.append(block)
     return "\n\n".join(paragraphs)
 
@@ -115,7 +115,7 @@ def _is_code(lines: list[str]) -> bool:
     return marks + statements > len(lines) / 4
 
 
-def _share_of_prose(text: str) -> float:
-    """Share of the characters that stand in plain words or the spaces and commas between them."""
+def _prose_fraction(text: str) -> float:
+    """Fraction of the characters in plain words and the spaces and commas between them."""
     words = re.findall(r"(?<![\w.(])[A-Za-z][a-z'’-]*(?=[\s,.;:!?)\"']|$)", text)
     return (sum(map(len, words)) + text.count(" ") + text.count("\n")) / len(text)

@@ -1,4 +1,4 @@
-"""The validation text beside the training text: unknown tokens of each, and the distance of their token frequencies.
+"""The validation text compared with the training text: unknown tokens, and the distance of token frequencies.
 
 A corpus that is sorted by language or source has a held-out end that is unlike the rest. Its loss then measures that
 difference and not overfitting.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLE = 1_000_000
-"""Most tokens of a split that are compared, in `PLACES` stretches."""
+"""Most tokens of a split that are compared, in `PLACES` passages."""
 
 PLACES = 16
 UNKNOWN = 0.02
@@ -18,14 +18,14 @@ DISTANCE = 0.3
 
 @dataclass(frozen=True)
 class SplitComparison:
-    """The validation text beside the training text.
+    """The validation text compared with the training text.
 
     Args:
         train_unknown_rate: Fraction of the training tokens that are the unknown token, 0 to 1.
         valid_unknown_rate: The same of the validation tokens.
         distance: Total variation distance of the token frequencies of both, 0 (equal) to 1 (no token in common).
         usual_distance: The same between the end of the training text, as long as the validation text, and the rest of
-            it: what sampling alone, and drift within the training text, come to.
+            it: the distance due to sampling and to drift within the training text.
     """
 
     train_unknown_rate: float

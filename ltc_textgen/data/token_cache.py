@@ -160,8 +160,8 @@ def _remarks(facts: dict[str, Any], data: TokenData) -> list[str]:
     if spelled:
         names = ", ".join(f"{token} ({count:,} times)" for token, count in spelled.most_common(4))
         lines.append(
-            f"special tokens are spelled in the text and read as ordinary characters: {names}; to part documents, give "
-            "rows (JSON lines) or a file for each"
+            f"special tokens are spelled in the text and read as ordinary characters: {names}; to separate documents, "
+            "give rows (JSON lines) or a file for each"
         )
     return lines + data.comparison.warnings()
 
@@ -203,7 +203,7 @@ def _build(name: str, corpus: Corpus, size: int) -> TextTokenizer:
 def _write(
     directory: Path, corpus: Corpus, make: Callable[[], TextTokenizer], progress: Progress | None
 ) -> dict[str, Any]:
-    """Tokenise into a folder beside `directory`, which is renamed when everything is written.
+    """Tokenise into a temporary folder, which becomes `directory` when everything is written.
 
     The unfinished folder of a killed process is continued. A failure that would occur again leaves nothing behind.
     """

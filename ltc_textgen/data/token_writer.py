@@ -1,4 +1,4 @@
-"""Writing a token file: shards are appended, with a journal beside the file, so that a killed run can be resumed.
+"""Writing a token file: shards are appended, with a journal alongside the file, so that a killed run can be resumed.
 
     train.bin      ids of shard 0 | ids of shard 1 | …
     train.jsonl    {"size", "sha256", "counts"} of shard 0, of shard 1 …, and at the end {"end": true}

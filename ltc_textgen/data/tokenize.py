@@ -27,7 +27,7 @@ PART = 1 << 16
 """Characters that are encoded as one text, where a tokenizer allows a cut."""
 
 WHOLE = 1 << 22
-"""Characters from which a document is cut even for a tokenizer of which nothing is known."""
+"""Characters beyond which a document is cut even for a tokenizer of unknown kind."""
 
 SHARD = 1 << 21
 """Characters of a shard, or a little more."""
@@ -43,7 +43,7 @@ class Shard:
 
     Args:
         parts: Texts that are encoded each on its own, and whether a document starts with each.
-        inside: The text before this shard ended in the middle of a word that the first part goes on with.
+        inside: The text before this shard ended in the middle of a word, which the first part continues.
     """
 
     parts: list[tuple[str, bool]]
@@ -91,7 +91,7 @@ def text_parts(chunks: Iterator[Chunk], kind: str) -> Iterator[tuple[str, bool]]
     """Cut documents where it does not change their tokens, into parts that are encoded each on its own.
 
     Characters and bytes may be cut anywhere; wordpiece and bert where blanks begin (65,536 characters without such a
-    place are cut all the same); custom tokenizers get whole documents up to four million characters, and of longer
+    place are cut nevertheless); custom tokenizers get whole documents up to four million characters, and of longer
     ones so many at a time, cut where blanks begin.
 
     Args:
@@ -164,7 +164,7 @@ def encode_shard(tokenizer: TextTokenizer, shard: Shard) -> tuple[np.ndarray, Co
 
 
 def count_words(text: str, inside: bool = False) -> int:
-    """len(text.split()), eight times as fast; a first word that only goes on with one is not counted (`inside`)."""
+    """len(text.split()), eight times as fast; a first word that only continues one is not counted (`inside`)."""
     if not text:
         return 0
     space = _SPACE[np.minimum(np.frombuffer(text.encode("utf-32-le"), np.uint32), _LAST_SPACE + 1)]

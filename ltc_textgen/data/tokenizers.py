@@ -69,7 +69,7 @@ class TextTokenizer:
         try:
             unknown = _unknown_token(parts["model"])
             self.unk_token_id: int | None = vocabulary.get(unknown) if unknown is not None else None
-            self._pieces = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
+            self._texts = [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
             self._silent = frozenset(i for i in (*self._special, self.eos_token_id) if i != self.unk_token_id)
             self._style, self._table = self._decoding(parts)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -164,7 +164,7 @@ class TextTokenizer:
         if self._style == "bytes":
             return ByteStream(self._table)
         if self._style == "words":
-            return WordStream([piece.decode() for piece in self._table], self._prefix)
+            return WordStream([token.decode() for token in self._table], self._prefix)
         return WindowStream(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=False), self._silent)
 
     def decoding_table(self) -> dict[str, Any]:
@@ -174,15 +174,15 @@ class TextTokenizer:
         `prefix` marks one that continues a word) or window (`silent`: ids that decode to nothing).
         """
         if self._style == "bytes":
-            return {"style": "bytes", "pieces": [piece.hex() for piece in self._table]}
+            return {"style": "bytes", "pieces": [token.hex() for token in self._table]}
         if self._style == "words":
-            pieces = [piece.decode() for piece in self._table]
+            pieces = [token.decode() for token in self._table]
             return {"style": "words", "pieces": pieces, "prefix": self._prefix}
         return {"style": "window", "silent": sorted(self._silent)}
 
     def token(self, index: int) -> str:
         """The token as it stands in the vocabulary."""
-        return self._pieces[index]
+        return self._texts[index]
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers.AutoTokenizer loads too.
@@ -192,7 +192,7 @@ class TextTokenizer:
         Raises:
             LTCError: If there is no space or no permission.
         """
-        unknown = None if self.unk_token_id is None else self._pieces[self.unk_token_id]
+        unknown = None if self.unk_token_id is None else self._texts[self.unk_token_id]
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.eos_token,
@@ -240,9 +240,9 @@ class TextTokenizer:
         """Id of every code point, (0x110000,)."""
         if self._codes is None:
             self._codes = np.full(0x110000, self.unk_token_id, dtype=np.uint32)
-            for index, piece in enumerate(self._pieces):
-                if len(piece) == 1:
-                    self._codes[ord(piece)] = index
+            for index, token in enumerate(self._texts):
+                if len(token) == 1:
+                    self._codes[ord(token)] = index
         return self._codes
 
     def _decoding(self, parts: dict[str, Any]) -> tuple[str, list[bytes]]:
@@ -253,19 +253,19 @@ class TextTokenizer:
         added = {token["id"] for token in parts.get("added_tokens", [])}
         if self.kind == "char":
             table = [
-                b"\xef\xbf\xbd" if i == self.unk_token_id else piece.encode() for i, piece in enumerate(self._pieces)
+                b"\xef\xbf\xbd" if i == self.unk_token_id else token.encode() for i, token in enumerate(self._texts)
             ]
             style = "bytes"
         elif "ByteLevel" in types:
             prefix = self._prefix if model.get("type") == "WordPiece" else ""
             of = byte_of_character()
             table = [
-                piece.encode() if index in added else _piece_bytes(piece.removeprefix(prefix), of)
-                for index, piece in enumerate(self._pieces)
+                token.encode() if index in added else _token_bytes(token.removeprefix(prefix), of)
+                for index, token in enumerate(self._texts)
             ]
             style = "bytes"
         else:
-            table = [piece.encode() for piece in self._pieces]
+            table = [token.encode() for token in self._texts]
             words = model.get("type") == "WordPiece" and self._prefix and types in ([], ["WordPiece"])
             style = "words" if words else "window"
         for index in self._silent:
@@ -353,8 +353,8 @@ def json_text(path: Path) -> str:
     return content
 
 
-def _piece_bytes(piece: str, of: dict[str, int]) -> bytes:
-    return bytes(of[c] for c in piece) if all(c in of for c in piece) else piece.encode()
+def _token_bytes(token: str, of: dict[str, int]) -> bytes:
+    return bytes(of[c] for c in token) if all(c in of for c in token) else token.encode()
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:

@@ -58,13 +58,13 @@ def byte_tokenizer() -> TextTokenizer:
 
 
 def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
-    """A WordPiece vocabulary over bytes, trained on `texts`: any text comes back to the character.
+    """A WordPiece vocabulary over bytes, trained on `texts`: every text is restored exactly.
 
-    All 256 bytes are pieces, both at the start of a word and inside it, so that no text is unknown.
+    All 256 bytes are tokens, both at the start of a word and inside it, so that no text is unknown.
 
     Args:
         texts: The corpus, in any cutting; the first 50 million characters are used.
-        size: Pieces wanted. Fewer result if the corpus has not so many, and never less than the 513 for the EOS token
+        size: Tokens wanted. There are fewer if the corpus is too small, and never less than the 513 for the EOS token
             and the bytes.
     """
     alphabet = sorted(byte_of_character())
@@ -74,15 +74,15 @@ def train_wordpiece(texts: Iterable[str], size: int) -> TextTokenizer:
         vocab_size=max(size, len(every)),
         min_frequency=2,
         continuing_subword_prefix=CONTINUES,
-        # The trainer breaks ties by id, and numbers what it is not told here in the order of a randomly seeded hash.
+        # The trainer breaks ties by id, and numbers tokens that are not listed here in the order of a seeded hash.
         special_tokens=every,
         show_progress=False,
     )
     learner.train_from_iterator(_first(texts, _TRAINING_CHARACTERS), trainer)
     learned = learner.get_vocab(with_added_tokens=False)
     needed = set(every)
-    more = [piece for piece in sorted(learned, key=lambda piece: learned[piece]) if piece not in needed]
-    tokenizer = _wordpiece({piece: index for index, piece in enumerate(every + more)})
+    more = [token for token in sorted(learned, key=lambda token: learned[token]) if token not in needed]
+    tokenizer = _wordpiece({token: index for index, token in enumerate(every + more)})
     tokenizer.add_special_tokens([EOS_TOKEN])
     return TextTokenizer(tokenizer.to_str(), "wordpiece")
 
@@ -146,26 +146,26 @@ def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _from_vocabulary(path: Path) -> Tokenizer:
-    """BERT's tokenizer from its vocab.txt: one piece a line, the line number is the id."""
+    """BERT's tokenizer from its vocab.txt: one token a line, the line number is the id."""
     try:
         lines = normalize_lines(path.read_text(encoding="utf-8")).split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({os_reason(error, path)})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
-    pieces = lines[:-1] if lines[-1] == "" else lines
-    if len(set(pieces)) < len(pieces):
-        twice = next(piece for n, piece in enumerate(pieces) if piece in pieces[:n])
-        raise DataError(f"{path}: {twice!r} stands there twice, so that its id is not known")
-    if "[UNK]" not in pieces:
+    tokens = lines[:-1] if lines[-1] == "" else lines
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for n, token in enumerate(tokens) if token in tokens[:n])
+        raise DataError(f"{path}: {twice!r} is listed twice, so its id is ambiguous")
+    if "[UNK]" not in tokens:
         raise DataError(f"{path}: not a BERT vocabulary (no [UNK] in it)")
     settings = path.with_name("tokenizer_config.json")
     lower = json.loads(json_text(settings)).get("do_lower_case", True) if settings.is_file() else True
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=bool(lower))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in pieces]
+    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in tokens]
     tokenizer.add_special_tokens(special)
     return tokenizer
 
