@@ -43,7 +43,7 @@ def compare(network: LiquidNetwork, exported: Network, *, tokens: int, progress:
         LTCError: If a logit or time constant differs by more than `TOLERANCE`, or is not finite.
     """
     chance = np.random.default_rng(0)
-    state, reference, largest = exported.rest(2), None, 0.0
+    state, reference, largest = exported.initial_state(2), None, 0.0
     own = int(exported.about["eos_token_id"])
     for done in range(0, tokens, CHUNK):
         length = min(CHUNK, tokens - done)
@@ -98,7 +98,7 @@ def perplexity(exported: Network, tokens: np.ndarray, progress: Progress | None 
         tokens: Ids, (T,), T >= 2; the first is only context.
         progress: Called with the tokens done and their total.
     """
-    state, nats = exported.rest(), 0.0
+    state, nats = exported.initial_state(), 0.0
     for t, (token, target) in enumerate(pairwise(tokens)):
         logits, state = exported.step(np.array([token], np.int64), state)
         row = logits[0].astype(np.float64)
@@ -110,7 +110,7 @@ def perplexity(exported: Network, tokens: np.ndarray, progress: Progress | None 
 
 def tokens_per_second(exported: Network, seconds: float = 1.0) -> float:
     """Greedy decoding speed of one sequence: the median over five fifths of `seconds`."""
-    state, token, rates = exported.rest(), np.array([exported.about["eos_token_id"]]), []
+    state, token, rates = exported.initial_state(), np.array([exported.about["eos_token_id"]]), []
     for _ in range(5):
         begin, count = time.perf_counter(), 0
         while (passed := time.perf_counter() - begin) < seconds / 5:

@@ -22,13 +22,13 @@ class TokenStep(nn.Module):
         super().__init__()
         self.network = network.eval()
         # A convolution of width 1 has an empty state, which cannot be an input of a graph.
-        self._rest = network.initial_state(1).tensors()
-        self.state_names = [name for name, tensor in self._rest.items() if tensor.numel()]
+        self._initial = network.initial_state(1).tensors()
+        self.state_names = [name for name, tensor in self._initial.items() if tensor.numel()]
 
     @property
     def initial(self) -> dict[str, Float[Tensor, "..."]]:
         """The state before the first token, without the batch dimension, by name."""
-        return {name: self._rest[name][0].float() for name in self.state_names}
+        return {name: self._initial[name][0].float() for name in self.state_names}
 
     def forward(
         self, token: Int[Tensor, " B"], elapsed: Float[Tensor, " B"], *state: Float[Tensor, "B ..."]
@@ -40,7 +40,7 @@ class TokenStep(nn.Module):
             elapsed: Time from this token to the next, in token time, >= 0; 1 for ordinary text.
             *state: State before the token, in the order of `state_names`.
         """
-        missing = {name: rest.expand(token.shape[0], *rest.shape[1:]) for name, rest in self._rest.items()}
+        missing = {name: first.expand(token.shape[0], *first.shape[1:]) for name, first in self._initial.items()}
         before = LiquidState.from_tensors(missing | dict(zip(self.state_names, state, strict=True)))
         conv_state = before.conv_state or (None,) * len(before.neurons)
         network, after, constants = self.network, [], []

@@ -205,7 +205,7 @@ def test_a_changed_or_missing_file_is_named(name: str, exported: Path, tmp_path:
 
 def step_of(model: onnx.ModelProto) -> None:
     network = Network(model.SerializeToString())
-    network.step(np.array([0]), network.rest())
+    network.step(np.array([0]), network.initial_state())
 
 
 def test_a_graph_that_is_not_that_of_its_description_is_rejected(exported: Path) -> None:
@@ -275,7 +275,7 @@ def test_texts_side_by_side_are_the_same_as_alone(exported: Path) -> None:
     vocabulary = network.about["vocab_size"]
     ids = np.random.default_rng(1).integers(vocabulary, size=(20, 3))
     elapsed = np.random.default_rng(2).uniform(0, 2, size=(20, 3)).astype(np.float32)
-    together, alone_states = network.rest(3), [network.rest() for _ in range(3)]
+    together, alone_states = network.initial_state(3), [network.initial_state() for _ in range(3)]
     for tokens, times in zip(ids, elapsed, strict=True):
         logits, together, taus = network.observe(tokens, together, times)
         for row in range(3):
@@ -311,9 +311,9 @@ def test_wrong_time_constants_are_found_out(built: onnx.ModelProto, run: Path, t
 
 def test_weights_that_are_not_finite_are_found_out(exported: Path, run: Path) -> None:
     network = Network(exported / "model.onnx")
-    state = network.rest(2)
+    state = network.initial_state(2)
     state["neurons_0"][:] = np.nan
-    network.rest = lambda batch=1: state
+    network.initial_state = lambda batch=1: state
     with pytest.raises(LTCError, match="after 1 tokens"):
         check.compare(load_run(run).model, network, tokens=10)
 

@@ -62,7 +62,7 @@ def test_tied_matrices_and_a_state_that_is_not_zero(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(made, "initial_state", lambda batch: rest.map(lambda t: t.expand(batch, *t.shape[1:])))
     exported = as_onnx(made, tmp_path / "model.onnx")
     for name, tensor in rest.tensors().items():
-        np.testing.assert_array_equal(exported.rest(2)[onnx_graph.host_name(name)][1], tensor[0].numpy())
+        np.testing.assert_array_equal(exported.initial_state(2)[onnx_graph.host_name(name)][1], tensor[0].numpy())
     assert check.compare(made, exported, tokens=60) <= check.TOLERANCE
     tables = [t for t in onnx.load(tmp_path / "model.onnx").graph.initializer if list(t.dims) == [40, 16]]
     assert len(tables) == 1, "the shared matrix is there once"

@@ -247,7 +247,7 @@ def printable(text: str) -> str:
 def write(network: Network, text: Text, ids: list[int], options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """Continue a prompt: parts of the text and the number of tokens so far, as they are made."""
     eos_token_id = network.about["eos_token_id"]
-    state, decoder, uniform = network.rest(), text.stream(), Uniform(options.seed)
+    state, decoder, uniform = network.initial_state(), text.stream(), Uniform(options.seed)
     logits = np.empty(0)
     for token in ids:
         logits, state = network.step(np.array([token]), state)

@@ -18,7 +18,7 @@ export class Network {
   }
 
   // The state before the first token of one text.
-  rest() {
+  initialState() {
     const state = {};
     for (const { name, shape, initial } of this.about.states) {
       const size = shape.reduce((a, b) => a * b, 1);
@@ -254,7 +254,7 @@ export async function* write(network, text, prompt, settings = {}) {
   const ids = prompt ? text.encode(prompt) : [eosTokenId];
   if (!ids.length) throw new Error("the tokenizer finds no token in the prompt");
   const decoder = text.stream();
-  let state = network.rest();
+  let state = network.initialState();
   let result;
   let shown = "";
   for (const id of ids) {

@@ -221,7 +221,7 @@ class Network:
         if inputs != expected or len(expected) != len(self._states) + 2 or not needed <= outputs:
             raise ExportError(f"{self._name} is damaged: inputs and outputs are not those of its description")
 
-    def rest(self, batch: int = 1) -> dict[str, np.ndarray]:
+    def initial_state(self, batch: int = 1) -> dict[str, np.ndarray]:
         """The state before the first token of `batch` sequences."""
         return {
             state["name"]: np.broadcast_to(
