@@ -27,7 +27,7 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, max=4096, help=
 
 
 def describe(settings: type[BaseModel], name: str, *flags: str, **more: Any) -> Any:
-    """An option whose help, and default in the help, are those of a settings field: said once, in `config`."""
+    """An option with the help text and the default of a settings field of `config`."""
     field = settings.model_fields[name]
     default = field.get_default(call_default_factory=True)
     shown = {"show_default": str(default)} if default not in (None, "", ()) else {"show_default": False}
@@ -59,16 +59,16 @@ def seconds(text: str) -> float:
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks: of several that a launcher (torchrun) started, the first."""
+    """Whether this is the process that reports: the first of those that a launcher (torchrun) started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def progress_bar(title: str, stream: IO[str] | None = None) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, for what is done and what there is to do; None elsewhere.
+    """A progress bar on a terminal; None elsewhere.
 
     Args:
-        title: What stands before the bar.
+        title: Text before the bar.
         stream: stderr if None.
     """
     from rich.console import Console
@@ -85,7 +85,7 @@ def progress_bar(title: str, stream: IO[str] | None = None) -> Iterator[Callable
 
 
 def prepare_torch(device: str, threads: int | None) -> "torch.device":
-    """Set the threads, and find the device.
+    """Set the number of threads; returns the device.
 
     Raises:
         UsageError: If the device does not exist here.

@@ -1,4 +1,4 @@
-"""`ltc doctor`: what is here, what works, and what to do where it does not."""
+"""`ltc doctor`: versions, devices, kernels, the hub and the cache, with advice on what is missing."""
 
 import platform
 import sys
@@ -31,7 +31,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Everything that the command shows, by topic."""
+    """All results of the command, by topic."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": _machine(),

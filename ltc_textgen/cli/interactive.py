@@ -38,7 +38,7 @@ class Conversation:
         """Handle one line.
 
         Raises:
-            LTCError: If it is a command that cannot be followed, or a prompt that cannot be continued.
+            LTCError: If the command is invalid, or the prompt cannot be continued.
         """
         if line.startswith("::"):
             self._texts.show(line[1:])
@@ -79,9 +79,9 @@ class Conversation:
 
 
 def converse(texts: Texts) -> None:
-    """Handle the lines of stdin until its end; the last exit code is 2 if a line of a pipe could not be followed.
+    """Handle the lines of stdin until its end; the exit code is 2 if a line of a pipe was rejected.
 
-    An error is printed and ends nothing. On a terminal, Ctrl-C ends the text that is being generated.
+    An error is printed; the conversation continues. On a terminal, Ctrl-C ends the text that is being generated.
     """
     conversation, failed = Conversation(texts), False
     terminal = is_terminal(sys.stdin)

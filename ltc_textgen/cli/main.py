@@ -2,7 +2,7 @@
 
 Each subcommand is a module of this package that imports torch only when it runs, which keeps `ltc --help` fast.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 data cannot be had, 4 artifact rejected, 130, 143 or 129 stopped by a
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 data not available, 4 artifact rejected, 130, 143 or 129 stopped by a
 signal after saving. stdout carries the result, stderr everything else.
 """
 
@@ -52,7 +52,7 @@ COMMANDS = {
 
 
 def _command(name: str) -> Any:
-    """The command of a name, made from the function in its module, which is imported now."""
+    """The command of a name; imports the module that holds its function."""
     stem, summary = COMMANDS[name]
     module = importlib.import_module(f"ltc_textgen.cli.{stem}")
     info = CommandInfo(

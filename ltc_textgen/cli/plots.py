@@ -15,10 +15,10 @@ NEURONS = 6
 """Neurons of a layer whose time constants are drawn."""
 
 MARKED = 60
-"""Points up to which each is marked."""
+"""Most points of a curve of which each is marked."""
 
 TOKENS = 160
-"""Tokens up to which each is written below the axis."""
+"""Most tokens that are written below the axis."""
 
 
 def draw_curves(runs: dict[str, dict[str, Curve]], path: Path) -> None:

@@ -26,7 +26,7 @@ EXAMPLES = """Examples:
 """
 
 DEPTH = 4
-"""Folders below the one that was named that are searched."""
+"""Levels of folders that are searched."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def find_runs(folder: Path, depth: int = DEPTH) -> list[Path]:
 
 
 def summary(run: Path) -> Summary:
-    """What training.json and metrics.jsonl say of a run; what is missing or damaged is None."""
+    """The summary of a run from training.json and metrics.jsonl; missing or damaged values are None."""
     try:
         content = json.loads((run / "training.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -115,7 +115,7 @@ def summary(run: Path) -> Summary:
 
 
 def table(rows: list[Summary]) -> list[str]:
-    """The lines of a table that is as wide as the terminal at most."""
+    """The lines of a table, at most as wide as the terminal."""
     head = ("loss", "steps", "tokens", "size", "when", "tokenizer", "corpus", "run")
     cells = [head, *(_cells(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
