@@ -29,6 +29,7 @@ KINDS = {
     "adaptive head": {"block": "liquid", "head": "adaptive", "hidden_size": 16, "adaptive_cutoffs": [4, 7]},
     "wired": {"coupling": "synaptic", "wiring": {"kind": "auto_ncp", "output_size": 4}},
     "closed form": {"coupling": "cfc", "block": "liquid", "expansion": 1.0},
+    "wired closed form": {"coupling": "cfc", "wiring": {"kind": "auto_ncp", "output_size": 4}},
 }
 every_kind = pytest.mark.parametrize("more", KINDS.values(), ids=KINDS)
 IDS = torch.tensor([[1, 5, 2, 2, 10, 0], [3, 3, 0, 7, 9, 4]])
@@ -91,6 +92,19 @@ def test_a_fresh_network_starts_as_the_model_does(more: dict) -> None:
     torch.testing.assert_close(plain.embed_tokens.weight.std().item(), FIRST_STD if tied else 1.0, rtol=0.05, atol=0)
     if tied:
         assert plain.lm_head.projection.weight is plain.embed_tokens.weight
+
+
+@every_kind
+def test_the_model_of_a_network_shares_its_weights(more: dict) -> None:
+    _, plain = twins(more)
+    before = plain.fingerprint()
+    model = LiquidTimeConstantNetwork.sharing(plain)
+    own, shared = (network.state_dict(keep_vars=True) for network in (plain, model))
+    assert own.keys() == shared.keys()
+    assert all(own[name] is shared[name] for name in own)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, plain.lm_head.logits(plain.advance(IDS)[0]))
+    assert model.fingerprint() == plain.fingerprint() == before
 
 
 def test_copies_of_a_plain_network_stay_tied() -> None:
