@@ -127,8 +127,8 @@ def test_a_damaged_run_that_goes_on_is_refused(seen: dict[str, Outcome], name: s
 
 
 def test_a_directory_that_is_no_run_is_refused_as_before(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
-    assert ltc("inspect", tmp_path / "none").error == (
-        f"ltc: {tmp_path / 'none'} is not a directory: train one with `ltc train --out {tmp_path / 'none'}`"
-    )
-    refused = ltc("inspect", tmp_path)
-    assert (refused.code, refused.error) == (4, f"ltc: {tmp_path} is not a run directory: it has no config.json")
+    missing, rejected = ltc("inspect", tmp_path / "none"), ltc("inspect", tmp_path)
+    assert (missing.code, rejected.code) == (4, 4)
+    assert f"ltc train --out {tmp_path / 'none'}" in missing.error
+    assert rejected.error.startswith(f"ltc: {tmp_path} ")
+    assert "config.json" in rejected.error

