@@ -52,7 +52,7 @@ def test_an_automatic_preset_lies_below_a_config_file(story: Path, tmp_path: Pat
     recipe.write_text("[model]\nhidden_size = 24\nnum_layers = 1\n[train]\nbatch_size = 4\nsequence_length = 16\n")
     options = ("--data", story, "--config", recipe, "--max-steps", 1)
     auto = ltc("train", "--preset", "auto", *options, "--out", tmp_path / "auto")
-    assert "auto: yours stay: hidden_size = 24, num_layers = 1" in auto.err
+    assert "hidden_size = 24, num_layers = 1" in auto.err
     model = settings_of(tmp_path / "auto")["model"]
     assert (model["hidden_size"], model["coupling"], model["block"]) == (24, "diagonal", "liquid")
     alone = ltc("train", *options, "--out", tmp_path / "alone")
