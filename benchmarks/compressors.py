@@ -6,8 +6,8 @@
 Everything is measured on the part of the text that the run held out. Static figures know the training text alone;
 adapting ones learn from each token after it was scored. The two are different questions and stand in different columns:
 
-* network, memory, mixture: `ltc_textgen.evaluation.memory_scores`. The weights of the mixture are fitted on the last
-  part of the training text, which a run with a memory has held back from its network.
+* network, memory, mixture: `ltc_textgen.evaluation.memory_scores`. The weights of the mixture are fitted on the
+  first part of the training text, which a run with a memory has held back from its network.
 * PPMd (pip install pyppmd): bits of the training text with the held-out text behind it, less bits of the training text.
   Static: the held-out text in pieces of `--piece` characters, each behind the training text alone, so it hardly adapts.
 
@@ -40,11 +40,11 @@ def ours(path: Path, data: str | None, orders: list[int]) -> tuple[dict[str, Any
     for order in orders:
         for adapting in (False, True):
             start = time.perf_counter()
-            kept = len(first) - calibration_tokens(len(first))
-            memory = build_memory(first[:kept], run.tokenizer.vocab_size, None, order)
+            held_back = calibration_tokens(len(first))
+            memory = build_memory(first[held_back:], run.tokenizer.vocab_size, None, order)
             built = time.perf_counter() - start
-            mixture = fit_mixture(run.model, memory, first[kept:])
-            memory.learn(first[kept:])
+            mixture = fit_mixture(run.model, memory, first[:held_back])
+            memory.learn(first[:held_back])
             scores = score_with_memory(run.model, rest, mixture, adapting=adapting)
             characters = len(valid)
             log(f"order {order}, {'adapting' if adapting else 'static'}: {scores.mixed / characters:.4f}")

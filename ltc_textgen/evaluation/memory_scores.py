@@ -48,7 +48,7 @@ class MemoryScores:
 
 
 def calibration_tokens(tokens: int) -> int:
-    """How many tokens at the end of a training text of `tokens` are for the weights of the mixture."""
+    """How many tokens of a training text of `tokens` are for the weights of the mixture."""
     return min(CALIBRATION, tokens // 50)
 
 

@@ -1,8 +1,9 @@
 """The n-gram memory that training leaves beside the weights.
 
-The last part of the training text is held back from the network and from the counts, so that the weights of the mixture
-are fitted on text that neither has seen. The text is counted in a thread beside training: the kernel releases Python's
-lock. Once the weights are fitted the held-back part is counted too.
+The first part of the training text is held back from the network and from the counts, so that the weights of the
+mixture are fitted on text that neither has seen. (The last part is worth more to the network, for what follows is most
+like it.) The text is counted in a thread beside training, for the kernel releases Python's lock. Once
+they are fitted, the held-back part is counted too.
 """
 
 import threading
@@ -54,15 +55,14 @@ class MemoryResult:
 
 
 def hold_back(data: TokenData, train: TrainConfig) -> tuple[TokenData, np.ndarray]:
-    """The corpus without the last part of its training text, and that part.
+    """The corpus without the first part of its training text, and that part.
 
     The part is empty if training needs all of a short text for one batch.
     """
     needed = train.batch_size * (train.sequence_length + 1)
     count = max(0, min(calibration_tokens(len(data.train)), len(data.train) - needed))
-    kept = len(data.train) - count
-    held_back = np.asarray(data.train[kept:])
-    return replace(data, train=cast("np.memmap", data.train[:kept])), held_back
+    held_back = np.asarray(data.train[:count])
+    return replace(data, train=cast("np.memmap", data.train[count:])), held_back
 
 
 class MemoryBuilder:

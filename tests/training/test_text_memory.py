@@ -32,11 +32,11 @@ def remembering(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_what_is_held_back_is_the_end_of_the_training_text(story: Path, fresh_cache: Path) -> None:
+def test_what_is_held_back_is_the_beginning_of_the_training_text(story: Path, fresh_cache: Path) -> None:
     data = prepare(DataConfig(data=str(story), tokenizer="char"))
     kept, held_back = hold_back(data, TrainConfig(batch_size=2, sequence_length=8))
     assert len(held_back) == len(data.train) // 50
-    assert (np.concatenate([kept.train, held_back]) == data.train).all()
+    assert (np.concatenate([held_back, kept.train]) == data.train).all()
     _, nothing = hold_back(data, TrainConfig(batch_size=len(data.train), sequence_length=8))
     assert len(nothing) == 0
 
