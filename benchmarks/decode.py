@@ -30,7 +30,7 @@ from ltc_textgen.config import ModelConfig, SamplingConfig
 from ltc_textgen.generation.engines import Request, open_engine
 from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
-from ltc_textgen.kernels.decoder import Choice
+from ltc_textgen.kernels.decoder_rows import Choice
 from ltc_textgen.kernels.dispatch import report
 from ltc_textgen.presets.recipes import load_preset
 from ltc_textgen.runs import load_run

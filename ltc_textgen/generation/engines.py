@@ -12,9 +12,9 @@ import torch
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.generation.native import NativeDecoder, stacked
+from ltc_textgen.generation.native import NativeDecoder, gathered
 from ltc_textgen.generation.sampling import UniformStreams, broken_logits, draw, shape_logits
-from ltc_textgen.kernels.decoder import Choice
+from ltc_textgen.kernels.decoder_rows import Choice, Work
 from ltc_textgen.memory import Mixture
 from ltc_textgen.model.network import LiquidNetwork, read
 from ltc_textgen.model.state import LiquidState
@@ -171,46 +171,52 @@ class NativeEngine:
     """The native decoder. It draws the reference's tokens, except where rounding changes a draw near a boundary."""
 
     def __init__(self, native: NativeDecoder, model: LiquidNetwork, request: Request) -> None:
-        self._decoder, self._choice = native.core, native_choice(request)
-        self._tokens_left, self._tokens_per_call = request.sampling.max_tokens, 1
+        choice = native_choice(request)
         fork = request.fork()
-        self._ids = torch.full((len(fork), 1), request.prompt[-1])
-        self._state = stacked(_read_prompt(native, model, request).select(fork))
-        self._streams = request.streams()
-        self._seen = request.seen(model.settings.vocabulary)
+        self._rows, self._slots = native.rows(_read_prompt(native, model, request).select(fork), choice)
+        for slot in self._slots:
+            # The EOS token that stands for an empty prompt is no text that could be repeated.
+            self._rows.see(slot, [token for token in request.prompt if token != request.eos_token_id])
+        self._last = [[request.prompt[-1]] for _ in self._slots]
+        self._streams = None if choice.temperature == 0 else request.streams()
+        self._tokens_left, self._tokens_per_call = request.sampling.max_tokens, 1
         self._broken: int | None = None
 
     def draw(self) -> Int[Tensor, "B S"]:
-        """The next tokens of each sample: one at first, then as many as take a few milliseconds.
+        """The next tokens of each sample: one at first, then as many as take a few milliseconds; -1 after an end.
 
         Raises:
             LogitsError: If no token can be drawn because the model's output is no distribution.
         """
         if self._broken is not None:
             raise broken_logits(self._broken)
-        count = min(self._tokens_per_call, self._tokens_left)
-        uniform = self._streams.ahead(count) if self._choice.temperature else None
+        count, rows = min(self._tokens_per_call, self._tokens_left), len(self._slots)
+        numbers = [None] * rows if self._streams is None else list(self._streams.ahead(count).numpy())
         start = time.perf_counter()
-        drawn = self._decoder.draw(self._ids, *self._state, self._choice, count, uniform, self._seen)
-        self._state, self._broken = (drawn.neurons, drawn.columns), drawn.broken
-        done = drawn.tokens.shape[1]
-        if self._broken is not None and not done:
-            raise broken_logits(self._broken)
+        drawn = gathered(
+            self._rows.run([Work(*row) for row in zip(self._slots, self._last, [count] * rows, numbers, strict=True)]),
+            count,
+        )
+        self._broken, done = drawn.broken, count
+        if self._broken is not None:
+            done = drawn.done[self._broken]
+            if not done:
+                raise broken_logits(self._broken)
         if time.perf_counter() - start < MAX_SECONDS / 2:
             self._tokens_per_call = min(2 * self._tokens_per_call, MAX_TOKENS_PER_CALL)
-        if uniform is not None:
+        if self._streams is not None:
             self._streams.skip(done)
-        self._ids, self._tokens_left = drawn.tokens[:, -1:], self._tokens_left - done
-        return drawn.tokens
+        self._tokens_left -= done
+        self._last = [tokens[n - 1 : n] for tokens, n in zip(drawn.tokens.tolist(), drawn.done, strict=True)]
+        return drawn.tokens[:, :done]
 
     def keep(self, rows: list[int]) -> None:
         """Continue with these samples only."""
-        index = torch.tensor(rows, dtype=torch.int64)
-        self._ids = self._ids[index]
-        self._state = (self._state[0].index_select(1, index), self._state[1].index_select(1, index))
-        self._streams.keep(rows)
-        if self._seen is not None:
-            self._seen = self._seen[index].contiguous()
+        for row in set(range(len(self._slots))) - set(rows):
+            self._rows.leave(self._slots[row])
+        self._slots, self._last = [self._slots[row] for row in rows], [self._last[row] for row in rows]
+        if self._streams is not None:
+            self._streams.keep(rows)
 
 
 def native_choice(request: Request) -> Choice:
@@ -222,7 +228,7 @@ def native_choice(request: Request) -> Choice:
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
-        forbidden=request.eos_token_id if sampling.ignore_eos else None,
+        forbidden=(request.eos_token_id,) if sampling.ignore_eos else (),
         stops=(request.eos_token_id,),
     )
 

@@ -4,11 +4,17 @@ The decoder (`kernels.decoder`) is a second implementation of blocks, head and s
 something that the model would not, it is compared with the model on a few tokens each time it is made.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import nn
 
 from ltc_textgen.errors import UsageError
-from ltc_textgen.kernels.decoder import Choice, Decoder, Drawn, Weights
+from ltc_textgen.kernels.autograd import dense
+from ltc_textgen.kernels.decoder import Decoder, Weights
+from ltc_textgen.kernels.decoder_rows import Choice, Rows, Work, Written
 from ltc_textgen.kernels.dispatch import changed, fits_cpu, is_standard, observed, report
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 from ltc_textgen.kernels.liquid_block import BlockWeights
@@ -18,7 +24,7 @@ from ltc_textgen.model.blocks import CausalConvolution, LearnedInitialState, Liq
 from ltc_textgen.model.heads import FullHead
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
-from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 KNOWN: tuple[type[nn.Module], ...] = (
     *(LiquidBlock, LearnedInitialState, CausalConvolution, LockedDropout, DiagonalLTC, FullHead),
@@ -77,6 +83,21 @@ def _cells(model: LiquidNetwork) -> list[DiagonalLTC]:
     return [layer.cell for layer in model.stack() if isinstance(layer.cell, DiagonalLTC)]
 
 
+class Drawn(NamedTuple):
+    """What `NativeDecoder.draw` gives.
+
+    Args:
+        tokens: Drawn tokens; -1 after a row's end.
+        done: How many of them each row has drawn: fewer than asked for if one was a stop.
+        broken: First row of which no further token can be drawn because its logits are NaN or infinite; None if all
+            can.
+    """
+
+    tokens: Int[Tensor, "B _"]
+    done: list[int]
+    broken: int | None
+
+
 class NativeDecoder:
     """A model that is read and written by one call for many tokens.
 
@@ -132,14 +153,17 @@ class NativeDecoder:
         Raises:
             UsageError: If an id lies outside the vocabulary, or the state is of another network or batch.
         """
-        result, neurons, columns = self.core.read(ids, *self._before(ids, state), logits=True, elapsed=elapsed)
-        assert result is not None
-        return result, LiquidState(neurons.unbind(), columns.unbind())
+        state = self._before(ids, state)
+        rows, slots = self.rows(state, Choice(), elapsed=elapsed)
+        written = rows.run([Work(slot, row, logits=True) for slot, row in zip(slots, ids.numpy(), strict=True)])
+        logits = torch.from_numpy(np.stack([row.logits for row in written if row.logits is not None]))
+        return logits, state_of(rows)
 
     def read(self, ids: Int[Tensor, "B T"], state: LiquidState | None = None, *, elapsed: float = 1.0) -> LiquidState:
         """The state after some tokens. Arguments and errors as in `logits`."""
-        _, neurons, columns = self.core.read(ids, *self._before(ids, state), elapsed=elapsed)
-        return LiquidState(neurons.unbind(), columns.unbind())
+        rows, slots = self.rows(self._before(ids, state), Choice(), elapsed=elapsed)
+        rows.run([Work(slot, row) for slot, row in zip(slots, ids.numpy(), strict=True)])
+        return state_of(rows)
 
     def draw(
         self,
@@ -148,23 +172,58 @@ class NativeDecoder:
         choice: Choice,
         count: int,
         uniform: Float[Tensor, "B _"] | None = None,
-        seen: Tensor | None = None,
+        seen: Bool[Tensor, "B V"] | None = None,
     ) -> tuple[Drawn, LiquidState]:
-        """Read tokens and draw `count` of each row; see `kernels.decoder.Decoder.draw`.
+        """Read tokens, then draw `count` of each row, reading each but the last.
+
+        Args:
+            ids: Token ids, int64.
+            state: State before the first token; that of a fresh text if None.
+            choice: How to draw.
+            count: Tokens to draw, >= 1.
+            uniform: Numbers in [0, 1), float64, one per token; needed unless the temperature is 0.
+            seen: Tokens to penalize; drawn tokens are added to it. Needed with a repetition penalty.
 
         Returns:
-            What was drawn, and the state before the last drawn token, which no one has read yet.
-        """
-        drawn = self.core.draw(ids, *self._before(ids, state), choice, count, uniform, seen)
-        return drawn, LiquidState(drawn.neurons.unbind(), drawn.columns.unbind())
+            What was drawn, and the state before the last drawn token of each row, which no one has read yet.
 
-    def _before(self, ids: Tensor, state: LiquidState | None) -> tuple[Tensor, Tensor]:
-        if ids.ndim != 2 or 0 in ids.shape:
-            raise UsageError(f"ids: expected (B, T) with B, T >= 1, got {tuple(ids.shape)}")
+        Raises:
+            UsageError: If a shape, dtype or value does not fit.
+        """
+        state = self._before(ids, state)
+        if count < 1:
+            raise UsageError(f"count: expected 1 or more, got {count}")
+        B = ids.shape[0]
+        if uniform is not None:
+            uniform = dense("uniform", uniform, (B, count), torch.float64)
+        rows, slots = self.rows(state, choice)
+        if choice.repetition_penalty != 1:
+            if seen is None or seen.shape != (B, self.core.V) or seen.dtype != torch.bool:
+                raise UsageError(f"seen: expected a boolean tensor of {(B, self.core.V)}")
+            for slot, row in zip(slots, seen, strict=True):
+                rows.see(slot, row.nonzero()[:, 0].numpy())
+        numbers = [None] * B if uniform is None else list(uniform.numpy())
+        work = [Work(*row) for row in zip(slots, ids.numpy(), [count] * B, numbers, strict=True)]
+        drawn = gathered(rows.run(work), count)
+        if seen is not None and choice.repetition_penalty != 1:
+            for row, n in enumerate(drawn.done):
+                seen[row, drawn.tokens[row, :n]] = True
+        return drawn, state_of(rows)
+
+    def rows(self, state: LiquidState, choice: Choice, *, elapsed: float = 1.0) -> tuple[Rows, list[int]]:
+        """A row for each sequence of a state, and their slots, 0 to B - 1."""
+        neurons, columns = stacked(state)
+        rows = Rows(self.core, neurons.shape[1])
+        slots = [rows.join(choice, neurons[:, b], columns[:, b], elapsed=elapsed) for b in range(rows.capacity)]
+        return rows, slots
+
+    def _before(self, ids: Tensor, state: LiquidState | None) -> LiquidState:
+        if ids.ndim != 2 or 0 in ids.shape or ids.dtype != torch.int64:
+            raise UsageError(f"ids: expected (B, T) torch.int64 with B, T >= 1, got {tuple(ids.shape)} {ids.dtype}")
         if state is None:
             state = self.initial_state(ids.shape[0])
         self.require(state, ids.shape[0])
-        return stacked(state)
+        return state
 
     def require(self, state: LiquidState, batch_size: int) -> None:
         """Reject the state of another network, or of another number of sequences.
@@ -174,6 +233,20 @@ class NativeDecoder:
         """
         B, c = batch_size, self.core
         state.require(c.L, (B, c.N), (B, c.K - 1, c.D))
+
+
+def gathered(written: Sequence[Written], count: int) -> Drawn:
+    """The tokens of some rows, each of which was to draw `count`, side by side."""
+    tokens = torch.full((len(written), count), -1)
+    for row, one in enumerate(written):
+        tokens[row, : len(one.tokens)] = torch.from_numpy(one.tokens)
+    broken = next((row for row, one in enumerate(written) if one.end == "broken"), None)
+    return Drawn(tokens, [len(one.tokens) for one in written], broken)
+
+
+def state_of(rows: Rows) -> LiquidState:
+    """The state of all slots."""
+    return LiquidState(rows.neurons.unbind(), rows.columns.unbind())
 
 
 def stacked(state: LiquidState) -> tuple[Tensor, Tensor]:

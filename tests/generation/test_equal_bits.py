@@ -9,7 +9,7 @@ from native_models import ids_of, make_model
 from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.kernels import decoder as binding
 from ltc_textgen.kernels import library
-from ltc_textgen.kernels.decoder import Choice
+from ltc_textgen.kernels.decoder_rows import Choice
 
 pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason="no library")
 

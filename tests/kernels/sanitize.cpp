@@ -215,7 +215,7 @@ void gate(int64_t count, int threads) {
   for (const Values* v : {&gated, &y_grad, &z_grad}) require_finite(*v, "a gate is finite");
 }
 
-// A network of L blocks reads three tokens of each of B texts and draws four, with every filter and a penalty.
+// A network of L blocks reads three tokens of each of B texts and draws four of most, with and without every option.
 void decoder(int64_t B, int64_t D, int64_t N, int64_t K, int64_t L, int64_t V, int solver, int threads, bool bytes) {
   const Values norm = draw(D), taps = draw(D * K, -1, 1), taps_bias = draw(D, -1, 1), input = draw(2 * N * D, -1, 1);
   const Values input_bias = draw(2 * N, -1, 1), r = draw(2 * N, -1, 1), E = draw(2 * N, -1, 1), C = draw(N, 4, 5);
@@ -228,22 +228,39 @@ void decoder(int64_t B, int64_t D, int64_t N, int64_t K, int64_t L, int64_t V, i
                                    norm.data(), head.data(), head_bias.data(), 1e-6f};
   ltc::Decoder* made = ltc_decoder_new(&model);
   require(made != nullptr, "a decoder");
-  const int64_t given = 3, count = 4;
+  const int64_t given = 3, count = 4, best = V < 3 ? V : 3, positions = given + count - 1;
   std::vector<int64_t> ids(B * given), tokens(B * count, -1);
   for (int64_t& id : ids) id = std::rand() % V;
   Values neurons(L * B * N), columns(L * B * (K - 1) * D), logits(B * given * V, NAN);
+  Values chances(B * positions), likeliest(B * positions * best), watched(B * positions * 2);
+  std::vector<int32_t> best_ids(B * positions * best), counts(B * V);
   std::vector<uint8_t> seen(B * V);
   const std::vector<double> uniform(B * count, 0.7);
-  const int64_t stop = V;  // is never drawn
+  const int64_t stop = V, forbidden = 0;  // a stop that is never drawn
+  const float never = V > 1 ? -INFINITY : 0.0f;
+  const ltc::DecoderHold hold = {0, static_cast<int32_t>(N - 1), 0.5f, 2.0f};
+  const int32_t last[2] = {static_cast<int32_t>(L - 1), static_cast<int32_t>(N - 1)};
   for (int filters = 0; filters < 2; ++filters)
     for (int64_t alone : {0, 2}) {
-      ltc::DecoderCall call = {B, given, count, threads, 0.5f, ids.data(), neurons.data(), columns.data(), logits.data(),
-                               uniform.data(), filters ? seen.data() : nullptr, 0.8f, filters ? 0.9f : 1.0f,
-                               filters ? 0.01f : 0.0f, 1.2f, filters ? 3 : 0, V > 1 ? 0 : -1, &stop, 1, tokens.data(),
-                               0, 0, alone, 0};
+      std::vector<ltc::DecoderOptions> options(B);
+      std::vector<ltc::DecoderWork> work(B);
+      for (int64_t r = 0; r < B; ++r) {
+        const bool all = filters != 0 && r % 2 == 0;
+        options[r] = {0.5f, 0.8f, all ? 0.9f : 1.0f, all ? 0.01f : 0.0f, all ? 1.2f : 1.0f, 0.1f, all ? 0.1f : 0.0f,
+                      all ? 3 : 0, 1, 1, all, all, &forbidden, &never, &stop, &hold, last, seen.data() + r * V,
+                      counts.data() + r * V};
+        const int64_t draws = r % 3 == 1 ? 0 : count;  // every third row reads only
+        work[r] = {r, given, draws, ids.data() + r * given, ids.data() + r * given, uniform.data() + r * count,
+                   tokens.data() + r * count, logits.data() + r * given * V, chances.data() + r * positions,
+                   best_ids.data() + r * positions * best, likeliest.data() + r * positions * best,
+                   watched.data() + r * positions * 2, 0, 0};
+      }
+      ltc::DecoderCall call = {B, B, best, threads, options.data(), work.data(), neurons.data(), columns.data(), alone, 0};
       require(ltc_decoder_run(made, &call) == 0, "a decoder runs");
-      require(call.done == count && call.broken < 0, "all tokens are drawn");
-      for (int64_t token : tokens) require(token >= 0 && token < V, "tokens are of the vocabulary");
+      for (const ltc::DecoderWork& w : work) {
+        require(w.done == w.count && w.end == ltc::kCountReached, "all tokens are drawn");
+        for (int64_t i = 0; i < w.done; ++i) require(w.tokens[i] >= 0 && w.tokens[i] < V, "tokens are of the vocabulary");
+      }
       require_finite(logits, "logits are finite");
       require_finite(neurons, "states are finite");
       require_finite(columns, "columns are finite");

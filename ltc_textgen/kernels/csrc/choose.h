@@ -1,5 +1,5 @@
-// From the logits of one row to a token, as generation/sampling.py does it: penalty, temperature, top-k, top-p, min-p,
-// and a draw that inverts the cumulative distribution in the order of ids.
+// From the logits of one row to a token, as generation/sampling.py does it: bias, penalties, temperature, top-k, top-p,
+// min-p, and a draw that inverts the cumulative distribution in the order of ids.
 //
 // What the filters keep is always a prefix of the tokens sorted by logit (ties by id), so a filter only says where the
 // prefix ends. Tokens are sorted as far as that is, by a heap.
@@ -9,6 +9,8 @@
 #include "math.h"
 
 namespace LTC_NAMESPACE {
+
+using ltc::DecoderOptions;
 
 // The largest of `count` logits (whole vectors); NaN if any is, and not finite if no token can be drawn from them.
 LTC_INLINE float largest(const float* logits, int64_t count) {
@@ -28,6 +30,32 @@ LTC_INLINE float largest(const float* logits, int64_t count) {
 }
 
 LTC_INLINE bool finite(float value) { return value - value == 0.0f; }
+
+// log of the sum of the exponentials of `count` logits (whole vectors), the largest of which is `top`.
+inline float log_sum(const float* logits, int64_t count, float top) {
+  double total = 0.0;
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const vfloat v = load(logits + i) - top;
+    total += lane_sum(v < -87.0f ? vfloat{} : exponential(at_least(v, -87.0f)));
+  }
+  return top + static_cast<float>(__builtin_log(total));
+}
+
+// The `best` likeliest of V tokens in order, of equals the smallest id first, and their logits less `norm`.
+inline void likeliest(const float* logits, int64_t V, int64_t best, float norm, int32_t* ids, float* values) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < V; ++i) {
+    if (found == best && !(logits[i] > values[best - 1])) continue;
+    int64_t at = found < best ? found++ : best - 1;
+    for (; at > 0 && logits[i] > values[at - 1]; --at) {
+      values[at] = values[at - 1];
+      ids[at] = ids[at - 1];
+    }
+    values[at] = logits[i];
+    ids[at] = static_cast<int32_t>(i);
+  }
+  for (int64_t i = 0; i < found; ++i) values[i] -= norm;
+}
 
 // Token ids as a heap whose first has the largest logit, and of equals the smallest id.
 struct Heap {
@@ -62,72 +90,72 @@ struct Heap {
   }
 };
 
-// What a row's choice needs besides its logits: one per thread. V is the vocabulary, P the same in whole vectors.
+// Room for a row's choice: one per thread. V is the vocabulary, P the same in whole vectors.
 struct Chooser {
-  const ltc::DecoderCall& c;
   int64_t V, P;
   float* chances;  // (P)
   int32_t* ids;    // (P)
 
   // The last token, in sorted order, that the filters keep. Logits are shaped, the largest 0; chances are their
   // exponentials and `total` the sum of them.
-  int32_t last_kept(const float* logits, float total) const {
+  int32_t last_kept(const DecoderOptions& o, const float* logits, float total) const {
     Heap heap{logits, ids, V};
     heap.build();
     int64_t end = V;
-    if (c.top_k > 0 && c.top_k < V) {  // the k likeliest, and what ties with the last of them
+    if (o.top_k > 0 && o.top_k < V) {  // the k likeliest, and what ties with the last of them
       total = 0.0f;
       for (end = 0; end < V; ++end) {
         const int32_t id = heap.sorted(end, V);
-        if (end >= c.top_k && logits[id] < logits[heap.sorted(end - 1, V)]) break;
+        if (end >= o.top_k && logits[id] < logits[heap.sorted(end - 1, V)]) break;
         total += chances[id];
       }
     }
     float likelier = chances[heap.sorted(0, V)] / total;  // probability of the tokens before the next
     int64_t next = 1;
     for (; next < end; ++next) {
-      if (c.top_p < 1.0f && likelier >= c.top_p) break;
+      if (o.top_p < 1.0f && likelier >= o.top_p) break;
       const float chance = chances[heap.sorted(next, V)];
-      if (chance < c.min_p) break;
+      if (chance < o.min_p) break;
       likelier += chance / total;
     }
     return heap.sorted(next - 1, V);
   }
 
-  // A token, or -1 if the logits are no distribution. Changes the logits.
-  int64_t choose(float* logits, int64_t row, int64_t column) const {
-    float top = largest(logits, P);
-    if (!finite(top)) return -1;
-    if (c.forbidden >= 0) {
-      logits[c.forbidden] = -__builtin_inff();
-      top = largest(logits, P);
-      if (!finite(top)) return -1;
-    }
-    if (c.seen != nullptr) {
-      const uint8_t* seen = c.seen + row * V;
+  // Bias, then penalties, the repetition penalty first; of what a bias forbids nothing is left to penalize.
+  void penalize(const DecoderOptions& o, float* logits) const {
+    for (int64_t i = 0; i < o.bias_count; ++i) logits[o.bias_ids[i]] += o.bias[i];
+    if (o.repetition != 1.0f)
       for (int64_t i = 0; i < V; ++i)
-        if (seen[i]) logits[i] = logits[i] < 0.0f ? logits[i] * c.penalty : logits[i] / c.penalty;
-      top = largest(logits, P);
-      if (!finite(top)) return -1;
-    }
-    if (c.temperature == 0.0f) return first_equal(logits, top);
+        if (o.seen[i]) logits[i] = logits[i] < 0.0f ? logits[i] * o.repetition : logits[i] / o.repetition;
+    if (o.frequency != 0.0f || o.presence != 0.0f)
+      for (int64_t i = 0; i < V; ++i)
+        if (o.counts[i] > 0) logits[i] -= o.frequency * static_cast<float>(o.counts[i]) + o.presence;
+  }
+
+  // A token, or -1 if the logits are no distribution. Changes the logits, the largest of which is `top`.
+  int64_t choose(const DecoderOptions& o, float* logits, float top, const double* uniform) const {
+    if (!finite(top)) return -1;
+    penalize(o, logits);
+    top = largest(logits, P);
+    if (!finite(top)) return -1;
+    if (o.temperature == 0.0f) return first_equal(logits, top);
     float total = 0.0f;
     for (int64_t i = 0; i < P; i += kWidth) {
-      const vfloat v = (load(logits + i) - top) / c.temperature;
+      const vfloat v = (load(logits + i) - top) / o.temperature;
       const vfloat chance = v < -87.0f ? vfloat{} : exponential(at_least(v, -87.0f));
       store(logits + i, v);
       store(chances + i, chance);
       total += lane_sum(chance);
     }
-    if ((c.top_k > 0 && c.top_k < V) || c.top_p < 1.0f) {
-      const int32_t last = last_kept(logits, total);
+    if ((o.top_k > 0 && o.top_k < V) || o.top_p < 1.0f) {
+      const int32_t last = last_kept(o, logits, total);
       for (int64_t i = 0; i < V; ++i)
         if (logits[i] < logits[last] || (logits[i] == logits[last] && i > last)) chances[i] = 0.0f;
-    } else if (c.min_p > 0.0f) {
+    } else if (o.min_p > 0.0f) {
       for (int64_t i = 0; i < V; ++i)
-        if (chances[i] < c.min_p) chances[i] = 0.0f;
+        if (chances[i] < o.min_p) chances[i] = 0.0f;
     }
-    return draw(c.uniform[row * c.count + column]);
+    return draw(*uniform);
   }
 
   int64_t first_equal(const float* logits, float top) const {

@@ -1,10 +1,14 @@
-// A whole network of liquid blocks, token after token, in one call. The mathematics is that of blocks.py.
+// A whole network of liquid blocks, token after token, in one call. The mathematics is that of model/blocks.py.
 //
 // A thread owns some neurons of every block: it reads the weights that make their drives and gates, moves their state, and
 // multiplies what leaves them by their columns of the block's last matrix. So threads meet once in a block, to add up
 // these partial results. There are as many of them whatever the number of threads, added in one order: a row has the
 // same bits on any team. For one or two rows each thread computes norms and convolutions for itself; for more they share
 // the rows, and meet twice.
+//
+// A step takes one token of every row through the network, and more of the rows that read a text: the products of a
+// block do not depend on its neurons, so several tokens of one row share the weights as several rows do. More rows than
+// kMostRows are taken in groups, each from its first token to its last, for what a step needs should stay in the cache.
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -17,71 +21,94 @@ namespace {
 
 constexpr int64_t kFewRows = 2;
 constexpr int64_t kApart = 16;  // floats between rows, so that they do not fall into the same cache sets
-constexpr int64_t kLeastCaution = 128, kMostCaution = 8192;  // tokens
+constexpr int64_t kLeastCaution = 128, kMostCaution = 8192;  // steps
 
+// Everything that a group of rows needs, in one piece of memory.
 template <class Kind>
-int run(ltc::Decoder* base, DecoderCall& c) {
-  const auto& n = *reinterpret_cast<const Network<Kind>*>(base);
-  c.threads = static_cast<int>(smaller<int64_t>(c.threads, smaller<int64_t>(kShares, n.tiles)));  // nobody without neurons
-  const bool alone = c.B <= kFewRows;
-  const int64_t B = c.B, sets = alone ? c.threads : 1;
+struct Workspace {
   Shared<Kind> shared;
-  const auto lay_out = [&](Arena& arena, Rows<Kind>* rows, float** chances, int32_t** ids) {
-    shared.states = arena.take<float>(n.m.L * B * n.Np);
-    shared.gated = arena.take<float>(B * n.Ns);
-    shared.partial = arena.take<float>(2 * kShares * B * n.Dp);
-    shared.logits = arena.take<float>(B * n.Vp);
+  Array<Stream<Kind>> streams;
+  Array<Own> owns;
+
+  explicit Workspace(int64_t threads) : streams(threads), owns(threads) {}
+  bool there() const { return streams.data != nullptr && owns.data != nullptr; }
+  void lay_out(const Network<Kind>& n, int64_t rows, int64_t threads, Arena& arena) {
+    const int64_t items = kMostRows;
+    shared.rows = rows;
+    shared.items = items;
+    shared.progress = arena.take<Progress>(rows);
+    shared.states = arena.take<float>(n.m.L * rows * n.Np);
+    shared.gated = arena.take<float>(items * n.Ns);
+    shared.partial = arena.take<float>(2 * kShares * items * n.Dp);
+    shared.logits = arena.take<float>(items * n.Vp);
     shared.leaving = Kind::kDepth == 1 ? reinterpret_cast<typename Kind::Value*>(shared.gated)
-                                       : arena.take<typename Kind::Value>(B * n.Ns);
-    shared.leaving_scale = arena.take<float>(kShares * B);
-    shared.next = arena.take<int64_t>(B);
-    for (int64_t i = 0; i < sets; ++i) rows[i] = take_rows(n, B, arena);
-    for (int i = 0; i < c.threads; ++i) {
-      chances[i] = arena.take<float>(n.Vp);
-      ids[i] = arena.take<int32_t>(n.Vp);
+                                       : arena.take<typename Kind::Value>(items * n.Ns);
+    shared.leaving_scale = arena.take<float>(kShares * items);
+    for (int64_t i = 0; i < threads; ++i) {
+      if (i == 0 || rows <= kFewRows) streams.data[i] = take_stream(n, rows, items, arena);
+      owns.data[i] = take_own(n, rows, items, arena);
     }
-  };
-  Array<Rows<Kind>> rows(c.threads);
-  Array<float*> chances(c.threads);
-  Array<int32_t*> ids(c.threads);
-  if (rows.data == nullptr || chances.data == nullptr || ids.data == nullptr) return ltc::kNoMemory;
-  Arena measure{nullptr};
-  lay_out(measure, rows.data, chances.data, ids.data);
-  Array<char> memory(measure.used);
-  if (memory.data == nullptr) return ltc::kNoMemory;
-  Arena arena{memory.data};
-  lay_out(arena, rows.data, chances.data, ids.data);
-  const int64_t steps = c.given + (c.count > 0 ? c.count - 1 : 0);
-  int64_t fed = 0;
-  while (fed < steps && !shared.halt) {
+  }
+};
+
+// The rows of a group, from begin to end, by a team or, where that is in its own way, by one thread.
+template <class Kind>
+void run_group(const Network<Kind>& n, DecoderCall& c, Workspace<Kind>& space) {
+  Shared<Kind>& shared = space.shared;
+  const bool alone = shared.rows <= kFewRows;
+  for (int64_t row = 0; row < shared.rows; ++row) {
+    shared.progress[row] = {0, 0, -1, false};
+    shared.work[row].end = ltc::kCountReached;
+  }
+  for (bool going = true; going;) {
     const bool lonely = c.threads == 1 || c.alone > 0;
-    const int64_t begin = fed, end = c.threads > 1 && lonely ? smaller(steps, fed + c.alone) : steps;
+    const int64_t most = c.threads > 1 && lonely ? c.alone : INT64_MAX;
+    int64_t steps = 0;
     shared.barrier = Barrier();
-#pragma omp parallel num_threads(lonely ? 1 : c.threads) if (!lonely)
+#pragma omp parallel num_threads(lonely ? 1 : static_cast<int>(c.threads)) if (!lonely)
     {
 #if defined(_OPENMP)
       const int me = omp_get_thread_num(), team = omp_get_num_threads();
 #else
       const int me = 0, team = 1;
 #endif
-      Worker<Kind> worker{n, c, shared, rows.data[alone ? me : 0], {c, n.m.V, n.Vp, chances.data[me], ids.data[me]}, me, team, alone};
-      const int64_t last = with_solver(n.m.solver, [&](auto solver) { return worker.template work<solver()>(begin, end); });
-      if (me == 0) fed = last;
+      Worker<Kind> worker{n, shared, space.streams.data[alone ? me : 0], space.owns.data[me], me, team, alone};
+      const int64_t done = with_solver(n.m.solver, [&](auto solver) { return worker.template work<solver()>(most); });
+      if (me == 0) steps = done;
     }
+    going = false;
+    for (int64_t row = 0; row < shared.rows; ++row) going |= !shared.ended(row, shared.progress[row].fed);
     if (lonely) {
-      c.alone = c.threads == 1 ? 0 : c.alone - (fed - begin);
-    } else if (fed < steps && !shared.halt) {
+      c.alone = c.threads == 1 ? 0 : c.alone - steps;
+    } else if (going) {
       c.caution = c.caution == 0 ? kLeastCaution : smaller(2 * c.caution, kMostCaution);
       c.alone = c.caution;
     } else {
       c.caution /= 2;
     }
   }
-  c.done = c.count > 0 ? fed - c.given + 1 : 0;
-  c.broken = -1;
-  for (int64_t r = 0; r < B && c.count > 0 && c.broken < 0; ++r)
-    if (shared.next[r] < 0) c.broken = r;
-  if (c.broken >= 0) --c.done;
+  for (int64_t row = 0; row < shared.rows; ++row) shared.work[row].done = shared.progress[row].drawn;
+}
+
+template <class Kind>
+int run(ltc::Decoder* base, DecoderCall& c) {
+  const auto& n = *reinterpret_cast<const Network<Kind>*>(base);
+  c.threads = smaller<int64_t>(c.threads, smaller<int64_t>(kShares, n.tiles));  // nobody without neurons
+  const int64_t groups = (c.rows + kMostRows - 1) / kMostRows, most = (c.rows + groups - 1) / groups;
+  Workspace<Kind> space(c.threads);
+  if (!space.there()) return ltc::kNoMemory;
+  Arena measure{nullptr};
+  space.lay_out(n, most, c.threads, measure);
+  Array<char> memory(measure.used);
+  if (memory.data == nullptr) return ltc::kNoMemory;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = share(c.rows, group, groups);
+    Arena arena{memory.data};
+    space.lay_out(n, share(c.rows, group + 1, groups) - begin, c.threads, arena);
+    space.shared.call = &c;
+    space.shared.work = c.work + begin;
+    run_group(n, c, space);
+  }
   return ltc::kOk;
 }
 

@@ -18,12 +18,19 @@ typedef int16_t vshort __attribute__((vector_size(4 * kWidth), may_alias));
 typedef int8_t vbyte __attribute__((vector_size(2 * kWidth), aligned(1), may_alias));
 
 constexpr int kMostByte = 127;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 struct Floats {
   using Value = float;
   using Weight = float;
   using Sum = vfloat;
   static constexpr int kDepth = 1;  // inputs that a lane takes at once
+  template <int V>
+  static constexpr int kTall = kRegisters == 32 ? 8 : V == 3 ? 4 : 6;  // most rows of a tile: sums, weights, a value
   static LTC_INLINE vfloat weight(const float* w) { return load(w); }
   static LTC_INLINE vfloat value(const float* a) { return splat(*a); }
   static LTC_INLINE void add(vfloat& sum, vfloat value, vfloat weight) { sum += value * weight; }
@@ -35,6 +42,8 @@ struct Bytes {
   using Weight = int8_t;
   using Sum = vint;
   static constexpr int kDepth = 2;
+  template <int V>
+  static constexpr int kTall = kRegisters == 32 ? 8 : V == 3 ? 3 : 5;  // as of floats, and a product before it is added
   static LTC_INLINE vshort weight(const int8_t* w) {
 #if defined(__AVX512BW__)
     return reinterpret_cast<vshort>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
@@ -81,35 +90,6 @@ struct Panels {
 
 LTC_INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Outputs of G panels for R rows; `panel` weights from one panel to the next, `depth` inputs.
-template <class Kind, int G, int V, int R>
-LTC_INLINE void product(const typename Kind::Value* a, int64_t a_row, const typename Kind::Weight* w, int64_t panel,
-                        int64_t depth, typename Kind::Sum (&sum)[G][R][V]) {
-  constexpr int64_t line = V * kWidth * Kind::kDepth;
-  using Sum = typename Kind::Sum;
-#pragma GCC unroll 8
-  for (int g = 0; g < G; ++g)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[g][r][v] = Sum{};
-  for (int64_t j = 0; j < depth; j += Kind::kDepth, w += line) {
-    decltype(Kind::weight(w)) weight[G][V];
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) weight[g][v] = Kind::weight(w + g * panel + v * kWidth * Kind::kDepth);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const auto value = Kind::value(a + r * a_row + j);
-#pragma GCC unroll 8
-      for (int g = 0; g < G; ++g)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) Kind::add(sum[g][r][v], value, weight[g][v]);
-    }
-  }
-}
-
 // Inputs of a product: rows of values, each with its scale (which only bytes have).
 template <class Kind>
 struct Inputs {
@@ -119,42 +99,96 @@ struct Inputs {
   int64_t rows;
 };
 
-template <class Kind, int G, int V, int R, class Out>
+// Where a product goes: row r at data + r * row, its panels one after the other.
+struct Outputs {
+  float* data;
+  int64_t row;
+};
+
+// Sums of G panels for R rows; `panel` weights from one panel to the next, `depth` inputs.
+template <class Kind, int G, int V, int R>
+LTC_INLINE void product(const typename Kind::Value* a, int64_t a_row, const typename Kind::Weight* w, int64_t panel,
+                        int64_t depth, typename Kind::Sum (&sum)[G][R][V]) {
+  constexpr int64_t line = V * kWidth * Kind::kDepth;
+  using Sum = typename Kind::Sum;
+  using Value = decltype(Kind::value(a));
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[g][r][v] = Sum{};
+  for (int64_t j = 0; j < depth; j += Kind::kDepth, w += line) {
+    if constexpr (R <= 2) {  // few rows: their values stay in registers, weights pass by
+      Value value[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) value[r] = Kind::value(a + r * a_row + j);
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+          const auto weight = Kind::weight(w + g * panel + v * kWidth * Kind::kDepth);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) Kind::add(sum[g][r][v], value[r], weight);
+        }
+    } else {
+      decltype(Kind::weight(w)) weight[G][V];
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) weight[g][v] = Kind::weight(w + g * panel + v * kWidth * Kind::kDepth);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Value value = Kind::value(a + r * a_row + j);
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) Kind::add(sum[g][r][v], value, weight[g][v]);
+      }
+    }
+  }
+}
+
+// Outputs of panels p .. p + G - 1 for rows r .. r + R - 1.
+template <class Kind, int G, int V, int R>
 LTC_INLINE void multiply_tile(const Panels<Kind>& m, const Inputs<Kind>& a, int64_t p, int64_t r, int64_t from,
-                              int64_t depth, Out& out) {
+                              int64_t depth, Outputs to) {
   const int64_t panel = m.depth * V * kWidth;
   typename Kind::Sum sum[G][R][V];
   product<Kind, G, V, R>(a.values + r * a.row, a.row, m.weights + p * panel + from * V * kWidth, panel, depth, sum);
+#pragma GCC unroll 8
   for (int g = 0; g < G; ++g)
-    for (int i = 0; i < R; ++i) {
-      vfloat z[V];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         const int64_t n = ((p + g) * V + v) * kWidth;
-        z[v] = Kind::finish(sum[g][i][v], m.scale + n, a.scale[r + i]) + load(m.bias + n);
+        store(to.data + (r + i) * to.row + (g * V + v) * kWidth,
+              Kind::finish(sum[g][i][v], m.scale + n, a.scale[r + i]) + load(m.bias + n));
       }
-      out(r + i, p + g, z);
-    }
 }
 
-// Calls out(row, panel, z) with the outputs of panels begin .. end - 1 for every row; inputs are those that the weights
-// from `from` on meet, `depth` of them.
-template <class Kind, int V, class Out>
-void multiply(const Panels<Kind>& m, int64_t begin, int64_t end, const Inputs<Kind>& a, int64_t from, int64_t depth,
-              Out out) {
-#if defined(__AVX512F__)
-  constexpr int tall = 8;
-#else
-  constexpr int tall = V == 3 ? 4 : 6;
-#endif
-  int64_t p = begin;
-  if (a.rows == 1)  // a second panel, for sums that do not wait for each other
-    for (; p + 2 <= end; p += 2) multiply_tile<Kind, 2, V, 1>(m, a, p, 0, from, depth, out);
-  for (; p < end; ++p) {
-    int64_t r = 0;
-    for (; r + tall <= a.rows; r += tall) multiply_tile<Kind, 1, V, tall>(m, a, p, r, from, depth, out);
-    for (; r + 2 <= a.rows; r += 2) multiply_tile<Kind, 1, V, 2>(m, a, p, r, from, depth, out);
-    if (r < a.rows) multiply_tile<Kind, 1, V, 1>(m, a, p, r, from, depth, out);
+// Outputs of `count` panels (one or two) from p on, for every row. Inputs are those that the weights from `from` on meet,
+// `depth` of them.
+template <class Kind, int V>
+void multiply(const Panels<Kind>& m, int64_t p, int64_t count, const Inputs<Kind>& a, int64_t from, int64_t depth,
+              Outputs to) {
+  if (count == 2 && a.rows <= 2) {  // two panels, for sums that do not wait for each other
+    if (a.rows == 1) multiply_tile<Kind, 2, V, 1>(m, a, p, 0, from, depth, to);
+    else multiply_tile<Kind, 2, V, 2>(m, a, p, 0, from, depth, to);
+    return;
   }
+  constexpr int tall = Kind::template kTall<V>;
+  const int64_t tiles = (a.rows + tall - 1) / tall;
+  for (int64_t g = 0; g < count; ++g, to.data += V * kWidth)
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t r = share(a.rows, i, tiles), height = share(a.rows, i + 1, tiles) - r;
+#define LTC_HEIGHT(h) \
+  if constexpr ((h) <= tall)                                                     \
+    if (height == (h)) multiply_tile<Kind, 1, V, (h)>(m, a, p + g, r, from, depth, to);
+      LTC_HEIGHT(1) LTC_HEIGHT(2) LTC_HEIGHT(3) LTC_HEIGHT(4) LTC_HEIGHT(5) LTC_HEIGHT(6) LTC_HEIGHT(7) LTC_HEIGHT(8)
+#undef LTC_HEIGHT
+    }
 }
 
 // Where packed weights come from: output n has its weights at source(n), or is nothing (null), `count` of them.

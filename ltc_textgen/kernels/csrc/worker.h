@@ -1,76 +1,82 @@
-// What one thread does for the tokens of a call: its neurons of every block, its rows, its share of the output layer.
+// What one thread does for the rows of a call: its neurons of every block, its rows, its share of the output layer.
 #pragma once
 
 #include "choose.h"
-#include "network.h"
-#include "solver.h"
+#include "neuron.h"
 #include "team.h"
 
 namespace LTC_NAMESPACE {
 
 using ltc::DecoderCall;
+using ltc::DecoderWork;
 
 constexpr int kShares = 4;  // of the neurons of a block: what each adds to the residual stream is rounded by itself
+constexpr int64_t kMostRows = 64;              // rows, and tokens of them, that one step takes through the network
 constexpr int64_t kLate = 8, kRarely = 64;  // waits that may be long: eight, and one in so many
 
-// A token of one vector of neurons: z holds the drives. Returns the state after it.
-template <int solver>
-LTC_INLINE vfloat through_token(const float* p, bool adaptive, const vfloat* z, vfloat x, float step, int64_t steps) {
-  if (step == 0.0f) return x;  // no time: the state stays as it is, to the bit
-  const vfloat r_e = load(p), r_i = load(p + kWidth), E_e = load(p + 2 * kWidth), E_i = load(p + 3 * kWidth);
-  const vfloat C = load(p + 4 * kWidth), leak = load(p + 5 * kWidth), h = splat(step);
-  const vfloat d_e = -kLog2E * z[0], d_i = -kLog2E * z[1];
-  vfloat G, I;
-  const auto membrane = [&](vfloat y) {
-    const vfloat f_e = sigmoid_of_power(d_e + r_e * y), f_i = sigmoid_of_power(d_i + r_i * y);
-    G = adaptive ? leak + f_e + f_i : leak;
-    I = f_e * E_e - f_i * E_i;
-  };
-  for (int64_t k = 0; k < steps; ++k) {
-    if constexpr (solver == kRungeKutta) {
-      vfloat y = x, sum = {};
-      for (int stage = 0; stage < 4; ++stage) {
-        membrane(y);
-        const vfloat here = slope(y, G, I, C);
-        sum += kWeight[stage] * here;
-        if (stage < 3) y = x + h * kReach[stage + 1] * here;
-      }
-      x += h * sum;
-    } else {
-      membrane(x);
-      x = advance<solver>(x, G, I, C, h);
-    }
-  }
-  return x;
-}
+// A token on its way through the network: that of a row of the group at a time (a position) of its own.
+struct Item {
+  int64_t row, time;
+};
 
-// What the threads of a call share.
+// How far a row is. `next` is the token drawn last; ended: no other will be drawn.
+struct Progress {
+  int64_t fed, drawn, next;
+  bool ended;
+};
+
+// What the threads share for a group of rows. `items` is the most of a step.
 template <class Kind>
 struct Shared {
   Barrier barrier;
-  float *states, *gated, *partial, *logits;  // (L, tiles, B, kWidth), (B, Ns), (2, kShares, B, Dp), (B, Vp)
-  typename Kind::Value* leaving;             // (B, Ns): gated, as the last matrix takes it
-  float* leaving_scale;                      // (kShares, B)
-  int64_t* next;                             // (B): tokens just drawn, -1 where there is no distribution
-  int halt = 0;
-  bool crowded[2] = {false, false};  // at an even token, and at an odd one, so that all threads see the same
+  const DecoderCall* call;
+  DecoderWork* work;                         // (rows)
+  int64_t rows, items;
+  Progress* progress;                        // (rows)
+  float *states, *gated, *partial, *logits;  // (L, tiles, rows, kWidth), (items, Ns), (2, kShares, items, Dp), (items, Vp)
+  typename Kind::Value* leaving;             // (items, Ns): gated, as the last matrix takes it
+  float* leaving_scale;                      // (kShares, items)
+  bool crowded[2] = {false, false};  // at an even step, and at an odd one, so that all threads see the same
+
+  bool ended(int64_t row, int64_t fed) const {
+    return progress[row].ended || (work[row].count == 0 && fed == work[row].given);
+  }
+  const DecoderOptions& options(int64_t row) const { return call->options[work[row].slot]; }
 };
 
-// Rows of the residual stream, and what is made of them; every thread has one if rows are few.
+// The residual stream of a step's items, and what is made of it; every thread has one if rows are few.
 template <class Kind>
-struct Rows {
-  float *u, *mixed, *columns;    // (B, Dp), (B, Ds), (L, B, K, Dp): a ring in which time t stands at t mod K
-  typename Kind::Value* values;  // (B, Ds): mixed, as the products take it
-  float* scale;                  // (B)
+struct Stream {
+  float *u, *mixed, *columns;    // (items, Dp), (items, Ds), (L, rows, K, Dp): a ring in which time t stands at t mod K
+  typename Kind::Value* values;  // (items, Ds): mixed, as the products take it
+  float* scale;                  // (items)
 };
 
 template <class Kind>
-Rows<Kind> take_rows(const Network<Kind>& n, int64_t B, Arena& arena) {
-  Rows<Kind> rows = {arena.take<float>(B * n.Dp), arena.take<float>(B * n.Ds), arena.take<float>(n.m.L * n.m.K * B * n.Dp),
-                     nullptr, arena.take<float>(B)};
-  rows.values = Kind::kDepth == 1 ? reinterpret_cast<typename Kind::Value*>(rows.mixed)
-                                  : arena.take<typename Kind::Value>(B * n.Ds);
-  return rows;
+Stream<Kind> take_stream(const Network<Kind>& n, int64_t rows, int64_t items, Arena& arena) {
+  Stream<Kind> s = {arena.take<float>(items * n.Dp), arena.take<float>(items * n.Ds),
+                    arena.take<float>(n.m.L * n.m.K * rows * n.Dp), nullptr, arena.take<float>(items)};
+  s.values = Kind::kDepth == 1 ? reinterpret_cast<typename Kind::Value*>(s.mixed)
+                               : arena.take<typename Kind::Value>(items * n.Ds);
+  return s;
+}
+
+// What a thread needs for itself.
+struct Own {
+  Item* items;         // (items): of this step, those of a row side by side and in their order
+  int64_t* predicted;  // (items): which of them are followed by a prediction
+  int64_t* fed;        // (rows)
+  float *drives, *raw;  // (items, 2 * kDrives * kWidth), (Vp): logits as the network gives them
+  Chooser chooser;
+};
+
+template <class Kind>
+Own take_own(const Network<Kind>& n, int64_t rows, int64_t items, Arena& arena) {
+  Own own = {arena.take<Item>(items), arena.take<int64_t>(items), arena.take<int64_t>(rows),
+             arena.take<float>(items * 2 * kDrives * kWidth), arena.take<float>(n.Vp), {n.m.V, n.Vp, nullptr, nullptr}};
+  own.chooser.chances = arena.take<float>(n.Vp);
+  own.chooser.ids = arena.take<int32_t>(n.Vp);
+  return own;
 }
 
 LTC_INLINE void as_values(const float*, int64_t, int64_t, float*, float*) {}  // floats are their own values
@@ -81,62 +87,110 @@ LTC_INLINE void as_values(const float* a, int64_t count, int64_t depth, int16_t*
 template <class Kind>
 struct Worker {
   const Network<Kind>& n;
-  const DecoderCall& c;
   Shared<Kind>& shared;
-  Rows<Kind> rows;
-  Chooser chooser;
+  Stream<Kind> stream;
+  Own own;
   int me, team;
-  bool alone;  // this thread's rows are its own, all B of them
-  int64_t first_row = alone ? 0 : share(c.B, me, team), end_row = alone ? c.B : share(c.B, me + 1, team);
+  bool alone;  // this thread's stream is its own, of all rows
   int64_t first_share = share(kShares, me, team), end_share = share(kShares, me + 1, team);
   int64_t first_tile = share(n.tiles, first_share, kShares), end_tile = share(n.tiles, end_share, kShares);
+  int64_t items = 0, predicted = 0, first_item = 0, end_item = 0;  // of this step; this thread's part of the items
   int64_t sums = 0;  // how often partial results were made: they go into two places in turn
 
-  LTC_INLINE float* ring(int64_t l, int64_t r, int64_t time) const {
+  LTC_INLINE float* ring(int64_t l, int64_t row, int64_t time) const {
     const int64_t K = n.m.K;
-    return rows.columns + ((l * c.B + r) * K + (time + K) % K) * n.Dp;
+    return stream.columns + ((l * shared.rows + row) * K + (time + K) % K) * n.Dp;
   }
-  LTC_INLINE float* state(int64_t l, int64_t r, int64_t tile) const {
-    return shared.states + ((l * n.tiles + tile) * c.B + r) * kWidth;
+  LTC_INLINE float* state(int64_t l, int64_t row, int64_t tile) const {
+    return shared.states + ((l * n.tiles + tile) * shared.rows + row) * kWidth;
   }
-  float* partial(int64_t part) const { return shared.partial + ((sums % 2) * kShares + part) * c.B * n.Dp; }
+  float* partial(int64_t part) const { return shared.partial + ((sums % 2) * kShares + part) * shared.items * n.Dp; }
 
-  void load_state(int64_t time) {
-    const DecoderModel& m = n.m;
-    for (int64_t l = 0; l < m.L; ++l)
-      for (int64_t r = 0; r < c.B; ++r) {
-        const int64_t from = first_tile * kWidth, to = smaller(m.N, end_tile * kWidth);
-        for (int64_t i = from; i < end_tile * kWidth; ++i)
-          state(l, r, i / kWidth)[i % kWidth] = i < to ? c.neurons[(l * c.B + r) * m.N + i] : 0.0f;
-        if (r < first_row || r >= end_row) continue;
-        for (int64_t k = 0; k + 1 < m.K; ++k) {
-          float* column = ring(l, r, (time - (m.K - 1) + k) % m.K);
-          for (int64_t d = 0; d < n.Dp; ++d)
-            column[d] = d < m.D ? c.columns[((l * c.B + r) * (m.K - 1) + k) * m.D + d] : 0.0f;
+  // A row's state in the arrays of the call.
+  float* neurons_of(int64_t l, int64_t row) const {
+    return shared.call->neurons + (l * shared.call->slots + shared.work[row].slot) * n.m.N;
+  }
+  float* column_of(int64_t l, int64_t row, int64_t k) const {
+    return shared.call->columns + ((l * shared.call->slots + shared.work[row].slot) * (n.m.K - 1) + k) * n.m.D;
+  }
+  bool keeps_columns(int64_t row) const {
+    return alone || (row >= share(shared.rows, me, team) && row < share(shared.rows, me + 1, team));
+  }
+
+  void load_state() {
+    const int64_t from = first_tile * kWidth, to = end_tile * kWidth;
+    for (int64_t row = 0; row < shared.rows; ++row) {
+      own.fed[row] = shared.progress[row].fed;
+      for (int64_t l = 0; l < n.m.L; ++l) {
+        const float* neurons = neurons_of(l, row);
+        for (int64_t i = from; i < to; ++i) state(l, row, i / kWidth)[i % kWidth] = i < n.m.N ? neurons[i] : 0.0f;
+        for (int64_t k = 0; k + 1 < n.m.K && keeps_columns(row); ++k) {
+          float* column = ring(l, row, (own.fed[row] - (n.m.K - 1) + k) % n.m.K);
+          std::memcpy(column, column_of(l, row, k), sizeof(float) * n.m.D);
+          for (int64_t d = n.m.D; d < n.Dp; ++d) column[d] = 0.0f;
         }
       }
+    }
   }
 
-  void store_state(int64_t fed) const {
-    const DecoderModel& m = n.m;
-    for (int64_t l = 0; l < m.L; ++l)
-      for (int64_t r = 0; r < c.B; ++r) {
-        for (int64_t i = first_tile * kWidth; i < smaller(m.N, end_tile * kWidth); ++i)
-          c.neurons[(l * c.B + r) * m.N + i] = state(l, r, i / kWidth)[i % kWidth];
-        if (r < first_row || r >= end_row || (alone && me > 0)) continue;
-        for (int64_t k = 0; k + 1 < m.K; ++k)
-          std::memcpy(c.columns + ((l * c.B + r) * (m.K - 1) + k) * m.D, ring(l, r, (fed - (m.K - 1) + k) % m.K),
-                      sizeof(float) * m.D);
+  void store_state() const {
+    const int64_t from = first_tile * kWidth, to = smaller(n.m.N, end_tile * kWidth);
+    for (int64_t row = 0; row < shared.rows; ++row) {
+      if (me == 0) shared.progress[row].fed = own.fed[row];
+      for (int64_t l = 0; l < n.m.L; ++l) {
+        float* neurons = neurons_of(l, row);
+        for (int64_t i = from; i < to; ++i) neurons[i] = state(l, row, i / kWidth)[i % kWidth];
+        if (!keeps_columns(row) || (alone && me > 0)) continue;
+        for (int64_t k = 0; k + 1 < n.m.K; ++k)
+          std::memcpy(column_of(l, row, k), ring(l, row, (own.fed[row] - (n.m.K - 1) + k) % n.m.K), sizeof(float) * n.m.D);
       }
+    }
   }
 
-  // u of a row plus what the shares made of it, normalised into `to`.
-  void normalise(int64_t r, bool add, float epsilon, const float* weight, float* to) const {
-    float* u = rows.u + r * n.Dp;
+  bool draws(const Item& item) const {
+    const DecoderWork& w = shared.work[item.row];
+    return w.count > 0 && item.time >= w.given - 1;
+  }
+  bool has_target(const Item& item) const {
+    const DecoderWork& w = shared.work[item.row];
+    return w.targets != nullptr && item.time < w.given && w.targets[item.time] >= 0;
+  }
+
+  // The tokens of the next step: one of every row that has not ended, and more of those that read. All threads come to
+  // the same. False if there are none.
+  bool plan() {
+    int64_t more = shared.items;
+    for (int64_t row = 0; row < shared.rows; ++row) more -= !shared.ended(row, own.fed[row]);
+    items = predicted = 0;
+    for (int64_t row = 0; row < shared.rows; ++row) {
+      if (shared.ended(row, own.fed[row])) continue;
+      const DecoderWork& w = shared.work[row];
+      const int64_t left = w.given - own.fed[row], extra = left > 1 ? smaller(left - 1, more) : 0;
+      more -= extra;
+      for (int64_t i = 0; i <= extra; ++i) {
+        const Item item = {row, own.fed[row]++};
+        const bool wanted = draws(item) || has_target(item) || (w.logits != nullptr && item.time < w.given);
+        if (wanted) own.predicted[predicted++] = items;
+        own.items[items++] = item;
+      }
+    }
+    first_item = alone ? 0 : begin_of(share(items, me, team));
+    end_item = alone ? items : begin_of(share(items, me + 1, team));
+    return items > 0;
+  }
+  // The first item from i on that begins a row: a row's items are mixed in their order, by one thread.
+  int64_t begin_of(int64_t i) const {
+    while (i > 0 && i < items && own.items[i].row == own.items[i - 1].row) ++i;
+    return i;
+  }
+
+  // u of an item plus what the shares made of it, normalised into `to`.
+  void normalise(int64_t i, bool add, float epsilon, const float* weight, float* to) const {
+    float* u = stream.u + i * n.Dp;
     vfloat squares = {};
     for (int64_t d = 0; d < n.Dp; d += kWidth) {
       vfloat v = load(u + d);
-      for (int part = 0; add && part < kShares; ++part) v += load(partial(part) + r * n.Dp + d);
+      for (int part = 0; add && part < kShares; ++part) v += load(partial(part) + i * n.Dp + d);
       store(u + d, v);
       squares += v * v;
     }
@@ -144,108 +198,177 @@ struct Worker {
     for (int64_t d = 0; d < n.Dp; d += kWidth) store(to + d, load(u + d) * scale * load(weight + d));
   }
 
-  // Norm and convolution of this thread's rows, before block l.
-  void mix(int64_t l, int64_t time) const {
+  void embed() const {
+    for (int64_t i = first_item; i < end_item; ++i) {
+      const Item& item = own.items[i];
+      const DecoderWork& w = shared.work[item.row];
+      const int64_t token = item.time < w.given ? w.ids[item.time] : shared.progress[item.row].next;
+      std::memcpy(stream.u + i * n.Dp, n.embedding + token * n.Dp, sizeof(float) * n.Dp);
+    }
+  }
+
+  // Norm and convolution of this thread's items, before block l.
+  void mix(int64_t l) const {
     const Block<Kind>& b = n.blocks[l];
     const int64_t K = n.m.K;
-    for (int64_t r = first_row; r < end_row; ++r) {
-      normalise(r, l > 0, b.epsilon, b.norm, ring(l, r, time % K));
-      float* mixed = rows.mixed + r * n.Ds;
+    for (int64_t i = first_item; i < end_item; ++i) {
+      const Item& item = own.items[i];
+      normalise(i, l > 0, b.epsilon, b.norm, ring(l, item.row, item.time % K));
+      float* mixed = stream.mixed + i * n.Ds;
       for (int64_t d = 0; d < n.Dp; d += kWidth) {
         vfloat sum = load(b.taps_bias + d);
-        for (int64_t k = 0; k < K; ++k) sum += load(ring(l, r, (time + 1 + k) % K) + d) * load(b.taps + k * n.Dp + d);
+        for (int64_t k = 0; k < K; ++k)
+          sum += load(ring(l, item.row, (item.time + 1 + k) % K) + d) * load(b.taps + k * n.Dp + d);
         store(mixed + d, sum);
       }
-      as_values(mixed, n.Dp, n.m.D, rows.values + r * n.Ds, rows.scale + r);
+      as_values(mixed, n.Dp, n.m.D, stream.values + i * n.Ds, stream.scale + i);
     }
     if (!alone) shared.barrier.wait(team);
+  }
+
+  // The neurons of a tile after each item, whose drives and gates stand in rows of z. A function, so that an item's
+  // arithmetic is the same code whatever stands beside it.
+  template <int solver>
+  __attribute__((noinline)) void integrate(int64_t l, int64_t tile, const float* z) const {
+    const Neurons neurons(n.blocks[l].neurons + tile * kNeuron * kWidth, n.m.adaptive);
+    for (int64_t i = 0; i < items; ++i, z += 2 * kDrives * kWidth) {
+      const Item& item = own.items[i];
+      const DecoderOptions& o = shared.options(item.row);
+      const vfloat drives[2] = {load(z), load(z + kWidth)}, gate = load(z + 2 * kWidth);
+      float* x = state(l, item.row, tile);
+      const bool observed = o.hold_count > 0 || o.watch_count > 0;
+      const vfloat after = observed ? through_observed<solver>(l, tile, item, drives, load(x))
+                                    : through_token<solver>(neurons, drives, load(x), o.h, n.m.steps);
+      store(x, after);
+      store(shared.gated + i * n.Ns + tile * kWidth, after * gate * sigmoid(gate));
+    }
+  }
+  template <int solver>
+  __attribute__((noinline)) vfloat through_observed(int64_t l, int64_t tile, const Item& item, const vfloat* drives,
+                                                    vfloat x) const {
+    const DecoderOptions& o = shared.options(item.row);
+    const DecoderWork& w = shared.work[item.row];
+    Neurons neurons(n.blocks[l].neurons + tile * kNeuron * kWidth, n.m.adaptive);
+    stretch(neurons, o, l, tile);
+    x = held(through_token<solver>(neurons, drives, x, o.h, n.m.steps), o, l, tile);
+    if (w.watched != nullptr) watch(neurons, o, l, tile, drives, x, w.watched + item.time * o.watch_count * 2);
+    return x;
   }
 
   // What the neurons of one share add to the residual stream.
   void leave(const Block<Kind>& b, int64_t part) const {
     const int64_t begin = share(n.tiles, part, kShares) * kWidth, count = share(n.tiles, part + 1, kShares) * kWidth - begin;
-    float *scale = shared.leaving_scale + part * c.B, *sum = partial(part);
-    for (int64_t r = 0; r < c.B; ++r)
-      as_values(shared.gated + r * n.Ns + begin, count, count, shared.leaving + r * n.Ns + begin, scale + r);
-    multiply<Kind, kPlain>(b.out, 0, b.out.panels, {shared.leaving + begin, n.Ns, scale, c.B}, begin, count,
-                           [&](int64_t r, int64_t p, const vfloat* z) {
-                             for (int v = 0; v < kPlain; ++v) store(sum + r * n.Dp + (p * kPlain + v) * kWidth, z[v]);
-                           });
+    float* scale = shared.leaving_scale + part * shared.items;
+    for (int64_t i = 0; i < items; ++i)
+      as_values(shared.gated + i * n.Ns + begin, count, count, shared.leaving + i * n.Ns + begin, scale + i);
+    project(b.out, 0, b.out.panels, {shared.leaving + begin, n.Ns, scale, items}, begin, count, {partial(part), n.Dp});
+  }
+
+  // Panels begin .. end - 1 of a product.
+  static void project(const Panels<Kind>& m, int64_t begin, int64_t end, const Inputs<Kind>& a, int64_t from,
+                      int64_t depth, Outputs to) {
+    for (int64_t p = begin; p < end; p += 2)
+      multiply<Kind, kPlain>(m, p, smaller<int64_t>(2, end - p), a, from, depth, {to.data + p * kPlain * kWidth, to.row});
   }
 
   template <int solver>
-  void block(int64_t l, int64_t time) {
-    mix(l, time);
+  void block(int64_t l) {
+    mix(l);
     ++sums;
     const Block<Kind>& b = n.blocks[l];
-    const auto neurons = [&](int64_t r, int64_t tile, const vfloat* z) {
-      float* x = state(l, r, tile);
-      const vfloat after = through_token<solver>(b.neurons + tile * kNeuron * kWidth, n.m.adaptive, z, load(x), c.h, n.m.steps);
-      store(x, after);
-      store(shared.gated + r * n.Ns + tile * kWidth, after * z[2] * sigmoid(z[2]));
-    };
-    multiply<Kind, kDrives>(b.drives, first_tile, end_tile, {rows.values, n.Ds, rows.scale, c.B}, 0, b.drives.depth, neurons);
+    const Inputs<Kind> mixed = {stream.values, n.Ds, stream.scale, items};
+    for (int64_t tile = first_tile; tile < end_tile; tile += 2) {
+      const int64_t count = smaller<int64_t>(2, end_tile - tile);
+      multiply<Kind, kDrives>(b.drives, tile, count, mixed, 0, b.drives.depth, {own.drives, 2 * kDrives * kWidth});
+      for (int64_t i = 0; i < count; ++i) integrate<solver>(l, tile + i, own.drives + i * kDrives * kWidth);
+    }
     for (int64_t part = first_share; part < end_share; ++part) leave(b, part);
     shared.barrier.wait(team);
   }
 
-  // Logits of all rows, after the last block.
-  void predict() {
-    for (int64_t r = first_row; r < end_row; ++r) {
-      normalise(r, true, n.m.epsilon, n.norm, rows.mixed + r * n.Ds);
-      as_values(rows.mixed + r * n.Ds, n.Dp, n.m.D, rows.values + r * n.Ds, rows.scale + r);
+  // Logits of the items that are followed by a prediction, after the last block.
+  void predict() const {
+    for (int64_t j = alone ? 0 : share(predicted, me, team); j < (alone ? predicted : share(predicted, me + 1, team)); ++j) {
+      normalise(own.predicted[j], true, n.m.epsilon, n.norm, stream.mixed + j * n.Ds);
+      as_values(stream.mixed + j * n.Ds, n.Dp, n.m.D, stream.values + j * n.Ds, stream.scale + j);
     }
     if (!alone) shared.barrier.wait(team);
-    multiply<Kind, kPlain>(n.head, share(n.head.panels, me, team), share(n.head.panels, me + 1, team),
-                           {rows.values, n.Ds, rows.scale, c.B}, 0, n.head.depth,
-                           [&](int64_t r, int64_t p, const vfloat* z) {
-                             for (int v = 0; v < kPlain; ++v)
-                               store(shared.logits + r * n.Vp + (p * kPlain + v) * kWidth, z[v]);
-                           });
+    project(n.head, share(n.head.panels, me, team), share(n.head.panels, me + 1, team),
+            {stream.values, n.Ds, stream.scale, predicted}, 0, n.head.depth, {shared.logits, n.Vp});
     shared.barrier.wait(team);
   }
 
-  // The next token of this thread's share of the rows.
-  void choose(int64_t column) {
-    for (int64_t r = share(c.B, me, team); r < share(c.B, me + 1, team); ++r) {
-      const int64_t token = chooser.choose(shared.logits + r * n.Vp, r, column);
-      shared.next[r] = token;
-      bool halt = token < 0;
-      for (int64_t i = 0; i < c.stop_count; ++i) halt |= token == c.stops[i];
-      if (halt) __atomic_store_n(&shared.halt, 1, __ATOMIC_RELAXED);
-      if (token < 0) continue;
-      c.tokens[r * c.count + column] = token;
-      if (c.seen != nullptr) c.seen[r * n.m.V + token] = 1;
+  // What follows each item of this thread's part: a token is drawn, log-probabilities are written.
+  void choose() const {
+    for (int64_t j = share(predicted, me, team); j < share(predicted, me + 1, team); ++j) {
+      const Item& item = own.items[own.predicted[j]];
+      const DecoderWork& w = shared.work[item.row];
+      float* logits = shared.logits + j * n.Vp;
+      if (w.logits != nullptr && item.time < w.given)
+        std::memcpy(w.logits + item.time * n.m.V, logits, sizeof(float) * n.m.V);
+      // A mixture of the network's distribution with another one would change the logits here.
+      const bool drawn = draws(item);
+      if (!drawn && !has_target(item)) continue;
+      const float top = largest(logits, n.Vp);
+      const float norm = w.chances != nullptr || w.best != nullptr ? report(item, logits, top) : 0.0f;
+      const int64_t token = drawn ? draw(item, logits, top) : w.targets[item.time];
+      if (w.chances != nullptr) w.chances[item.time] = token < 0 ? __builtin_nanf("") : own.raw[token] - norm;
     }
     shared.barrier.wait(team);
   }
 
-  // Feeds the tokens from `begin` on, to `end` or until something stops it. Returns how many have been fed.
+  // Keeps the logits, which a draw changes, and writes the likeliest tokens. Returns what makes logits log-probabilities.
+  float report(const Item& item, const float* logits, float top) const {
+    const DecoderWork& w = shared.work[item.row];
+    const int64_t best = shared.call->best;
+    const float norm = finite(top) ? log_sum(logits, n.Vp, top) : __builtin_nanf("");
+    std::memcpy(own.raw, logits, sizeof(float) * n.Vp);
+    if (w.best != nullptr) likeliest(logits, n.m.V, best, norm, w.best_ids + item.time * best, w.best + item.time * best);
+    return norm;
+  }
+
+  // Draws a row's next token; -1 if there is none to draw.
+  int64_t draw(const Item& item, float* logits, float top) const {
+    const DecoderOptions& o = shared.options(item.row);
+    DecoderWork& w = shared.work[item.row];
+    Progress& p = shared.progress[item.row];
+    const int64_t token = own.chooser.choose(o, logits, top, w.uniform == nullptr ? nullptr : w.uniform + p.drawn);
+    if (token < 0) {
+      w.end = ltc::kBroken;
+      p.ended = true;
+      return token;
+    }
+    w.tokens[p.drawn++] = p.next = token;
+    if (o.seen != nullptr) o.seen[token] = 1;
+    if (o.counts != nullptr) ++o.counts[token];
+    for (int64_t i = 0; i < o.stop_count; ++i)
+      if (token == o.stops[i]) w.end = ltc::kStopped;
+    p.ended = p.drawn == w.count || w.end == ltc::kStopped;
+    return token;
+  }
+
+  // Takes steps, at most `most`, until all rows have ended or the threads are in each other's way. Returns how many.
   template <int solver>
-  int64_t work(int64_t begin, int64_t end) {
-    load_state(begin);
+  int64_t work(int64_t most) {
+    load_state();
     shared.barrier.wait(team);
-    int64_t time = begin;
-    while (time < end) {
+    int64_t step = 0;
+    for (; step < most && plan(); ++step) {
       if (me == 0)
-        shared.crowded[time % 2] = __atomic_load_n(&shared.barrier.late, __ATOMIC_RELAXED) >
-                                   kLate + (time - begin) * n.m.L / kRarely;
-      for (int64_t r = first_row; r < end_row; ++r) {
-        const int64_t token = time < c.given ? c.ids[r * c.given + time] : shared.next[r];
-        std::memcpy(rows.u + r * n.Dp, n.embedding + token * n.Dp, sizeof(float) * n.Dp);
+        shared.crowded[step % 2] = __atomic_load_n(&shared.barrier.late, __ATOMIC_RELAXED) > kLate + step * n.m.L / kRarely;
+      embed();
+      for (int64_t l = 0; l < n.m.L; ++l) block<solver>(l);
+      if (predicted > 0) {
+        predict();
+        choose();
       }
-      for (int64_t l = 0; l < n.m.L; ++l) block<solver>(l, time);
-      const bool wanted = c.logits != nullptr && time < c.given, draws = c.count > 0 && time >= c.given - 1;
-      if (wanted || draws) predict();
-      for (int64_t r = share(c.B, me, team); wanted && r < share(c.B, me + 1, team); ++r)
-        std::memcpy(c.logits + (r * c.given + time) * n.m.V, shared.logits + r * n.Vp, sizeof(float) * n.m.V);
-      if (draws) choose(time - (c.given - 1));
-      ++time;
-      if (draws && __atomic_load_n(&shared.halt, __ATOMIC_RELAXED)) break;
-      if (shared.crowded[(time - 1) % 2]) break;
+      if (shared.crowded[step % 2]) {
+        ++step;
+        break;
+      }
     }
-    store_state(time);
-    return time;
+    store_state();
+    return step;
   }
 };
 
