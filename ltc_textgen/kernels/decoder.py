@@ -1,8 +1,9 @@
 """A network of liquid blocks that reads and writes tokens without PyTorch: many tokens per call, weights packed once.
 
-What it computes is what `model.network.LiquidNetwork` with blocks of `model.blocks.LiquidBlock` and `model.heads.FullHead`
-computes, and what `generation.sampling` then does with the logits. Source: csrc/decoder.cpp. This is the packed network;
-`decoder_rows` has the rows that it reads and writes, and `generation.native` takes the weights from a model.
+What it computes is what `model.network.LiquidNetwork` with blocks of `model.blocks.LiquidBlock` and a
+`model.heads.FullHead` computes, and what `generation.sampling` then does with the logits. Source: csrc/decoder.cpp.
+This is the packed network; `decoder_rows` has the rows that it reads and writes, and `generation.native` takes the
+weights from a model.
 """
 
 import ctypes

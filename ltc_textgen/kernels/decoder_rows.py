@@ -1,4 +1,4 @@
-"""The rows that a native decoder reads and writes: each with a state and options of its own, joining and leaving freely.
+"""The rows that a native decoder reads and writes, each with a state and options of its own.
 
 A row lives in a slot from `Rows.join` to `Rows.leave`. A call of `Rows.run` does the work of any of them together: some
 read a text while others write. What a row computes does not depend on the rows beside it, on how its text is split into
@@ -147,9 +147,9 @@ class Written(NamedTuple):
         tokens: What was drawn.
         end: count if all was done, stop if a stop was drawn (the last of `tokens`), broken if no further token can be
             drawn because its logits are NaN or infinite.
-        logprobs: Natural logarithm of the model's own probability, without temperature, penalties and bias, of the token
-            that follows each position; NaN where that is not known. That of drawn token i stands at len(ids) - 1 + i.
-            None if they were not asked for.
+        logprobs: Natural logarithm of the model's own probability (without temperature, penalties and bias) of the
+            token that follows each position; NaN where that is not known. That of drawn token i stands at
+            len(ids) - 1 + i. None if they were not asked for.
         likeliest: The likeliest tokens that could follow each position, (positions, best); where `logprobs` is NaN it
             means nothing.
         likeliest_logprobs: Their log-probabilities, in descending order.
@@ -348,6 +348,7 @@ class _Call:
 
     def __init__(self, rows: Rows, work: Sequence[Work], best: int) -> None:
         self._work, self.best, decoder = work, best, rows.decoder
+        self._inputs_held: list[np.ndarray] = []
         self._watched = [int(rows.options(w.slot)["watch_count"]) for w in work]
         self.table = table = np.zeros(len(work), WORK)
         given, count = table["given"], table["count"]
@@ -376,13 +377,12 @@ class _Call:
         slots = [w.slot for w in self._work]
         if len(set(slots)) < len(slots):
             raise UsageError("work: a slot stands there twice")
+        words, V = rows.decoder.words, rows.decoder.V
         for w in self._work:
             if w.count < 0 or not len(w.ids):
                 raise UsageError(f"work of slot {w.slot}: expected tokens to read and a count >= 0, got {w.count}")
-            if w.count and rows.decoder.words < rows.decoder.V:
-                raise UsageError(
-                    f"a decoder that knows {rows.decoder.words} tokens cannot read all of the {rows.decoder.V} it may draw"
-                )
+            if w.count and words < V:
+                raise UsageError(f"a decoder that knows {words} tokens cannot read all of the {V} it may draw")
             if w.targets is not None and len(w.targets) != len(w.ids):
                 raise UsageError(f"targets: expected {len(w.ids)}, one for each of ids, got {len(w.targets)}")
 
@@ -391,17 +391,16 @@ class _Call:
             if w.uniform is None or len(w.uniform) != w.count:
                 got = None if w.uniform is None else len(w.uniform)
                 raise UsageError(f"uniform: expected {w.count} numbers to draw with, got {got}")
-        draws = {id(w) for w in drawing}
-        numbers = self._inputs(
-            "uniform", [w.uniform for w in drawing], np.float64, [id(w) in draws for w in self._work]
-        )
+        draws = {w.slot for w in drawing}
+        where = [w.slot in draws for w in self._work]
+        numbers = self._inputs("uniform", [w.uniform for w in drawing], np.float64, where)
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < 1):
             raise UsageError("uniform: every number must be in [0, 1)")
 
     def _inputs(self, name: str, parts: Sequence, dtype: type, where: Sequence[bool] | None = None) -> np.ndarray:
         """Put arrays behind each other, and their addresses into the table."""
-        flat = np.concatenate([np.asarray(part, dtype) for part in parts]) if parts else np.empty(0, dtype)
-        setattr(self, f"_{name}_held", flat)
+        flat = np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
+        self._inputs_held.append(flat)  # the table has its address
         sizes = np.array([len(part) for part in parts], np.int64)
         rows = slice(None) if where is None else np.array(where, bool)
         self.table[name][rows] = flat.ctypes.data + flat.itemsize * (np.cumsum(sizes) - sizes)
@@ -412,7 +411,7 @@ class _Call:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Room for a result of every row, and its address in the table where it is not empty; and where it begins."""
         ends = np.cumsum(sizes)
-        flat = np.empty((int(ends[-1]), *shape), dtype)
+        flat: np.ndarray = np.empty((int(ends[-1]), *shape), dtype)
         if np.issubdtype(dtype, np.floating):
             flat.fill(np.nan)
         begin = ends - sizes

@@ -26,6 +26,9 @@ REFUSED: Mapping[int, tuple[str, str, str, Callable[[float], bool]]] = {
 """Status -> input, what to call it, what its values must be, and whether one is. NaN passes in parameters: it is the
 mark of a training that diverged and must show in the loss."""
 
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512vnni")
+"""What a build for x86 may have, the best last; other processors have the first."""
+
 SMALL = 1 << 17
 """Sigmoids of a call, about 30 microseconds, below which waking a second thread costs more than it saves."""
 
@@ -56,7 +59,20 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"the library does not load: {error}"
     library.ltc_instruction_set.restype = ctypes.c_char_p
     library.ltc_use_instruction_set.argtypes = [ctypes.c_char_p]
+    _select(library, os.environ.get("LTC_ISA", "auto"))
     return library, ""
+
+
+def _select(library: ctypes.CDLL, name: str) -> None:
+    """Make a library use the instruction set that LTC_ISA asks for; "auto" leaves it the best one.
+
+    Raises:
+        UsageError: If this build or processor does not have it.
+    """
+    if name == "auto" or library.ltc_use_instruction_set(name.encode()):
+        return
+    has = [known for known in INSTRUCTION_SETS if library.ltc_use_instruction_set(known.encode())]
+    raise UsageError(f"LTC_ISA: expected auto, {', '.join(has)} (what this build and processor have), got '{name}'")
 
 
 LIBRARY, WHY_NOT = _load()

@@ -285,7 +285,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         native.draw(one, None, Choice(0.0), 0)
     with pytest.raises(UsageError, match="seen"):
         native.draw(one, None, Choice(repetition_penalty=2.0), 3, uniform)
-    bad_choices = [Choice(-1.0), Choice(top_p=0.0), Choice(min_p=2.0), Choice(top_k=-1), Choice(forbidden=(VOCABULARY,))]
+    bad_choices = [Choice(-1.0), Choice(top_p=0.0), Choice(min_p=2.0), Choice(top_k=-1), Choice(forbidden=(99,))]
     for choice in bad_choices:
         with pytest.raises(UsageError, match="out of range"):
             native.draw(one, None, choice, 3, uniform)

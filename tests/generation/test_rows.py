@@ -1,4 +1,4 @@
-"""Rows of the native decoder: options of their own, joining and leaving, log-probabilities, neurons watched and held."""
+"""Rows of the native decoder: their options, joining and leaving, log-probabilities, neurons watched and held."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,7 @@ from native_models import VOCABULARY, ids_of, make_model
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.generation.native import NativeDecoder, stacked
+from ltc_textgen.generation.native import NativeDecoder, stacked, weights_of
 from ltc_textgen.generation.sampling import draw, shape_logits
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels import library
@@ -278,7 +278,7 @@ def test_broken_logits_end_their_row_only() -> None:
     with torch.no_grad():
         model.embed_tokens.weight[7] = math.nan
     native = NativeDecoder(LiquidTimeConstantNetwork(model.config).eval())
-    native.core = native._pack(native_weights(model), int8=False)
+    native.core = native._pack(weights_of(model), int8=False)
     rows = Rows(native.core, 2)
     slots = [start(rows, native, Choice(1.0, logit_bias={7: 2.0})), start(rows, native, Choice(1.0, forbidden=(7,)))]
     written = rows.run([Work(slot, [1], 100, numbers(0, 100), logprobs=True) for slot in slots])
@@ -287,12 +287,6 @@ def test_broken_logits_end_their_row_only() -> None:
     assert np.isfinite(written[0].logprobs).all()
     assert written[1].end == "count"
     assert len(written[1].tokens) == 100
-
-
-def native_weights(model: LiquidTimeConstantNetwork) -> object:
-    from ltc_textgen.generation.native import weights_of
-
-    return weights_of(model)
 
 
 def test_what_does_not_fit_is_rejected_by_name() -> None:

@@ -49,3 +49,26 @@ def test_one_openmp_in_the_process():
         pytest.skip("no /proc")
     runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line or "libomp" in line}
     assert len(runtimes) <= 1, runtimes
+
+
+@pytest.mark.skipif(not SETS, reason="no library")
+def test_ltc_isa_chooses_the_instruction_set():
+    script = "from ltc_textgen.kernels.library import instruction_set; print(instruction_set())"
+    environment = os.environ | {"LTC_ISA": "baseline"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "baseline"
+
+
+@pytest.mark.skipif(not SETS, reason="no library")
+def test_an_unknown_instruction_set_is_one_line():
+    result = subprocess.run(
+        [sys.executable, "-m", "ltc_textgen", "doctor"],
+        env=os.environ | {"LTC_ISA": "neon"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "LTC_ISA" in result.stderr
+    assert "baseline" in result.stderr
