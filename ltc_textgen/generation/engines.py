@@ -27,9 +27,6 @@ MAX_SECONDS = 0.008
 
 MAX_TOKENS_PER_CALL = 256
 
-NATIVE_PROMPT_TOKENS = 32
-"""Length of prompt up to which the native decoder reads it; PyTorch reads longer prompts faster."""
-
 NATIVE_OPTIONS = {field.name for field in fields(Choice)} | {
     *("max_tokens", "seed", "stop", "ignore_eos", "num_samples")
 }
@@ -109,7 +106,7 @@ def open_engine(model: LiquidNetwork, request: Request, engine: EngineName = "au
         raise UsageError(f"engine {engine}: does not support {', '.join(options)}; use engine torch")
     if engine != "torch" and not options:
         try:
-            return NativeEngine(NativeDecoder(model, int8=engine == "int8"), model, request)
+            return NativeEngine(NativeDecoder(model, int8=engine == "int8"), request)
         except UsageError:
             if engine != "auto":
                 raise
@@ -170,10 +167,10 @@ class TorchEngine:
 class NativeEngine:
     """The native decoder. It draws the reference's tokens, except where rounding changes a draw near a boundary."""
 
-    def __init__(self, native: NativeDecoder, model: LiquidNetwork, request: Request) -> None:
+    def __init__(self, native: NativeDecoder, request: Request) -> None:
         choice = native_choice(request)
         fork = request.fork()
-        self._rows, self._slots = native.rows(_read_prompt(native, model, request).select(fork), choice)
+        self._rows, self._slots = native.rows(_read_prompt(native, request).select(fork), choice)
         for slot in self._slots:
             # The EOS token that stands for an empty prompt is no text that could be repeated.
             self._rows.see(slot, [token for token in request.prompt if token != request.eos_token_id])
@@ -233,11 +230,8 @@ def native_choice(request: Request) -> Choice:
     )
 
 
-def _read_prompt(native: NativeDecoder, model: LiquidNetwork, request: Request) -> LiquidState:
+def _read_prompt(native: NativeDecoder, request: Request) -> LiquidState:
     """The state before the last token of the prompt, of one sequence."""
     state = native.initial_state(1) if request.state is None else request.state
     native.require(state, 1)
-    before = torch.tensor([request.prompt[:-1]])
-    if len(request.prompt) > NATIVE_PROMPT_TOKENS:
-        return read(model, before, state)[1]
-    return native.read(before, state) if len(request.prompt) > 1 else state
+    return native.read(torch.tensor([request.prompt[:-1]]), state) if len(request.prompt) > 1 else state

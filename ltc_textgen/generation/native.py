@@ -35,6 +35,9 @@ KNOWN: tuple[type[nn.Module], ...] = (
 READ = ("advance", "_read", "_call", "_embed")
 """Methods of a network whose place the decoder takes."""
 
+TOKENS_PER_CALL = 4096
+"""Tokens of a text that one call reads: a tenth of a second or so, after which an interrupt is noticed."""
+
 PROBE_TOKENS = 6
 AGREEMENT = 1e-3
 """Largest difference of logits in the comparison, in units of the largest logit (or of 1, if that is smaller)."""
@@ -162,7 +165,8 @@ class NativeDecoder:
     def read(self, ids: Int[Tensor, "B T"], state: LiquidState | None = None, *, elapsed: float = 1.0) -> LiquidState:
         """The state after some tokens. Arguments and errors as in `logits`."""
         rows, slots = self.rows(self._before(ids, state), Choice(), elapsed=elapsed)
-        rows.run([Work(slot, row) for slot, row in zip(slots, ids.numpy(), strict=True)])
+        for part in ids.split(TOKENS_PER_CALL, dim=1):
+            rows.run([Work(slot, row) for slot, row in zip(slots, part.numpy(), strict=True)])
         return state_of(rows)
 
     def draw(

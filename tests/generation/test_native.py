@@ -393,7 +393,7 @@ def test_a_state_goes_before_the_prompt() -> None:
 
 def test_memory_does_not_grow_with_the_text() -> None:
     sampling = SamplingConfig(max_tokens=60_000, seed=0, repetition_penalty=1.1)
-    engine = NativeEngine(NativeDecoder(make_model()), make_model(), Request([1], sampling, 0, 0))
+    engine = NativeEngine(NativeDecoder(make_model()), Request([1], sampling, 0, 0))
     pass_over(engine, 5_000)
     before = psutil.Process().memory_info().rss
     pass_over(engine, 50_000)
