@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         native.read(one, native.initial_state(1).map(lambda tensor: tensor.double()))
     with pytest.raises(UsageError, match="elapsed"):
         native.read(one, elapsed=math.nan)
-    with pytest.raises(UsageError, match="uniform: expected numbers"):
+    with pytest.raises(UsageError, match="uniform: expected 3 numbers"):
         native.draw(one, None, Choice(), 3)
     with pytest.raises(UsageError, match=r"uniform: expected \(1, 4\)"):
         native.draw(one, None, Choice(), 4, uniform)
