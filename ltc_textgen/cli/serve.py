@@ -98,7 +98,7 @@ def serve(
 
 def load(paths: dict[str, Path], engine: EngineName, device: str, threads: int | None) -> "Sequence[Served]":
     """Load the runs and prepare their engines."""
-    from ltc_textgen.runs import load_run
+    from ltc_textgen.runs import load_run, memory_of
     from ltc_textgen.serve.engines import engines_for
     from ltc_textgen.serve.models import Served
 
@@ -106,7 +106,7 @@ def load(paths: dict[str, Path], engine: EngineName, device: str, threads: int |
     served = []
     for name, path in paths.items():
         run = load_run(run_path(path), where)
-        served.append(Served(name, run.network, run.tokenizer, engines_for(run.network, engine)))
+        served.append(Served(name, run.network, run.tokenizer, engines_for(run.network, engine), memory_of(run)))
     return served
 
 

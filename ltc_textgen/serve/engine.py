@@ -12,6 +12,8 @@ import torch
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LogitsError
 from ltc_textgen.generation.sampling import UniformStreams
+from ltc_textgen.memory import Mixture
+from ltc_textgen.memory.mixture import Contexts
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
@@ -57,6 +59,7 @@ class Options:
         logprobs: Report the log-probability of each token, and of this many likeliest ones; None reports nothing.
         elapsed: Time from each token to the next, in token time.
         clamps: Interventions on neurons.
+        memory: N-gram memory that is mixed with the network's distribution; None for the network alone.
         observe: Report the time constant of every neuron.
     """
 
@@ -67,6 +70,7 @@ class Options:
     logprobs: int | None = None
     elapsed: float = 1.0
     clamps: tuple[Clamp, ...] = ()
+    memory: Mixture | None = None
     observe: bool = False
 
 
@@ -143,7 +147,10 @@ class RowState:
         eos_token_id: Token that ends a document.
         seen: Tokens that the repetition penalty applies to, (1, V); None without one.
         counts: How often each token was drawn, (1, V); None without a penalty by count.
+        contexts: The last tokens, as the memory looks them up, (1, _); None without one.
         drawn: Tokens drawn so far.
+        keep: Keep `context.state` up to date: it will be asked for.
+        slot: Where the engine has it, between the first draw and `Engine.release`.
     """
 
     context: Context
@@ -152,7 +159,10 @@ class RowState:
     eos_token_id: int
     seen: Bool[Tensor, "1 V"] | None = None
     counts: Int[Tensor, "1 V"] | None = None
+    contexts: Contexts | None = None
     drawn: int = 0
+    keep: bool = False
+    slot: int | None = None
 
 
 @runtime_checkable
@@ -176,6 +186,9 @@ class Engine(Protocol):
         Raises:
             LogitsError: If they are wanted, and the model's output is no distribution.
         """
+
+    def release(self, row: RowState) -> None:
+        """Forget a row, which has drawn its last token."""
 
     def draw(self, rows: list[RowState], count: int) -> list[list[Drawn] | LogitsError]:
         """Draw up to `count` tokens of each row, at least one, but never more than its `max_tokens` in all.

@@ -12,6 +12,7 @@ import torch
 
 from ltc_textgen.generation.sample_text import SampleText
 from ltc_textgen.generation.sampling import UniformStreams
+from ltc_textgen.memory.ngrams import LONGEST
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.serve.api_error import ApiError
 from ltc_textgen.serve.engine import Context, Drawn, Engine, Options, RowState, Scored
@@ -186,6 +187,8 @@ class Job:
             seen[0, self.seen] = True
         if options.presence_penalty or options.frequency_penalty:
             counts = torch.zeros(1, self.vocabulary, dtype=torch.int64)
+        contexts = None if options.memory is None else options.memory.contexts_of(self.context.ids[-LONGEST:].tolist())
         uniform = UniformStreams(self.seed, range(number, number + 1))
-        state = RowState(self.context.fork(), options, uniform, self.eos_token_id, seen, counts)
+        state = RowState(self.context.fork(), options, uniform, self.eos_token_id, seen, counts, contexts)
+        state.keep = self.keep_state
         return Row(self, self.first + number, state, self.text.fork())

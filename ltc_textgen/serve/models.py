@@ -11,6 +11,7 @@ from typing import Any
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.dispatch import report
+from ltc_textgen.memory import Mixture
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.serve.api_error import ApiError
@@ -27,6 +28,7 @@ class Served:
         model: Network, in evaluation mode.
         tokenizer: Its tokenizer.
         engines: Those that can compute it, the preferred one first. The last takes every option.
+        memory: N-gram memory of its run, if it has one.
         created: When its run directory was loaded, in seconds since 1970.
     """
 
@@ -34,6 +36,7 @@ class Served:
     model: LiquidNetwork
     tokenizer: TextTokenizer
     engines: Sequence[Engine]
+    memory: Mixture | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
@@ -72,8 +75,9 @@ class Served:
 
     def fingerprint(self, engine: Engine) -> str:
         """Names everything that bits may depend on: weights, engine, instruction set, version."""
-        facts = f"{self.weights}\0{self.tokenizer.fingerprint}\0{engine.name}\0{report()['cpu']}\0{package_version()}"
-        return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+        mixed = "" if self.memory is None else hashlib.sha256(self.memory.weights.tobytes()).hexdigest()
+        facts = [self.weights, mixed, self.tokenizer.fingerprint, engine.name, report()["cpu"], package_version()]
+        return f"fp_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
 
     def neuron(self, name: str, param: str) -> Neuron:
         """The neuron of a name such as L2N117: layer 2, neuron 117, both from 0.
@@ -99,6 +103,7 @@ class Served:
             "neurons": settings.neurons,
             "vocabulary": settings.vocabulary,
             "tokenizer": self.tokenizer.kind,
+            "memory": self.memory is not None,
             "coupling": settings.coupling.value,
         }
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "ltc-textgen", "ltc": facts}

@@ -11,6 +11,7 @@ from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.generate import encode_prompt
 from ltc_textgen.generation.sample_text import SampleText
+from ltc_textgen.memory import Mixture
 from ltc_textgen.model.text_state import TextState
 from ltc_textgen.serve.api_error import ApiError, bad_request
 from ltc_textgen.serve.engine import Clamp, Context, Options
@@ -152,8 +153,21 @@ def options_of(request: GenerationRequest, served: Served, max_tokens: int, logp
         logprobs=logprobs,
         elapsed=request.ltc.elapsed,
         clamps=clamps,
+        memory=memory_for(request, served),
         observe=request.ltc.tau is not None,
     )
+
+
+def memory_for(request: GenerationRequest, served: Served) -> Mixture | None:
+    """The n-gram memory with the share that a request wants; None for the network alone.
+
+    Raises:
+        ApiError: If the run has none.
+    """
+    share = request.ltc.memory
+    if share and served.memory is None:
+        raise bad_request(f"ltc.memory: {served.name} was trained without an n-gram memory", "ltc.memory")
+    return None if share == 0 or served.memory is None else served.memory.with_share(1.0 if share is None else share)
 
 
 def seed_of(request: GenerationRequest) -> int:

@@ -66,6 +66,7 @@ class LtcOptions(Body):
     return_state: Literal["id", "base64"] | None = Field(None, description="Return the state after each text.")
     cache: bool = Field(True, description="Use the states of earlier prompts that begin alike.")
     elapsed: float = Field(1.0, ge=0, le=1e6, description="Time from each token to the next, in token time.")
+    memory: float | None = Field(None, ge=0, le=1, description="Share of the n-gram memory; all if there is one.")
     tau: TauOptions | None = None
     clamp: list[ClampOptions] = Field(default_factory=list, max_length=32)
     ignore_separator: bool = Field(False, description="Never draw the token that ends a document.")

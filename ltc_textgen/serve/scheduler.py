@@ -185,7 +185,7 @@ class Scheduler:
             self._reading.remove(job)
             self._gone(job, "prompt", range(job.started))
         for row in [row for row in self._running if row.job.cancelled or self._aborting]:
-            self._running.remove(row)
+            self._leave(row)
             if not row.job.cancelled:
                 self._end(row, Piece(row.index, row.text.finish(), reason="abort"))
             else:
@@ -273,7 +273,7 @@ class Scheduler:
     def _draw(self) -> None:
         """Draw some tokens of every row whose reader keeps up; rows that draw nothing end at once."""
         for row in [row for row in self._running if row.state.options.sampling.max_tokens == 0]:
-            self._running.remove(row)
+            self._leave(row)
             self._end(row, Piece(row.index, reason="length", prompt=self._prompt(row)))
         by_engine: dict[int, list[Row]] = {}
         for row in self._running:
@@ -289,7 +289,7 @@ class Scheduler:
             results = engine.draw([row.state for row in rows], self._count)
         except Exception as error:
             for row in rows:
-                self._running.remove(row)
+                self._leave(row)
             self._fail(rows[0].job.model, [(row.job.channel, row.index) for row in rows], error)
             return
         seconds = time.perf_counter() - start
@@ -300,7 +300,7 @@ class Scheduler:
             self._count = min(2 * self._count, MAX_TOKENS_PER_CALL)
         for row, before, result in zip(rows, befores, results, strict=True):
             if isinstance(result, LTCError):
-                self._running.remove(row)
+                self._leave(row)
                 self._fail(row.job.model, [(row.job.channel, row.index)], result)
             else:
                 self._push(row, before, result)
@@ -324,10 +324,15 @@ class Scheduler:
         if reason is None:
             row.job.channel.put(piece)
             return
-        self._running.remove(row)
+        self._leave(row)
         if before is not None and len(taken) < len(drawn):  # what was drawn after the end is in the state
             row.state.context = reread(row.job, before, taken)
         self._end(row, piece)
+
+    def _leave(self, row: Row) -> None:
+        """Give the slot of a row to others."""
+        self._running.remove(row)
+        row.job.engine.release(row.state)
 
     def _end(self, row: Row, piece: Piece) -> None:
         if row.job.keep_state:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from ltc_textgen.errors import LogitsError, UsageError
@@ -58,6 +59,9 @@ class TorchEngine:
         """As `Engine.draw`, one token of each row."""
         return [self._draw(row) for row in rows]
 
+    def release(self, row: RowState) -> None:
+        """Nothing is kept outside the row."""
+
     def _draw(self, row: RowState) -> list[Drawn] | LogitsError:
         options, context = row.options, row.context
         clamps = [clamp for clamp in options.clamps if clamp.start <= row.drawn]
@@ -83,7 +87,9 @@ class TorchEngine:
         return [Drawn(token, scored, tau)]
 
     def _choose(self, logits: Float[Tensor, "1 V"], row: RowState) -> int:
-        options, sampling = row.options, row.options.sampling
+        options, sampling, memory = row.options, row.options.sampling, row.options.memory
+        if memory is not None and row.contexts is not None:
+            logits = torch.from_numpy(memory.apply(logits.float().cpu().numpy(), row.contexts)).to(self._device)
         logits = biased(logits, options.logit_bias)
         if row.counts is not None:
             logits = penalize_counts(logits, row.counts, options.presence_penalty, options.frequency_penalty)
@@ -94,6 +100,8 @@ class TorchEngine:
             row.seen[0, token] = True
         if row.counts is not None:
             row.counts[0, token] += 1
+        if memory is not None and row.contexts is not None:
+            row.contexts = memory.advance(row.contexts, np.array([[token]]))
         return token
 
 

@@ -16,6 +16,7 @@ from ltc_textgen.config import ModelConfig, RunConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
 from ltc_textgen.data.train_tokenizer import byte_tokenizer, character_tokenizer
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
+from ltc_textgen.memory import Mixture, NgramMemory, save_memory
 from ltc_textgen.runs import fingerprint, save_run, save_weights
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .,\n"
@@ -37,11 +38,17 @@ def save(directory: Path, tokenizer: TextTokenizer, seed: int, **more: Any) -> P
 
 
 def save_runs(directory: Path) -> dict[str, Path]:
-    """One run of characters, one of bytes."""
-    return {
-        "chars": save(directory / "chars", character_tokenizer(ALPHABET), 1),
+    """One run of characters, one of bytes, and one of characters with an n-gram memory."""
+    characters = character_tokenizer(ALPHABET)
+    runs = {
+        "chars": save(directory / "chars", characters, 1),
         "bytes": save(directory / "bytes", byte_tokenizer(), 2),
+        "mixed": save(directory / "mixed", characters, 3),
     }
+    memory = NgramMemory(characters.vocab_size, 4)
+    memory.learn(characters.encode("the sea was calm, and the boat came home.\n" * 20))
+    save_memory(runs["mixed"], Mixture.start(memory), characters.fingerprint, {})
+    return runs
 
 
 class Serving:

@@ -11,14 +11,15 @@ from serving import Serving
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.generation import generate
-from ltc_textgen.runs import Run
+from ltc_textgen.memory import Mixture
+from ltc_textgen.runs import Run, memory_of
 
 Runs = dict[str, Run]
 
 
-def written(run: Run, prompt: str, **sampling: Any) -> list[str]:
+def written(run: Run, prompt: str, memory: Mixture | None = None, **sampling: Any) -> list[str]:
     """What `ltc generate` writes."""
-    quiet = {"notify": lambda _: None, "engine": "torch"}
+    quiet: dict[str, Any] = {"notify": lambda _: None, "engine": "torch", "memory": memory}
     return [c.text for c in generate(run.network, run.tokenizer, prompt, SamplingConfig(**sampling), **quiet)]
 
 
@@ -47,6 +48,23 @@ def test_a_seed_gives_the_text_of_ltc_generate(
     )
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == 12
+
+
+def test_a_memory_is_mixed_in_as_ltc_generate_does(server: Serving, client: OpenAI, loaded: Runs) -> None:
+    request: dict[str, Any] = {"model": "mixed", "prompt": "the sea", "max_tokens": 60, "seed": 3}
+    run = loaded["mixed"]
+    mixture = memory_of(run)
+    assert mixture is not None
+    texts = {}
+    for share in (None, 0.5, 0):
+        answer = client.completions.create(extra_body={"ltc": {} if share is None else {"memory": share}}, **request)
+        texts[share] = answer.choices[0].text
+        memory = None if share == 0 else mixture.with_share(share or 1.0)
+        expected = written(run, "the sea", max_tokens=60, seed=3, temperature=1.0, memory=memory)
+        assert texts[share] == expected[0]
+    assert len(set(texts.values())) == 3
+    status, answer, _ = server.post("/v1/completions", {**request, "model": "chars", "ltc": {"memory": 0.5}})
+    assert (status, answer["error"]["param"]) == (400, "ltc.memory")
 
 
 def test_samples_are_those_of_ltc_generate(client: OpenAI, loaded: Runs) -> None:
@@ -252,7 +270,7 @@ def test_only_json_is_taken(server: Serving) -> None:
 
 
 def test_models_are_listed(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["chars", "bytes"]
+    assert [model.id for model in client.models.list()] == ["chars", "bytes", "mixed"]
     assert client.models.retrieve("bytes").object == "model"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("none")
