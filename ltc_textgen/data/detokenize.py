@@ -22,6 +22,10 @@ class StreamDecoder(ABC):
     def push(self, token: int) -> str:
         """Take one id; return the text that is now certain (may be empty)."""
 
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """Take some ids; return the text that is now certain."""
+        return "".join([self.push(token) for token in tokens])
+
     @abstractmethod
     def flush(self) -> str:
         """End of the ids: return the text that was held back."""
@@ -44,6 +48,9 @@ class ByteStream(StreamDecoder):
 
     def push(self, token: int) -> str:
         return self._utf8.decode(self._table[token])
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        return self._utf8.decode(b"".join([self._table[token] for token in tokens]))
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)

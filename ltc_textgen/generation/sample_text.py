@@ -26,7 +26,7 @@ class SampleText:
         """Characters decoded so far, with those that are held back as the possible beginning of a stop string."""
         self._eos_token_id, self._sampling = tokenizer.eos_token_id, sampling
         self._decoder, self._scanner = tokenizer.stream(), StopScanner(sampling.stop)
-        shown = "".join([self._decoder.push(token) for token in prompt])
+        shown = self._decoder.push_all(prompt)
         self._prompt_held = (shown + self._decoder.fork().flush())[len(shown) :].strip()
 
     def fork(self) -> "SampleText":
@@ -50,6 +50,20 @@ class SampleText:
             text += self.finish()
             return text, "length" if self._scanner.found is None and not ends else "stop"
         return text, None if self._scanner.found is None else "stop"
+
+    def push_all(self, tokens: list[int]) -> tuple[str, int, FinishReason | None]:
+        """As `push` of one token after the other, up to the end; and how many were taken."""
+        plain = not self._sampling.stop and self._eos_token_id not in tokens
+        if plain and self.tokens + len(tokens) < self._sampling.max_tokens:
+            self.tokens += len(tokens)
+            return self._own(self._decoder.push_all(tokens)), len(tokens), None
+        text = ""
+        for count, token in enumerate(tokens, 1):
+            more, reason = self.push(token)
+            text += more
+            if reason is not None:
+                return text, count, reason
+        return text, len(tokens), None
 
     def finish(self) -> str:
         """The rest of the text if no further token comes."""

@@ -80,7 +80,7 @@ class Form(ABC):
         document: dict[str, Any] = {}
         if choice.stop is not None:
             document["stop_reason"] = choice.stop
-        if self._tau is not None and (tau := self._tau.document(choice.index, choice.tokens)) is not None:
+        if self._tau is not None and (tau := self._tau.document(choice.index, choice.tau)) is not None:
             document["tau"] = tau
         how = self._plan.request.ltc.return_state
         if how is not None and choice.state is not None:

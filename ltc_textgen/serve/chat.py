@@ -131,4 +131,4 @@ class ChatForm(Form):
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
         served = self._plan.served
-        return chat_logprobs(served.spelling, served.token_bytes, choice.tokens) if self._body.logprobs else None
+        return chat_logprobs(served.spelling, served.token_bytes, choice) if self._body.logprobs else None

@@ -6,17 +6,20 @@ from typing import Any
 
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.serve.api_error import ApiError
-from ltc_textgen.serve.engine import Drawn, Scored
+from ltc_textgen.serve.engine import Scored
 from ltc_textgen.serve.jobs import Job, Piece, Reason
+from ltc_textgen.shapes import Tensor
 
 
 @dataclass
 class Choice:
-    """One text. Fields as in `Piece`, of all its pieces together."""
+    """One text: the pieces of a choice together. Fields as in `Piece` and `Drawn`."""
 
     index: int
     text: str = ""
-    tokens: list[Drawn] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
+    tau: list[Tensor] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     reason: Reason | None = None
     stop: str | None = None
@@ -27,7 +30,9 @@ class Choice:
     def add(self, piece: Piece) -> None:
         """Append a piece."""
         self.text += piece.text
-        self.tokens += piece.tokens
+        self.tokens += piece.drawn.tokens
+        self.scored += piece.drawn.scored or []
+        self.tau += [] if piece.drawn.tau is None else [piece.drawn.tau]
         self.offsets += piece.offsets
         self.prompt = piece.prompt if piece.prompt is not None else self.prompt
         self.reason, self.stop, self.state, self.error = piece.reason, piece.stop, piece.state, piece.error
@@ -40,8 +45,7 @@ class Choice:
     @property
     def mean_logprob(self) -> float:
         """Mean log-probability of its tokens, by which `best_of` ranks."""
-        scored = [drawn.scored.logprob for drawn in self.tokens if drawn.scored is not None]
-        return sum(scored) / max(len(scored), 1)
+        return sum(score.logprob for score in self.scored) / max(len(self.scored), 1)
 
 
 def merge(pieces: Iterable[Piece]) -> list[Choice]:
@@ -94,15 +98,14 @@ def _top(spelling: Sequence[str], token: int, score: Scored | None) -> dict[str,
     return top | {spelling[token]: score.logprob}
 
 
-def chat_logprobs(spelling: Sequence[str], contents: Sequence[bytes], tokens: Sequence[Drawn]) -> dict[str, Any]:
+def chat_logprobs(spelling: Sequence[str], contents: Sequence[bytes], choice: Choice) -> dict[str, Any]:
     """The `logprobs` of a chat message: an entry for each token."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {"token": spelling[token], "logprob": logprob, "bytes": list(contents[token])}
 
     content = []
-    for drawn in tokens:
-        if drawn.scored is not None:
-            top = [entry(token, logprob) for token, logprob in drawn.scored.top]
-            content.append({**entry(drawn.token, drawn.scored.logprob), "top_logprobs": top})
+    for token, score in zip(choice.tokens, choice.scored, strict=True):
+        top = [entry(other, logprob) for other, logprob in score.top]
+        content.append({**entry(token, score.logprob), "top_logprobs": top})
     return {"content": content}

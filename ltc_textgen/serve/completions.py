@@ -83,8 +83,7 @@ class CompletionForm(Form):
             "finish_reason": choice.reason,
         }
         if self._body.logprobs is not None:
-            tokens = [drawn.token for drawn in choice.tokens]
-            scored: list[Scored | None] = [drawn.scored for drawn in choice.tokens]
+            tokens, scored = choice.tokens, list[Scored | None](choice.scored)
             offsets = [base + offset for offset in choice.offsets]
             if echo:
                 before, theirs, places = self._echoed(prompt, choice.prompt or [])

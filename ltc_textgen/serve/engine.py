@@ -87,18 +87,23 @@ class Scored(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """One drawn token.
+    """Some consecutive tokens of one row.
 
     Args:
-        token: Its id.
-        scored: With `Options.logprobs`.
+        tokens: Their ids.
+        scored: With `Options.logprobs`: of each token.
         tau: With `Options.observe`: time constant of every neuron, layer after layer, in token time, when the token
-            before this one was read.
+            before each of these was read.
     """
 
-    token: int
-    scored: Scored | None = None
-    tau: Float[Tensor, " neurons"] | None = None
+    tokens: list[int]
+    scored: list[Scored] | None = None
+    tau: Float[Tensor, "S neurons"] | None = None
+
+    def first(self, count: int) -> "Drawn":
+        """The first tokens alone."""
+        scored = None if self.scored is None else self.scored[:count]
+        return Drawn(self.tokens[:count], scored, None if self.tau is None else self.tau[:count])
 
 
 @dataclass(eq=False)
@@ -190,7 +195,7 @@ class Engine(Protocol):
     def release(self, row: RowState) -> None:
         """Forget a row, which has drawn its last token."""
 
-    def draw(self, rows: list[RowState], count: int) -> list[list[Drawn] | LogitsError]:
+    def draw(self, rows: list[RowState], count: int) -> list[Drawn | LogitsError]:
         """Draw up to `count` tokens of each row, at least one, but never more than its `max_tokens` in all.
 
         Tokens after the EOS token have no meaning. A row whose logits are no distribution gives a LogitsError.

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,15 +23,18 @@ FULL = 1 << 12
 """Tokens in a channel that nobody has taken, above which its rows pause."""
 
 
-@dataclass(frozen=True)
+NOTHING = Drawn([])
+
+
+@dataclass(frozen=True, eq=False)
 class Piece:
     """What happened to one choice: text that can be shown, tokens that were drawn, and why it ended.
 
     Args:
         index: Number of the choice in the request.
         text: Text to append.
-        tokens: Tokens drawn since the last piece.
-        offsets: Where the text of each token begins, in characters after the prompt.
+        drawn: Tokens since the last piece.
+        offsets: Where the text of each scored token begins, in characters after the prompt.
         reason: Set in the last piece of a choice.
         stop: The stop string that ended it, or "separator".
         prompt: Scores of the prompt's tokens, in the first piece, if they were asked for.
@@ -41,8 +44,8 @@ class Piece:
 
     index: int
     text: str = ""
-    tokens: tuple[Drawn, ...] = ()
-    offsets: tuple[int, ...] = ()
+    drawn: Drawn = NOTHING
+    offsets: Sequence[int] = ()
     reason: Reason | None = None
     stop: str | None = None
     prompt: list[Scored] | None = None
@@ -72,7 +75,7 @@ class Channel:
 
     def put(self, piece: Piece) -> None:
         """Add a piece; called by the engine thread."""
-        self._put += len(piece.tokens)
+        self._put += len(piece.drawn.tokens)
         self._pieces.append(piece)
         if not self._signalled:
             self._signalled = True
@@ -94,15 +97,15 @@ class Channel:
     async def take(self) -> list[Piece]:
         """All pieces that have arrived, at least one."""
         taken: list[Piece] = []
-        was_full = self.full
         while not taken:
             await self._arrived.wait()
             self._arrived.clear()
             self._signalled = False
             while self._pieces:
                 taken.append(self._pieces.popleft())
-        self._taken += sum(len(piece.tokens) for piece in taken)
-        if was_full:
+        may_wait = self._put - self._taken >= FULL // 2  # more may arrive while this runs
+        self._taken += sum(len(piece.drawn.tokens) for piece in taken)
+        if may_wait:
             self._resume()
         return taken
 

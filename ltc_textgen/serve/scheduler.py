@@ -305,28 +305,30 @@ class Scheduler:
             else:
                 self._push(row, before, result)
 
-    def _push(self, row: Row, before: Context | None, drawn: list[Drawn]) -> None:
+    def _push(self, row: Row, before: Context | None, drawn: Drawn) -> None:
         """Turn drawn tokens into text; what was drawn after the end is dropped."""
-        text, offsets, reason = "", [], None
-        for token in drawn:
-            offsets.append(row.text.length)
-            more, reason = row.text.push(token.token)
-            text += more
-            if reason is not None:
-                break
-        taken = tuple(drawn[: len(offsets)])
+        offsets: list[int] = []
+        if drawn.scored is None:
+            text, count, reason = row.text.push_all(drawn.tokens)
+        else:
+            text, count, reason = "", 0, None
+            while reason is None and count < len(drawn.tokens):
+                offsets.append(row.text.length)
+                more, reason = row.text.push(drawn.tokens[count])
+                text, count = text + more, count + 1
+        taken = drawn if count == len(drawn.tokens) else drawn.first(count)
         now = time.perf_counter()
-        self._metrics.generated(row.job.model, len(taken), now - (row.heard or row.job.arrived), first=not row.heard)
+        self._metrics.generated(row.job.model, count, now - (row.heard or row.job.arrived), first=not row.heard)
         prompt = None if row.heard else self._prompt(row)
         row.heard = now
         stop = row.text.stop or ("separator" if reason == "stop" else None)
-        piece = Piece(row.index, text, taken, tuple(offsets), reason, stop, prompt)
+        piece = Piece(row.index, text, taken, offsets, reason, stop, prompt)
         if reason is None:
             row.job.channel.put(piece)
             return
         self._leave(row)
-        if before is not None and len(taken) < len(drawn):  # what was drawn after the end is in the state
-            row.state.context = reread(row.job, before, taken)
+        if before is not None and count < len(drawn.tokens):  # what was drawn after the end is in the state
+            row.state.context = reread(row.job, before, taken.tokens)
         self._end(row, piece)
 
     def _leave(self, row: Row) -> None:
@@ -356,9 +358,9 @@ class Scheduler:
         return row.job.context.scored if row.job.score is not None else None
 
 
-def reread(job: Job, before: Context, taken: Sequence[Drawn]) -> Context:
+def reread(job: Job, before: Context, taken: Sequence[int]) -> Context:
     """The context after some tokens were drawn, from that before them."""
-    ids = torch.tensor([before.last, *(drawn.token for drawn in taken)])
+    ids = torch.tensor([before.last, *taken])
     context = Context(before.state, ids)
     while not context.ready:
         job.engine.read(context, job.options.elapsed)

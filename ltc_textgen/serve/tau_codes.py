@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ltc_textgen.serve.engine import Drawn, Neuron
+from ltc_textgen.serve.engine import Neuron
 from ltc_textgen.shapes import Float, Int, Tensor
 
 INFINITE = 255
@@ -42,16 +42,15 @@ class TauReport:
         self._places = torch.tensor([n.layer * count + n.index for n in neurons], dtype=torch.int64)
         self._framed: dict[int, float] = {}
 
-    def document(self, index: int, tokens: Sequence[Drawn]) -> dict[str, Any] | None:
+    def document(self, index: int, blocks: Sequence[Float[Tensor, "S neurons"]]) -> dict[str, Any] | None:
         """Codes of some consecutive tokens of a choice: of the chosen neurons, and each layer's median.
 
         With `frames_hz`, also a frame of all neurons at the last token, in base64, layer after layer.
         """
-        observed = [drawn.tau for drawn in tokens if drawn.tau is not None]
-        if not observed:
+        if not blocks:
             return None
-        tau = torch.stack(observed)
-        medians = tau.view(len(observed), *self._sizes).median(dim=2).values
+        tau = torch.cat(list(blocks))
+        medians = tau.view(len(tau), *self._sizes).median(dim=2).values
         chosen = tau_codes(tau[:, self._places]).T.tolist()
         document: dict[str, Any] = {
             "neurons": dict(zip(self._names, chosen, strict=True)),

@@ -55,14 +55,14 @@ class TorchEngine:
         context.at = end
 
     @torch.inference_mode()
-    def draw(self, rows: list[RowState], count: int) -> list[list[Drawn] | LogitsError]:
+    def draw(self, rows: list[RowState], count: int) -> list[Drawn | LogitsError]:
         """As `Engine.draw`, one token of each row."""
         return [self._draw(row) for row in rows]
 
     def release(self, row: RowState) -> None:
         """Nothing is kept outside the row."""
 
-    def _draw(self, row: RowState) -> list[Drawn] | LogitsError:
+    def _draw(self, row: RowState) -> Drawn | LogitsError:
         options, context = row.options, row.context
         clamps = [clamp for clamp in options.clamps if clamp.start <= row.drawn]
         before = held(context.state, clamps)
@@ -72,7 +72,7 @@ class TorchEngine:
             hidden, after = self._model.advance(ids, before, options.elapsed)
             if options.observe:
                 _, layers, _ = self._model.observe(ids, before, options.elapsed)
-                tau = torch.cat([seen.tau[0, 0] for seen in layers]).cpu()
+                tau = torch.cat([seen.tau[0] for seen in layers], dim=1).cpu()
         after = held(after, clamps)
         logits = self._model.lm_head.logits(hidden[:, -1])
         try:
@@ -81,10 +81,10 @@ class TorchEngine:
             return error
         scored = None
         if options.logprobs is not None:
-            scored = scores(logits, torch.tensor([token]), options.logprobs)[0]
+            scored = scores(logits, torch.tensor([token]), options.logprobs)
         context.advance(after, token)
         row.drawn += 1
-        return [Drawn(token, scored, tau)]
+        return Drawn([token], scored, tau)
 
     def _choose(self, logits: Float[Tensor, "1 V"], row: RowState) -> int:
         options, sampling, memory = row.options, row.options.sampling, row.options.memory
