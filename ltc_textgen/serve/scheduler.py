@@ -173,7 +173,8 @@ class Scheduler:
             self._news = False
 
     def _active(self) -> bool:
-        return bool(self._reading or self._tasks) or any(not row.job.channel.full for row in self._running)
+        admits = bool(self._waiting) and self._used() < self._slots
+        return admits or bool(self._reading or self._tasks) or any(not row.job.channel.full for row in self._running)
 
     def _drop(self) -> None:
         """Forget cancelled jobs; end all if the server does."""

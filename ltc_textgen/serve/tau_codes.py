@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ltc_textgen.serve.engine import Neuron
-from ltc_textgen.shapes import Float, Int, Tensor
+from ltc_textgen.shapes import Float, Shaped, Tensor
 
 INFINITE = 255
 
 
-def tau_codes(tau: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Codes of time constants in token time; 0 for NaN.
+def tau_codes(tau: Float[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Codes of time constants in token time, uint8; 0 for NaN.
 
     >>> tau_codes(torch.tensor([1.0, 2.0, float("inf")])).tolist()
     [64, 72, 255]

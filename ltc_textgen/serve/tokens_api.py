@@ -37,7 +37,9 @@ async def tokenize(request: Request) -> Response:
     if text is None:
         raise bad_request("prompt: give the text to tokenize", "prompt")
     try:
-        ids = served.tokenizer.encode(normalize(text, "prompt"))
+        # Text never spells a special token, but lm-evaluation-harness asks for the EOS token's id in this way.
+        alone = text == served.tokenizer.eos_token
+        ids = [served.tokenizer.eos_token_id] if alone else served.tokenizer.encode(normalize(text, "prompt"))
     except UsageError as error:
         raise bad_request(str(error), "prompt") from None
     if body.add_special_tokens:

@@ -12,7 +12,7 @@ from ltc_textgen.runs import Run
 pytest.importorskip("lm_eval", reason="pip install lm-eval")
 pytest.importorskip("tenacity", reason="pip install lm-eval[api]")
 
-PAIRS = [("it was a", " day at sea"), ("", "the sea"), ("the boat", " came home.\n"), ("calm, ", "and")]
+PAIRS = [("it was a", " day at sea"), ("", "the sea"), ("the boat", " came home.\n"), ("calm,", " and")]
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
@@ -32,9 +32,10 @@ def loglikelihood(run: Run, context: str, continuation: str) -> tuple[float, boo
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["chars", "bytes"])
-def test_the_harness_measures_what_the_network_gives(server: Serving, loaded: dict[str, Run], name: str) -> None:
+def test_the_harness_measures_what_the_network_gives(server: Serving, loaded: dict[str, Run]) -> None:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    name = "chars"  # the first model, whose tokenizer is asked
 
     lm = LocalCompletionsAPI(
         model=name,
@@ -42,7 +43,6 @@ def test_the_harness_measures_what_the_network_gives(server: Serving, loaded: di
         tokenizer_backend="remote",
         batch_size=3,
         max_length=256,
-        eos_string=loaded[name].tokenizer.eos_token,
     )
     found = lm.loglikelihood(requests(*PAIRS), disable_tqdm=True)
     expected = [loglikelihood(loaded[name], *pair) for pair in PAIRS]
