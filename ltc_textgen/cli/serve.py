@@ -93,10 +93,12 @@ def serve(
     )
     memory = size(prefix_cache), size(state_memory), duration(state_ttl)
     place = Place(host, port, slots, queue, *memory, duration(drain_timeout), settings)
-    return run_server(place, lambda: load(paths, engine, device, threads), announce)
+    return run_server(place, lambda: load(paths, engine, slots, device, threads), announce)
 
 
-def load(paths: dict[str, Path], engine: EngineName, device: str, threads: int | None) -> "Sequence[Served]":
+def load(
+    paths: dict[str, Path], engine: EngineName, slots: int, device: str, threads: int | None
+) -> "Sequence[Served]":
     """Load the runs and prepare their engines."""
     from ltc_textgen.runs import load_run, memory_of
     from ltc_textgen.serve.engines import engines_for
@@ -106,7 +108,7 @@ def load(paths: dict[str, Path], engine: EngineName, device: str, threads: int |
     served = []
     for name, path in paths.items():
         run = load_run(run_path(path), where)
-        served.append(Served(name, run.network, run.tokenizer, engines_for(run.network, engine), memory_of(run)))
+        served.append(Served(name, run.network, run.tokenizer, engines_for(run.network, engine, slots), memory_of(run)))
     return served
 
 
