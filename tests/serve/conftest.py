@@ -22,7 +22,7 @@ def loaded(runs: dict[str, Path]) -> dict[str, Run]:
 
 @pytest.fixture(scope="session")
 def server(runs: dict[str, Path]) -> Iterator[Serving]:
-    serving = Serving(runs, "--engine", "torch", "--slots", "8", "--max-tokens", "300")
+    serving = Serving(runs, "--slots", "8", "--max-tokens", "300")
     yield serving
     code, errors = serving.stop()
     assert code == 0, errors

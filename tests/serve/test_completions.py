@@ -19,7 +19,7 @@ Runs = dict[str, Run]
 
 def written(run: Run, prompt: str, memory: Mixture | None = None, **sampling: Any) -> list[str]:
     """What `ltc generate` writes."""
-    quiet: dict[str, Any] = {"notify": lambda _: None, "engine": "torch", "memory": memory}
+    quiet: dict[str, Any] = {"notify": lambda _: None, "memory": memory}
     return [c.text for c in generate(run.network, run.tokenizer, prompt, SamplingConfig(**sampling), **quiet)]
 
 
