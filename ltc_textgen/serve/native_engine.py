@@ -85,7 +85,7 @@ class NativeEngine:
         return Work(row.slot, [row.context.last], count, uniform, logprobs=options.logprobs is not None)
 
     def _join(self, row: RowState) -> int:
-        seen = () if row.seen is None else row.seen[0].nonzero()[:, 0].numpy()
+        seen = [] if row.seen is None else row.seen[0].nonzero()[:, 0].tolist()
         slot = self._rows.join(_choice(row), *_stacked(row.context.state), elapsed=row.options.elapsed, seen=seen)
         if row.options.observe:
             self._rows.watch(slot, self._neurons)
