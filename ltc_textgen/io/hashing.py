@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ltc_textgen.config import ModelConfig
 from ltc_textgen.settings import RENAMED
@@ -37,6 +37,11 @@ def sha256_texts(texts: Iterable[str]) -> str:
     return sha.hexdigest()
 
 
+def sha256_json(content: Mapping[str, Any]) -> str:
+    """Digest of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def own_tensors(model: "nn.Module") -> "dict[str, Tensor]":
     """The tensors of a `LiquidNetwork` on the CPU, those that are tied to another left out."""
     settings, tied = getattr(model, "settings", None), getattr(model, "_tied_weights_keys", {})
@@ -63,4 +68,4 @@ def fingerprint(settings: ModelConfig) -> str:
     """
     content = settings.model_dump(mode="json", exclude_defaults=True)
     content = {ORIGINAL.get(name, name): value for name, value in content.items()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256_json(content)

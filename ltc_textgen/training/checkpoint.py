@@ -14,7 +14,6 @@ pickled, so a checkpoint from a stranger cannot run code. The second half of the
 a running training and the named tensors of a checkpoint.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -33,6 +32,7 @@ from torch import nn
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.io.atomic import move_directory, sync
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, verify_manifest, write_json
+from ltc_textgen.io.hashing import sha256_json
 from ltc_textgen.io.tensor_names import current_names
 from ltc_textgen.shapes import Tensor
 
@@ -150,7 +150,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     manifest = read_json(path / MANIFEST)
     seal = manifest.pop("sha256", None)
     # The first format had no checksum of its own.
-    if manifest.get("format") not in ("1", "2") or (manifest["format"] == "2" and seal != _digest(manifest)):
+    if manifest.get("format") not in ("1", "2") or (manifest["format"] == "2" and seal != sha256_json(manifest)):
         raise ArtifactError(f"{path / MANIFEST} is damaged: its checksum does not match, or it is of a later version")
     listed = manifest.get("files")
     files = {part: f"{part}.safetensors" for part in PARTS}
@@ -251,12 +251,8 @@ def _write_files(
         link_or_copy(best, directory / BEST)
     files = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
     manifest = {**about, "format": "2", "files": files}
-    write_json(directory / MANIFEST, manifest | {"sha256": _digest(manifest)})
+    write_json(directory / MANIFEST, manifest | {"sha256": sha256_json(manifest)})
     sync(directory)
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:
