@@ -1,4 +1,4 @@
-"""Files that a run leaves behind: written whole or not at all, and checked before they are believed.
+"""The run directory: files that are written atomically, and validated when they are loaded.
 
     RUN/config.json            the model (transformers format)
     RUN/generation_config.json ids that begin and end a text
@@ -10,7 +10,7 @@
     RUN/metrics.jsonl          the loss curve
     RUN/checkpoints/           what a resumed run needs (see `training.checkpoint`)
 
-The checksum lies inside the weights file because then one rename replaces both. A directory that `save_pretrained`
+The checksum is inside the weights file, so that one rename replaces both. A directory that `save_pretrained`
 wrote loads too; it has no checksum to check.
 """
 

@@ -64,7 +64,7 @@ class KeptSplit:
         """The text of every row, in order; None for a row without.
 
         Raises:
-            DataError: If a file is gone or damaged.
+            DataError: If a file is missing or damaged.
         """
         import pyarrow
         import pyarrow.parquet

@@ -85,7 +85,7 @@ MEDIA = frozenset(
         ".bin",
     ]
 )
-"""Suffixes of files in which nobody expects text: they do not count as skipped text."""
+"""Suffixes of files that hold no text: they do not count as skipped text."""
 
 _SIGNATURES = (
     (0, b"PK\x03\x04", f"a zip archive (or a document in one): {UNPACK}, or {PANDOC}"),

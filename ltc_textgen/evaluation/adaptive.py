@@ -67,7 +67,7 @@ def score_adaptively(
     cache: CacheConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Adapted:
-    """Read a stream of tokens with carried state, learning or remembering on the way.
+    """Score a stream of tokens with carried state, adapting weights or a cache to it.
 
     Args:
         model: Network, in any mode; neither its weights nor its gradients are touched.

@@ -144,7 +144,7 @@ def clean(model: "onnx.ModelProto") -> None:
 
 
 def fold_transposes(model: "onnx.ModelProto") -> None:
-    """Store weights the way round in which they are multiplied: then each is a constant, which int8 needs."""
+    """Store weights transposed as they are multiplied, so that each is a constant, as int8 needs."""
     from onnx import numpy_helper
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -99,7 +99,7 @@ class LiquidCache(Cache):
         self._model: weakref.ref | None = None
 
     def __bool__(self) -> bool:
-        """Yes: it has no layers, and is something all the same."""
+        """True, although it has no layers: `if cache` asks whether there is one."""
         return True
 
     def __getstate__(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ GENERIC = "This model card has been automatically generated."
 
 TAGS = ("liquid-time-constant-network", "recurrent", "ltc-textgen")
 TOKENS = 128
-"""Tokens that the model writes to have its time constants measured."""
+"""Tokens that the model generates to measure its time constants."""
 
 
 LOADING = """## How to use it
@@ -169,11 +169,11 @@ def _memory(directory: Path | None) -> list[tuple[str, ...]]:
 
 
 def _record(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows on corpus, loss and speed, as far as they are known."""
+    """Rows on corpus, loss and speed, where known."""
     rows: list[tuple[str, ...]] = []
     result = facts.get("result") or {}
     if corpus := facts.get("corpus"):
-        path = Path(corpus)  # a folder of the owner's machine concerns nobody
+        path = Path(corpus)  # only the name: folders of the owner's machine are private
         name = path.name if path.is_absolute() or path.exists() else corpus
         rows.append(("corpus", f"{name}, {facts['train_tokens']:,} tokens" if "train_tokens" in facts else name))
     if "tokenizer" in facts:

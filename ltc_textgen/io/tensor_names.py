@@ -11,7 +11,7 @@ RENAMED: Mapping[str, str] = {
     r"^columns\.": "conv_state.",
     r"\.start\.columns": ".start.conv_state",
 }
-"""Pattern in a name of an earlier version -> what stands there now."""
+"""Pattern in a name of an earlier version -> its replacement."""
 
 _ORIGINAL = {r"^embed_tokens\.": "embedding.", r"^lm_head\.": "head.", r"\.start\.conv_state": ".start.columns"}
 

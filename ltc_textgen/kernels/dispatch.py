@@ -136,7 +136,7 @@ _SOLVERS = dict(SOLVERS)
 
 
 def is_standard(solver: Solver) -> bool:
-    """Whether a solver is one that the kernels have, and nobody has replaced its function."""
+    """Whether a solver is one that the kernels have, and its function was not replaced."""
     return solver in SOLVER_CODES and SOLVERS[solver] is _SOLVERS[solver]
 
 

@@ -1,6 +1,6 @@
 """The shared library of CPU kernels: found, loaded with ctypes, and its status codes turned into errors.
 
-The structures mirror `csrc/kernels.h`. A kernel takes plain pointers, so whoever calls one answers for shapes, dtypes
+The structures mirror `csrc/kernels.h`. A kernel takes plain pointers, so the caller is responsible for shapes, dtypes
 and contiguity (see `operators.dense`).
 """
 

@@ -256,7 +256,7 @@ class MembraneLayer(LiquidLayer):
         elapsed: Float[Tensor, "B T"],
         mask: Bool[Tensor, "B T"],
     ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N"]]:
-        """`scan` in which time stands still at padding."""
+        """`scan` with elapsed time 0 at padding."""
         return self.scan(drive, x, torch.where(mask, elapsed, 0.0))
 
     def time_constants(self, u: Float[Tensor, "B T D"], states: Float[Tensor, "B T N"]) -> Float[Tensor, "B T N"]:

@@ -42,7 +42,7 @@ class Wiring:
         sensory: The same from input d onto neuron i at [d, i].
         layers: Neurons in the order in which a token passes them, one range of ids per layer. The last holds the motor
             neurons, if the wiring distinguishes them.
-        output_size: Motor neurons, whose states leave the layer: the first so many.
+        output_size: Number of motor neurons, whose states leave the layer; they come first.
     """
 
     adjacency: Int[np.ndarray, "N N"]

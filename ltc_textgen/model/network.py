@@ -72,7 +72,7 @@ class LiquidNetwork(nn.Module):
     def __init__(self, settings: ModelConfig) -> None:
         super().__init__()
         self._build(settings)
-        self._init_weights(self.embed_tokens)  # the other parts start as they are made
+        self._init_weights(self.embed_tokens)  # the other modules initialise themselves
         if settings.tie_embeddings:
             assert isinstance(self.lm_head, FullHead), "see ModelConfig"
             self.lm_head.projection.weight = self.embed_tokens.weight
@@ -329,7 +329,7 @@ def _join(states: list[LayerState]) -> LiquidState:
 
 
 class Padding(NamedTuple):
-    """Where the padding of a batch lies, and the way to sort it to the right of every sequence and back.
+    """The padding of a batch, and the permutation that sorts it to the right of every sequence, and back.
 
     Layers then need to know only the lengths. Without padding all three are None and nothing is moved.
 

@@ -1,4 +1,4 @@
-"""The recurrent state of a network as an object: goes in, comes out, is never kept on a module."""
+"""The recurrent state of a network as an object: an argument and a result, never kept on a module."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

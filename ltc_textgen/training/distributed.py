@@ -193,7 +193,7 @@ class Runtime:
         return gather_object([value]) if self.world > 1 else [value]
 
     def from_main(self, value: Shared) -> Shared:
-        """The main process's `value`; must be called by all. Pickled on the way, so never for what a stranger wrote."""
+        """The main process's `value`; must be called by all. It is pickled: not for untrusted data."""
         if self.world == 1:
             return value
         held = [value]

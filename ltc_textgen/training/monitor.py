@@ -24,7 +24,7 @@ from ltc_textgen.training.report import Reporter
 from ltc_textgen.training.session import Session
 
 SETTLED = 18.0
-"""Weight of the recent loss (that of 20 steps) from which on it is a mean worth the name."""
+"""Weight of the recent loss (that of 20 steps) above which it is a usable mean."""
 
 LEARNS = 300
 """Steps that a run may take until it is better than guessing."""

@@ -205,7 +205,7 @@ class LiveReporter(Reporter):
         self._console.print(Text(printable(text)))
 
     def tokenizing(self, state: Tokenizing) -> None:
-        """Move the bar, which stands for the text until the first step."""
+        """Move the bar, which shows tokenization until the first step."""
         self._move(state.done or 0.0, describe_tokenizing(state))
 
     def step(self, pace: Pace) -> None:

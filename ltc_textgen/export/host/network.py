@@ -195,7 +195,7 @@ class Network:
         try:
             self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             self._brief = runtime.RunOptions()
-            self._brief.only_execute_path_to_fetches = True  # time constants that nobody asks for cost nothing
+            self._brief.only_execute_path_to_fetches = True  # time constants are computed only on request
             self._brief.log_severity_level = 4
             description = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
         except Exception as error:  # onnxruntime's own have no other common base
