@@ -1,7 +1,7 @@
 """The shared library of CPU kernels: found, loaded with ctypes, and its status codes turned into errors.
 
 The structures mirror `csrc/kernels.h`. A kernel takes plain pointers, so the caller is responsible for shapes, dtypes
-and contiguity (see `operators.dense`).
+and contiguity (see `autograd.dense`).
 """
 
 import ctypes

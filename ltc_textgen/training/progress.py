@@ -31,10 +31,10 @@ class Progress:
         recent_weight: Sum of those weights.
         train_loss: Recent training loss at the last validation, nats per token.
         learning_rate: Of the last step.
-        lowest_loss: Lowest recent training loss (see `divergence`).
+        lowest_loss: Lowest recent training loss (see `monitor`).
         halved_from: Peak learning rate that diverged and is halved; None if none is.
         halved_at: Step of that.
-        rising: Validations in a row that were worse than the best (see `memorisation`).
+        rising: Validations in a row that were worse than the best (see `monitor`).
         metrics_bytes: Length of metrics.jsonl.
     """
 
