@@ -6,7 +6,7 @@ RUN    ?= runs/default
 PROMPT ?=
 ARGS   ?=
 
-.PHONY: help install run test test-all lint bench sanitize fuzz chaos clean
+.PHONY: help install run test test-all lint docs bench sanitize fuzz chaos clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /  make \1	/p' Makefile
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev  ## check style and types
 
 chaos: $(VENV)/.dev  ## inject every fault that training must survive: kills, full disks, flipped bits, lost processes
 	$(BIN)/python tests/chaos/run.py $(ARGS)
+
+docs: $(VENV)/.dev  ## build the documentation site into build/docs; a broken link is an error
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev  ## compare the speed of the layers with LSTM, GRU and ncps
 	$(BIN)/python benchmarks/speed.py

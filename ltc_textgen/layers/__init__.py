@@ -18,7 +18,7 @@ from ltc_textgen.layers.base import LiquidLayer, MembraneLayer
 from ltc_textgen.layers.cfc import CfC
 from ltc_textgen.layers.diagonal import DiagonalLTC
 from ltc_textgen.layers.full import FullLTC
-from ltc_textgen.layers.ncps import layer_from_ncps
+from ltc_textgen.layers.ncps import layer_from_ncps, layer_to_ncps
 from ltc_textgen.layers.synaptic import SynapticLTC
 from ltc_textgen.layers.wirings import Wiring, build_wiring
 
@@ -56,4 +56,5 @@ __all__ = [
     "build_layer",
     "build_wiring",
     "layer_from_ncps",
+    "layer_to_ncps",
 ]

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from ltc_textgen.errors import ArtifactError
+from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.layers.base import LiquidLayer
 from ltc_textgen.layers.cfc import Activation, CfC, ClosedForm, Mode
 from ltc_textgen.layers.synaptic import SynapticLTC, inverse_softplus
@@ -281,3 +282,56 @@ def _load_form(form: ClosedForm, part: _Weights, backbone: list[str]) -> None:
     if form.mode == "pure":
         form.w_tau.copy_(part["w_tau"][0])
         form.A.copy_(part["A"][0])
+
+
+def layer_to_ncps(layer: LiquidLayer, constraints: Literal["implicit", "clipped"] | None = None) -> dict[str, Tensor]:
+    """The inverse of `layer_from_ncps`: the state dict of an LTCCell, CfCCell or WiredCfCCell of ncps.
+
+    Args:
+        layer: A `SynapticLTC` or a `CfC`.
+        constraints: Of a `SynapticLTC`: "implicit" for a cell that applies softplus, "clipped" for one that does not;
+            implicit if None.
+
+    Raises:
+        UsageError: If it is another layer.
+    """
+    if isinstance(layer, SynapticLTC):
+        return _synaptic_to_ncps(layer, constraints == "clipped")
+    if not isinstance(layer, CfC):
+        raise UsageError(f"ncps has no layer like {type(layer).__name__}: expected a SynapticLTC or a CfC")
+    if layer.wiring is None:
+        return _form_to_ncps(layer.forms[0])
+    named = enumerate(_form_to_ncps(form) for form in layer.forms)
+    return {f"layer_{number}.{name}": value for number, form in named for name, value in form.items()}
+
+
+def _synaptic_to_ncps(layer: SynapticLTC, clipped: bool) -> dict[str, Tensor]:
+    positive = F.softplus if clipped else torch.clone
+    theirs = {"vleak": layer.rest, "gleak": positive(layer.raw_leak), "cm": positive(layer.raw_capacitance)}
+    for group, prefix in ((layer.recurrent, ""), (layer.sensory, "sensory_")):
+        theirs |= {prefix + "sigma": group.sigma, prefix + "mu": group.mu, prefix + "erev": group.reversal}
+        theirs |= {prefix + "w": positive(group.raw_weight), prefix + "sparsity_mask": group.mask.to(group.mu.dtype)}
+    theirs |= {"input_w": layer.input_scale, "input_b": layer.input_shift}
+    theirs |= {"output_w": layer.output_scale, "output_b": layer.output_shift}
+    return {name: value.detach().clone() for name, value in theirs.items()}
+
+
+def _form_to_ncps(form: ClosedForm) -> dict[str, Tensor]:
+    first = {"weight": torch.cat([form.input.weight, form.recurrent_weight], dim=1), "bias": form.input.bias}
+    theirs: dict[str, Tensor] = {}
+    stacked = first
+    if form.heads is not None:
+        stacked = {"weight": form.heads.weight, "bias": form.heads.bias}
+        theirs |= {f"backbone.0.{kind}": value for kind, value in first.items()}
+        for number, linear in enumerate(form.backbone, start=1):  # an activation stands between two
+            theirs |= {f"backbone.{2 * number}.{kind}": value for kind, value in linear.named_parameters()}
+    for kind, value in stacked.items():
+        theirs |= {
+            f"{head}.{kind}": one for head, one in zip(_heads(form.mode), value.split(form.hidden_size), strict=True)
+        }
+    if form.mode == "pure":
+        theirs |= {"w_tau": form.w_tau[None], "A": form.A[None]}
+    if form.mask is not None:
+        own = torch.ones(form.hidden_size, form.hidden_size, dtype=torch.bool, device=form.mask.device)
+        theirs["sparsity_mask"] = torch.cat([form.mask[: form.hidden_size], own], dim=1).to(form.input.weight.dtype)
+    return {name: value.detach().clone() for name, value in theirs.items()}
