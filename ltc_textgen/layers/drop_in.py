@@ -89,8 +89,8 @@ def wiring_of(units: Any, input_size: int) -> Wiring | None:
     units.build(input_size)
     ids = [list(units.get_neurons_of_layer(number)) for number in range(units.num_layers)]
     layers = tuple(range(one[0], one[-1] + 1) for one in ids)
-    matrices = (np.asarray(one, np.int8) for one in (units.adjacency_matrix, units.sensory_adjacency_matrix))
-    return Wiring(*matrices, layers, units.output_dim or units.units)
+    adjacency, sensory = (np.asarray(one, np.int8) for one in (units.adjacency_matrix, units.sensory_adjacency_matrix))
+    return Wiring(adjacency, sensory, layers, units.output_dim or units.units)
 
 
 class MemoryCell(nn.Module):
@@ -321,7 +321,7 @@ class CfC(_Rnn):
             raise UsageError("a wired CfC has no backbone: leave out backbone_units, backbone_layers, backbone_dropout")
         if backbone_dropout:
             raise UsageError("backbone_dropout is not supported: put nn.Dropout on the outputs")
-        sizes = {"backbone_units": 128 if backbone_units is None else backbone_units}
+        sizes: dict[str, Any] = {"backbone_units": 128 if backbone_units is None else backbone_units}
         sizes["backbone_layers"] = 1 if backbone_layers is None else backbone_layers
         count = units if wiring is None else wiring.units
         more: dict[str, Any] = {"mode": mode, "activation": activation, "wiring": wiring, "steps": 1, "step_size": 1.0}
