@@ -14,7 +14,7 @@ help:            ## list the targets
 install: $(VENV)/.installed  ## create .venv and install the package and its dependencies
 
 run: $(VENV)/.installed  ## train on WikiText-2 (offline: on Python's own documentation), then generate text
-	$(BIN)/python train.py --resume --out $(RUN) $(ARGS)
+	$(BIN)/python train.py $(if $(wildcard $(RUN)/training.json),--resume) --out $(RUN) $(ARGS)
 	$(BIN)/python run.py $(RUN) --prompt "$(PROMPT)" --max-tokens 200
 
 test: $(VENV)/.dev  ## run the tests that take less than two seconds each (four minutes on two cores)

@@ -19,6 +19,7 @@ from ltc_textgen.presets.recipes import (
     Recipe,
     assignments,
     load_file,
+    load_preset,
     merge,
     preset_names,
     preset_text,
@@ -43,6 +44,9 @@ EXAMPLES = """Examples:
 `ltc train --resume --out runs/book` (continues where it stopped)
 """
 
+
+NEARBY = 2
+"""Folders below that of --out that are searched for runs."""
 
 Preset = Annotated[
     str | None,
@@ -84,7 +88,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
     init: Annotated[Path | None, describe(TrainConfig, "init")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in --out stopped, if there is one.")
+        bool, typer.Option("--resume", help="Resume the run in --out. Where there is none yet, --data is needed to start one.")
     ] = False,
     resume_anyway: ResumeAnyway = False,
     time_budget: Annotated[
@@ -136,6 +140,8 @@ def train(
     if preset not in (None, "auto"):
         preset_text(preset)  # which rejects an unknown one at once
     own = merge(*([load_file(config)] if config is not None else []), changes)
+    if resume:
+        _require_text(own, preset, out)
     preset = preset or (None if config is not None else CHOSEN)
     _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
 
@@ -146,6 +152,19 @@ def _warm_start(init: Path, resume: bool) -> Recipe:
     from ltc_textgen.training.warm_start import recipe_of
 
     return recipe_of(run_path(init))
+
+
+def _require_text(own: Recipe, preset: str | None, out: Path) -> None:
+    """Keep `--resume` of a mistyped directory from training on another text than the user's.
+
+    Raises:
+        UsageError: If there is no run in `out` and no text to start one on was named; it lists the runs nearby.
+    """
+    below = {} if preset in (None, "auto") else load_preset(preset)
+    if merge(below, own).get("data", {}).get("data") is None:
+        raise UsageError(
+            f"{out} holds no run to resume{_runs_nearby(out)}; to start one there, give its text with --data"
+        )
 
 
 def _launched() -> bool:
@@ -179,7 +198,7 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     reject_other_run(out, resume)
     reporter = SurvivingReporter(make_reporter(as_json=as_json)) if is_main_process() else Reporter()
     if resume and not list_checkpoints(out):
-        reporter.note(f"{out} holds no checkpoint: a new run starts there{_runs_beside(out)}")
+        reporter.note(f"{out} holds no checkpoint: a new run starts there{_runs_nearby(out)}")
     run, data = prepared(recipe, preset, reporter)
     data, builder = _counting(run, data, reporter.note)
     result = run_training(run, out, resume=resume, anyway=anyway, reporter=reporter, data=data)
@@ -219,10 +238,15 @@ def _remember(
     return builder.finish(result.out, load_run(result.out).network, result.valid_tokens, note)
 
 
-def _runs_beside(out: Path) -> str:
-    """Other runs in the same folder, in case --out was mistyped."""
-    others = sorted(str(path.parent) for path in out.parent.glob("*/checkpoints") if path.parent != out)
-    return f" (other runs there: {', '.join(others[:5])})" if others else ""
+def _runs_nearby(out: Path) -> str:
+    """The last runs in the folder of `out` or below it, for those who mistyped --out."""
+    from ltc_textgen.cli.runs import find_runs
+
+    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+    found = [path for path in find_runs(folder, NEARBY) if path != out.absolute()]
+    newest = sorted(found, key=lambda path: (path / "training.json").stat().st_mtime, reverse=True)[:5]
+    names = ", ".join(shlex.quote(os.path.relpath(path)) for path in newest)
+    return f" (runs nearby: {names})" if names else ""
 
 
 def _report(

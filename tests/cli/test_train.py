@@ -117,6 +117,21 @@ def test_damaged_settings_of_a_run_are_code_4(story: Path, tmp_path: Path, ltc: 
     assert ltc("train", "--config", out / "training.json", "--out", tmp_path / "other").code == 2
 
 
+def test_resume_without_a_run_needs_a_text_and_names_the_runs_nearby(
+    run: Path, story: Path, tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped --out must not train on another text than the user's."""
+    monkeypatch.chdir(run.parent)
+    for more in ((), ("--preset", "char-fast"), ("--resume-anyway",)):
+        result = ltc("train", "--resume", "--out", run.parent / "storry", "--max-steps", 1, *more)
+        assert (result.code, result.out) == (2, "")
+        assert f"runs nearby: {run.name}" in result.error
+        assert "--data" in result.error
+    assert not (run.parent / "storry").exists()
+    fresh = ltc("train", "--resume", "--data", story, "--out", tmp_path / "new", "--max-steps", 1, *TINY)
+    assert fresh.code == 0, fresh.err
+
+
 @pytest.mark.slow
 def test_train_py_reads_wikitext_from_a_hub_and_then_needs_none(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
