@@ -88,7 +88,10 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to write.")] = DEFAULT_RUN,
     init: Annotated[Path | None, describe(TrainConfig, "init")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run in --out. Where there is none yet, --data is needed to start one.")
+        bool,
+        typer.Option(
+            "--resume", help="Resume the run in --out. Where there is none yet, --data is needed to start one."
+        ),
     ] = False,
     resume_anyway: ResumeAnyway = False,
     time_budget: Annotated[
