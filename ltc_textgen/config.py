@@ -30,7 +30,10 @@ class Coupling(Names):
 
 
 SMALLEST_NORMAL_FLOAT32 = 2.0**-126
-Positive = Annotated[int, Field(ge=1)]
+MOST_WIRED = 16_384
+"""Neurons of a layer whose synapses are drawn: a matrix of their square is made."""
+
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -84,7 +87,9 @@ class ModelConfig(Settings):
     """Shape and mathematics of a `LiquidTimeConstantNetwork`."""
 
     input_size: Positive = Field(description="Vocabulary: how many token ids the embedding knows.")
-    hidden_size: Positive = Field(default=256, description="Width D of the model; neurons of a plain layer.")
+    hidden_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=256, description="Width D of the model; neurons of a plain layer."
+    )
     output_size: Positive | None = Field(
         default=None, description="Vocabulary of the output layer; input_size if not given."
     )
@@ -106,7 +111,7 @@ class ModelConfig(Settings):
     cfc_mode: Literal["default", "pure", "no_gate"] = Field(
         default="default", description="Variant of the closed form (cfc)."
     )
-    cfc_backbone_units: Positive = Field(
+    cfc_backbone_units: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=128, description="Width of the hidden layers before the heads (cfc without wiring)."
     )
     cfc_backbone_layers: Annotated[int, Field(ge=0, le=16)] = Field(
@@ -158,6 +163,8 @@ class ModelConfig(Settings):
             raise ValueError(
                 f"an adaptive head of {clusters} clusters needs hidden_size >= {4**clusters}, got {self.hidden_size}"
             )
+        if self.wiring and self.neurons > MOST_WIRED:
+            raise ValueError(f"a wiring is drawn for at most {MOST_WIRED:,} neurons, got {self.neurons:,}")
         if self.wiring and self.coupling not in (Coupling.synaptic, Coupling.cfc):
             raise ValueError(f"wiring goes with coupling = synaptic or cfc, not {self.coupling}")
         self._reject_settings_without_effect()
@@ -250,9 +257,9 @@ class TrainConfig(Settings):
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=1, description="Parts in which the rows of a batch are read one after the other, to need less memory."
     )
-    epochs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Passes over the training text.")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Optimizer steps.")
-    time_budget: Annotated[float, Field(gt=0)] | None = Field(
+    epochs: Positive | None = Field(default=None, description="Passes over the training text.")
+    max_steps: Positive | None = Field(default=None, description="Optimizer steps.")
+    time_budget: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
         default=None,
         description="Seconds of training, validation included; the learning rate ends its schedule with it.",
     )
@@ -285,26 +292,26 @@ class TrainConfig(Settings):
     )
     beta1: Probability = Field(default=0.9, description="AdamW: decay of the mean of the gradients.")
     beta2: Probability = Field(default=0.98, description="AdamW: decay of the mean of their squares.")
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+    max_grad_norm: Annotated[float, Field(ge=0, le=1e30)] = Field(
         default=1.0, description="Largest norm of the gradient; 0 does not clip."
     )
-    eval_steps: Annotated[int, Field(ge=1)] | None = Field(
+    eval_steps: Positive | None = Field(
         default=None, description="Steps between validations; about twenty in a run if not given."
     )
     sample_prompt: str = Field(default="", description="Text that the sample shown at each validation continues.")
     sample_tokens: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=120, description="Tokens of the sample shown at each validation; 0 shows none."
     )
-    save_steps: Annotated[int, Field(ge=1)] | None = Field(
+    save_steps: Positive | None = Field(
         default=None, description="Steps between checkpoints; at each validation if not given."
     )
-    save_minutes: Annotated[float, Field(gt=0)] | None = Field(
+    save_minutes: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         default=None,
         description="Minutes after the last checkpoint at which another is made at the latest; ten if save_steps is "
         "not given either.",
     )
-    save_total_limit: Annotated[int, Field(ge=1)] = Field(default=2, description="Newest checkpoints that are kept.")
-    keep_best: Annotated[int, Field(ge=0)] = Field(
+    save_total_limit: Positive = Field(default=2, description="Newest checkpoints that are kept.")
+    keep_best: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0,
         description="Older checkpoints that are kept as well: those of the lowest validation losses. (The best weights "
         "are always kept.)",

@@ -30,6 +30,7 @@ from ltc_textgen.io.hashing import own_tensors as own_tensors
 from ltc_textgen.io.output import one_line
 from ltc_textgen.io.paths import run_path
 from ltc_textgen.io.tensor_names import current_names
+from ltc_textgen.model.size import require_numbers
 from ltc_textgen.settings import with_current_names
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ def save_run(
     from ltc_textgen.hf.sharing import write_remote_code
 
     directory.mkdir(parents=True, exist_ok=True)
+    save_facts(directory, run, facts)  # first: it marks the directory as a run's, should the rest not be written
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     model.generation_config.update(**ids)
     # `trust_remote_code=True` then loads the directory without `import ltc_textgen`.
     write_remote_code(directory, model.config.to_json_string())
     write_atomic(directory / "generation_config.json", model.generation_config.to_json_string())
     tokenizer.save(directory)
-    save_facts(directory, run, facts)
 
 
 def save_facts(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> None:
@@ -210,6 +211,7 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     if tokenizer.vocab_size != settings.input_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {settings.input_size}"
         raise ArtifactError(f"{directory}: the tokenizer does not fit the model: it has {sizes}")
+    require_numbers(directory / WEIGHTS, settings)
     network = LiquidNetwork(settings)
     header = load_weights(directory / WEIGHTS, network)
     if header.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:

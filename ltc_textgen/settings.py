@@ -48,7 +48,7 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             problems = [cls._explain(dict(problem), where) for problem in error.errors()]
-            raise UsageError("; ".join(problems)) from None
+            raise UsageError("; ".join(problems[:MOST_PROBLEMS])) from None
 
     def reject_idle(self, names: Collection[str], needs: str) -> None:
         """Reject values that would do nothing. Defaults pass: a file that holds every setting must load again.
@@ -74,10 +74,12 @@ class Settings(BaseModel):
             known = cls._known(path[:-1])
             if RENAMED.get(path[-1]) in known:
                 return f"{prefix}{key} is now called {'.'.join([*path[:-1], RENAMED[path[-1]]])}"
-            return f"{prefix}unknown key '{key}'{did_you_mean(path[-1], known)}"
+            return f"{prefix}unknown key '{shortened(key)}'{did_you_mean(path[-1], known)}"
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        return f"{prefix}{key}: {message}, got {problem['input']!r}" if key else f"{prefix}{message}"
+        if key:
+            message += f", got {shortened(repr(problem['input']))}"
+        return shortened(f"{prefix}{key}: {message}" if key else f"{prefix}{message}", LONGEST_MESSAGE)
 
     @classmethod
     def _known(cls, path: list[str]) -> list[str]:
@@ -88,6 +90,15 @@ class Settings(BaseModel):
             nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
             fields = nested.model_fields if nested else {}
         return list(fields)
+
+
+LONGEST_VALUE, LONGEST_MESSAGE, MOST_PROBLEMS = 80, 400, 4
+"""Characters of a value, and of an explanation, that a message shows; and how many explanations."""
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """The beginning of a text of more than `most` characters, which a message can hold."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, given, is_main_process, seconds
+from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, duration, given, is_main_process, seconds
 from ltc_textgen.cli.prepare import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
-from ltc_textgen.errors import ArtifactError, UsageError
+from ltc_textgen.errors import ArtifactError, LTCError, UsageError
 from ltc_textgen.io.output import print_json, print_line
 from ltc_textgen.io.paths import run_path, user_path
 from ltc_textgen.presets.recipes import (
@@ -25,6 +25,7 @@ from ltc_textgen.presets.recipes import (
     preset_text,
     settings_table,
 )
+from ltc_textgen.training.budget import lengths
 
 if TYPE_CHECKING:
     from ltc_textgen.data.token_cache import TokenData
@@ -42,6 +43,8 @@ EXAMPLES = """Examples:
 `ltc train --data user/dataset --epochs 2 --set coupling=full --set steps=6 --out runs/full`
 
 `ltc train --resume --out runs/book` (continues where it stopped)
+
+`ltc train --resume --more 10m --out runs/book` (ten minutes beyond its budget)
 """
 
 
@@ -95,7 +98,16 @@ def train(
     ] = False,
     resume_anyway: ResumeAnyway = False,
     time_budget: Annotated[
-        str | None, typer.Option(help="How long to train: 80s, 15m, 1h30m.", metavar="DURATION", show_default=False)
+        str | None,
+        typer.Option(
+            help="How long to train in total, what a resumed run has used included: 80s, 15m, 1h30m.",
+            metavar="DURATION",
+            show_default=False,
+        ),
+    ] = None,
+    more: Annotated[
+        str | None,
+        typer.Option(help="With --resume: how much longer to train.", metavar="DURATION", show_default=False),
     ] = None,
     epochs: Annotated[int | None, describe(TrainConfig, "epochs")] = None,
     max_steps: Annotated[int | None, describe(TrainConfig, "max_steps")] = None,
@@ -133,20 +145,46 @@ def train(
     resume = resume or resume_anyway
     if init is not None:
         changes = merge(_warm_start(init, resume), changes)
+    if more is not None:
+        changes = _extended(changes, out, seconds(more), resume)
     started = out / "training.json"
     if resume and started.exists():
         if (preset or config) and not _launched():
             raise UsageError("--resume continues with the settings of the run: leave out --preset and --config")
-        recipe = merge(_of_run(started), changes)
-        _train(recipe, preset=None, out=out, resume=True, anyway=resume_anyway, as_json=as_json)
-        return
+        recipe, preset = merge(_of_run(started), changes), None
+    else:
+        recipe, preset = _new(changes, preset, config, out, resume)
+    _train(recipe, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
+
+
+def _new(
+    changes: Recipe, preset: str | None, config: Path | None, out: Path, resume: bool
+) -> tuple[Recipe, str | None]:
+    """What the user set for a run that starts, and the preset below it."""
     if preset not in (None, "auto"):
-        preset_text(preset)  # which rejects an unknown one at once
+        preset_text(preset)  # rejects an unknown one at once
     own = merge(*([load_file(config)] if config is not None else []), changes)
     if resume:
         _require_text(own, preset, out)
-    preset = preset or (None if config is not None else CHOSEN)
-    _train(own, preset=preset, out=out, resume=resume, anyway=resume_anyway, as_json=as_json)
+    return own, preset or (None if config is not None else CHOSEN)
+
+
+def _extended(changes: Recipe, out: Path, more: float, resume: bool) -> Recipe:
+    """`changes` with a time budget of what the run in `out` has used and `more` seconds.
+
+    Raises:
+        UsageError: If no run is resumed, another length is given too, or a launcher would extend it at every restart.
+    """
+    if not resume:
+        raise UsageError("--more extends a run that is resumed: add --resume, or give --time-budget to a new one")
+    if given_lengths := lengths(changes.get("train", {})):
+        raise UsageError(f"--more and {given_lengths[0]} exclude each other: which one says how long the run is?")
+    if _launched():
+        raise UsageError("--more would extend the run at every restart by the launcher: give --time-budget, the total")
+    from ltc_textgen.training.checkpoint import recorded_progress
+
+    total = recorded_progress(out).seconds + more
+    return merge(changes, {"train": {"time_budget": total}})
 
 
 def _warm_start(init: Path, resume: bool) -> Recipe:
@@ -208,6 +246,16 @@ def _train(recipe: Recipe, *, preset: str | None, out: Path, resume: bool, anywa
     if is_main_process():
         memory = _remember(result, builder, reporter.note)
         _report(result, memory, data, run, as_json, reporter.note)
+    if result.not_finite:
+        raise LTCError(
+            f"{out}: the validation loss at the end is not a finite number: "
+            + (
+                f"the weights of step {result.best_step} are kept"
+                if result.best_step is not None
+                else "no weights are kept"
+            )
+            + "; train again with a lower learning_rate"
+        )
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
@@ -274,7 +322,8 @@ def _report(
         }
         summary["sample"] = _sample(result.out, run, note)
         summary["memory"] = memory.to_dict() if memory else None
-    found = memorisation(result.val_loss, result.train_loss, result.best_val_loss, result.best_step)
+    losses = result.val_loss, result.train_loss, result.best_val_loss
+    found = memorisation(*losses, result.best_step, unlike=data.comparison.unlike)
     if as_json:
         print_json(result.to_dict() | summary | {"memorisation": found.to_dict() if found else None})
         return
@@ -298,7 +347,11 @@ def _report(
         print_line(
             f"stopped          by {result.stopped_by} at step {result.step:,}, saved: ltc train --resume --out {out}"
         )
-    print_line(f"write text       ltc generate {out} --max-tokens 300")
+    if run.train.time_budget is not None and result.still_falling:
+        budget = duration(run.train.time_budget)
+        print_line(f"still falling    train further: ltc train --resume --more {budget} --out {out}")
+    if result.best_step is not None or result.stopped_by:
+        print_line(f"write text       ltc generate {out} --max-tokens 300")
 
 
 def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:

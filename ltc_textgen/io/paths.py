@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from ltc_textgen.errors import UsageError
+from ltc_textgen.errors import ArtifactError, UsageError
 
 DEMO = Path(__file__).parents[1] / "demo"
 """Run directory of the small model that comes with the package."""
@@ -46,6 +46,19 @@ def os_reason(error: OSError, named: Path | None = None) -> str:
     if file is None or isinstance(file, int) or (named is not None and os.fspath(file) == os.fspath(named)):
         return reason
     return f"{reason}: {os.fsdecode(file)}"
+
+
+def require_no_link(path: Path) -> None:
+    """Keep a directory that comes from a stranger from leading what is written to it elsewhere.
+
+    Raises:
+        ArtifactError: If `path` is a symbolic link.
+    """
+    if path.is_symlink():
+        raise ArtifactError(
+            f"{path} is a link to {str(path.readlink())!r}, and nothing is written through it: put the file itself "
+            "there, as `cp -rL` does"
+        )
 
 
 def special_file(path: Path) -> str | None:

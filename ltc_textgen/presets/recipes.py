@@ -13,7 +13,7 @@ from typing import Any
 from ltc_textgen.config import DataConfig, MemoryConfig, ModelConfig, TrainConfig, current_run_settings
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.checked import require_shallow
-from ltc_textgen.settings import RENAMED, Settings, did_you_mean
+from ltc_textgen.settings import RENAMED, Settings, did_you_mean, shortened
 from ltc_textgen.training.budget import LENGTHS, lengths
 
 SECTIONS: Mapping[str, type[Settings]] = {
@@ -70,9 +70,9 @@ def load_file(path: Path) -> Recipe:
         raise UsageError(f"{path}: expected the sections {', '.join(SECTIONS)}, got {type(recipe).__name__}")
     for section, values in recipe.items():
         if section not in SECTIONS:
-            raise UsageError(f"{path}: unknown section '{section}'{did_you_mean(section, list(SECTIONS))}")
+            raise UsageError(f"{path}: unknown section '{shortened(section)}'{did_you_mean(section, list(SECTIONS))}")
         if not isinstance(values, dict):
-            raise UsageError(f"{path}: {section} must be a table of keys, got {values!r}")
+            raise UsageError(f"{path}: {section} must be a table of keys, got {shortened(repr(values))}")
     return recipe
 
 
@@ -86,13 +86,13 @@ def assignments(texts: Iterable[str]) -> Recipe:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {text!r}: expected key=value")
+            raise UsageError(f"--set {shortened(repr(text))}: expected key=value")
         section, *path = _locate(key.strip())
         place: dict[str, Any] = recipe.setdefault(section, {})
         for name in path[:-1]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise UsageError(f"--set {text}: {name} is {place!r} by another --set, and cannot have {path[-1]}")
+                raise UsageError(f"--set {shortened(text)}: {name} has a value by another --set, and no keys")
         place[path[-1]] = _value(value.strip())
     return recipe
 
@@ -107,7 +107,7 @@ def _locate(key: str) -> list[str]:
     known = [name for settings in SECTIONS.values() for name in settings.model_fields]
     if RENAMED.get(path[0]) in known:
         raise UsageError(f"--set: {path[0]} is now called {RENAMED[path[0]]}")
-    raise UsageError(f"--set: unknown key '{key}'{did_you_mean(path[0], known)}")
+    raise UsageError(f"--set: unknown key '{shortened(key)}'{did_you_mean(path[0], known)}")
 
 
 def _value(text: str) -> Any:

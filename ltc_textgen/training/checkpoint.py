@@ -16,7 +16,6 @@ a running training and the named tensors of a checkpoint.
 
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +32,14 @@ from ltc_textgen.io.atomic import move_directory, sync
 from ltc_textgen.io.checked import read_json, read_tensors, sha256_file, verify_manifest, write_json
 from ltc_textgen.io.hashing import sha256_json
 from ltc_textgen.io.tensor_names import current_names
+from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Tensor
+from ltc_textgen.training.progress import Progress
+from ltc_textgen.training.random_states import load_random_states as load_random_states
+from ltc_textgen.training.random_states import load_torch_random_states as load_torch_random_states
+from ltc_textgen.training.random_states import random_states as random_states
+from ltc_textgen.training.random_states import seed_everything as seed_everything
+from ltc_textgen.training.random_states import torch_random_states as torch_random_states
 
 CHECKPOINTS = "checkpoints"
 PARTS = ("model", "optimizer", "state", "random")
@@ -162,6 +167,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     verify_manifest(path)
     tensors = {part: current_names(read_tensors(path / name)[0]) for part, name in files.items()}
     return Checkpoint(path, tensors, read_json(path / PROGRESS))
+
+
+def recorded_progress(run: Path) -> Progress:
+    """Progress of the newest checkpoint of a run; of a beginning if there is none.
+
+    Raises:
+        ArtifactError: If its progress.json is damaged.
+    """
+    found = list_checkpoints(run)
+    return Progress.from_dict(read_json(found[0] / PROGRESS).get("progress", {})) if found else Progress()
 
 
 def remove_leftovers(run: Path) -> None:
@@ -359,44 +374,24 @@ def _check_moment(key: str, moment: str, tensor: Tensor, parameter: nn.Parameter
         raise ArtifactError(f"the checkpoint's optimizer: {key} holds numbers that are negative or not finite")
 
 
-def random_states() -> dict[str, Any]:
-    """Python's and numpy's global generators as JSON values."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-    }
+def batch_row_states(tensors: dict[str, Tensor], expected: LiquidState) -> LiquidState:
+    """The recurrent states of all batch rows, validated before a kernel gets them.
 
+    Args:
+        tensors: Of a checkpoint.
+        expected: Of the model, for as many rows.
 
-def load_random_states(states: dict[str, Any]) -> None:
-    """The inverse of `random_states`."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-
-
-def torch_random_states(device: torch.device) -> dict[str, Tensor]:
-    """Torch's generators of the CPU and, if the run computes on one, of the GPU."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def load_torch_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """The inverse of `torch_random_states`."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    Raises:
+        ArtifactError: If a tensor is missing, unknown, of another shape, no floating-point numbers, or not finite.
+    """
+    ours = expected.tensors()
+    for name in sorted(ours.keys() | tensors.keys()):
+        theirs = tensors.get(name)
+        if theirs is None or name not in ours or theirs.shape != ours[name].shape or not theirs.is_floating_point():
+            raise ArtifactError(f"the checkpoint's states do not fit the model and its batch rows: {name}")
+        if not bool(theirs.isfinite().all()):
+            raise ArtifactError(f"the checkpoint's states: {name} holds numbers that are not finite")
+    return LiquidState.from_tensors(tensors)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class TrainResult:
         valid_tokens: Tokens that a validation scores: all of the held-out text but the first, unless the run is too
             short for that.
         skipped: Steps left out because a number was not finite.
+        still_falling: Whether the last validation was clearly better than all before.
         stopped_by: Name of the signal that stopped the run; None if it ran to its end.
     """
 
@@ -61,12 +62,18 @@ class TrainResult:
     tokens_per_second: float
     valid_tokens: int
     skipped: int
+    still_falling: bool
     stopped_by: str | None
 
     @property
     def exit_code(self) -> int:
-        """0, or after a stop by signal 130 (SIGINT), 143 (SIGTERM) or 129 (SIGHUP)."""
-        return signals.exit_code(self.stopped_by) if self.stopped_by else 0
+        """0; 1 if the last loss is not finite; after a stop by signal 130 (SIGINT), 143 (SIGTERM) or 129 (SIGHUP)."""
+        return signals.exit_code(self.stopped_by) if self.stopped_by else int(self.not_finite)
+
+    @property
+    def not_finite(self) -> bool:
+        """Whether the run came to its end with a validation loss that is no finite number."""
+        return self.stopped_by is None and self.val_loss is None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary of JSON values."""
@@ -216,7 +223,7 @@ def _timed_validation(session: Session, watch: Watch) -> None:
     """Validate, and record the time that it took: as much is reserved for the last validation."""
     before = session.progress.seconds
     validate(session, watch)
-    monitor.watch(session.progress, session.reporter)
+    monitor.watch(session.progress, session.reporter, session.data.comparison.unlike)
     watch.lap(session)
     session.progress.validation_seconds = session.progress.seconds - before
     session.progress.validated_at = session.progress.seconds
@@ -274,6 +281,7 @@ def _end(session: Session, stopped_by: str | None, ended: bool) -> TrainResult:
         tokens_per_second=progress.tokens_per_second,
         valid_tokens=(progress.valid_tokens or len(session.data.valid)) - 1,
         skipped=progress.skipped,
+        still_falling=progress.still_falling,
         stopped_by=stopped_by,
     )
     if session.runtime.is_main:

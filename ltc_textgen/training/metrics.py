@@ -28,7 +28,8 @@ class MetricsLog:
     def truncate(self, length: int) -> None:
         """Drop what follows `length` bytes: lines of steps after a checkpoint, which will be repeated."""
         if self.path.exists() and self.path.stat().st_size > length:
-            os.truncate(self.path, length)
+            with self._explaining(), open(self.path, "r+b", opener=_no_link) as file:
+                file.truncate(length)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line, whole.
@@ -37,7 +38,7 @@ class MetricsLog:
             LTCError: If the disk cannot be written.
         """
         line = json.dumps({key: json_number(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
-        with self._explaining(), self.path.open("ab") as file:
+        with self._explaining(), open(self.path, "ab", opener=_no_link) as file:
             file.write(line.encode())
 
     def sync(self) -> int:
@@ -61,6 +62,11 @@ class MetricsLog:
                 f"cannot write {self.path}: {error.strerror or error}. Checkpoints are unchanged; free space or give "
                 "write permission, then continue with --resume"
             ) from None
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but not through a symbolic link: a run directory may come from a stranger."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

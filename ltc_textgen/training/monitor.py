@@ -144,14 +144,35 @@ class Memorisation:
 
 
 def memorisation(
-    val_loss: float | None, train_loss: float | None, best_loss: float | None, best_step: int | None
+    val_loss: float | None,
+    train_loss: float | None,
+    best_loss: float | None,
+    best_step: int | None,
+    *,
+    unlike: bool = False,
 ) -> Memorisation | None:
-    """Judge a run by its last validation, and its best; None without a validation and a training loss."""
+    """Judge a run by its last validation, and its best; None without a validation and a training loss.
+
+    Args:
+        val_loss: Validation loss of the last validation, nats per token.
+        train_loss: Recent training loss then.
+        best_loss: Lowest validation loss.
+        best_step: Step of that.
+        unlike: Whether the validation text is of another kind than the training text (see `data.split_comparison`): a
+            gap then measures the difference of the texts, and says nothing on memorization.
+    """
     if val_loss is None or train_loss is None or best_loss is None:
         return None
     gap, risen = val_loss - train_loss, val_loss - best_loss
     advice = None
-    if risen > RISE * best_loss and gap > 0:
+    if unlike:
+        if gap > WIDE * val_loss:
+            advice = (
+                f"the validation loss {val_loss:.3f} is {gap:.3f} above the training loss {train_loss:.3f}: the "
+                "validation text is unlike the training text, so this does not show whether the model overfits; "
+                "shuffle the documents, or give another text with --valid"
+            )
+    elif risen > RISE * best_loss and gap > 0:
         advice = (
             f"memorised: since step {best_step} the validation loss rose from {best_loss:.3f} to {val_loss:.3f}, the "
             f"training loss is {train_loss:.3f} (gap {gap:.3f}); the weights of step {best_step} are kept; {ADVICE}"
@@ -164,10 +185,16 @@ def memorisation(
     return Memorisation(gap, risen, advice)
 
 
-def watch(progress: Progress, reporter: Reporter) -> None:
-    """After a validation: count those in a row that were worse than the best, and report once per row."""
+def watch(progress: Progress, reporter: Reporter, unlike: bool = False) -> None:
+    """After a validation: count those in a row that were worse than the best, and report once per row.
+
+    Args:
+        progress: After the validation.
+        reporter: Gets the note.
+        unlike: As in `memorisation`; nothing is said then.
+    """
     found = memorisation(progress.val_loss, progress.train_loss, progress.best_loss, progress.best_step)
-    worse = found is not None and found.risen > RISE * (progress.best_loss or 0.0) and found.gap > 0
+    worse = not unlike and found is not None and found.risen > RISE * (progress.best_loss or 0.0) and found.gap > 0
     progress.rising = progress.rising + 1 if worse else 0
     if found and progress.rising == IN_A_ROW:
         reporter.note(f"step {progress.step}: {found.advice}")

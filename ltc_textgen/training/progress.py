@@ -1,9 +1,19 @@
 """How far a run has come: the numbers that a checkpoint keeps alongside the tensors."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from ltc_textgen.errors import ArtifactError
 
 FADING = 0.99
+
+FALLING = 0.003
+"""Part of the loss that the last validation must have gained for the run to be worth extending."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+Number = Annotated[float, Field(strict=True, ge=0, le=1e15)]
 
 
 @dataclass
@@ -22,6 +32,7 @@ class Progress:
         val_loss: Loss of the last validation, nats per token.
         best_loss: Lowest validation loss so far, nats per token.
         best_step: Step of the lowest validation loss.
+        gained: How much lower the last validation loss was than the lowest before; None unless it was.
         skipped: Steps skipped because a number in them was not finite.
         skipped_in_a_row: The last so many steps were skipped.
         window_loss: Sum of the losses since the last line in metrics.jsonl.
@@ -38,31 +49,39 @@ class Progress:
         metrics_bytes: Length of metrics.jsonl.
     """
 
-    step: int = 0
-    seconds: float = 0.0
-    stepping_seconds: float = 0.0
-    tokens: int = 0
-    validated_step: int = -1
-    validated_at: float = 0.0
-    validation_seconds: float | None = None
-    valid_tokens: int | None = None
-    val_loss: float | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    window_loss: float = 0.0
-    window_steps: int = 0
-    window_seconds: float = 0.0
-    recent_sum: float = 0.0
-    recent_weight: float = 0.0
-    train_loss: float | None = None
-    learning_rate: float = 0.0
-    lowest_loss: float | None = None
-    halved_from: float | None = None
-    halved_at: int | None = None
-    rising: int = 0
-    metrics_bytes: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="ignore")
+
+    step: Count = 0
+    seconds: Number = 0.0
+    stepping_seconds: Number = 0.0
+    tokens: Count = 0
+    validated_step: Annotated[int, Field(strict=True, ge=-1, le=2**53)] = -1
+    validated_at: Number = 0.0
+    validation_seconds: Number | None = None
+    valid_tokens: Count | None = None
+    val_loss: Number | None = None
+    best_loss: Number | None = None
+    best_step: Count | None = None
+    gained: Number | None = None
+    skipped: Count = 0
+    skipped_in_a_row: Count = 0
+    window_loss: Number = 0.0
+    window_steps: Count = 0
+    window_seconds: Number = 0.0
+    recent_sum: Number = 0.0
+    recent_weight: Number = 0.0
+    train_loss: Number | None = None
+    learning_rate: Number = 0.0
+    lowest_loss: Number | None = None
+    halved_from: Number | None = None
+    halved_at: Count | None = None
+    rising: Count = 0
+    metrics_bytes: Count = 0
+
+    @property
+    def still_falling(self) -> bool:
+        """Whether the last validation was clearly better than all before."""
+        return self.gained is not None and self.val_loss is not None and self.gained > FALLING * self.val_loss
 
     @property
     def tokens_per_second(self) -> float:
@@ -88,7 +107,7 @@ class Progress:
         """Forget the best weights so far, as on a text whose losses cannot be compared with earlier ones."""
         self.validated_step, self.validation_seconds, self.val_loss = -1, None, None
         self.valid_tokens = None
-        self.best_loss = self.best_step = self.lowest_loss = None
+        self.best_loss = self.best_step = self.gained = self.lowest_loss = None
         self.recent_sum = self.recent_weight = 0.0
         self.rising = 0
 
@@ -98,6 +117,14 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
-        """The inverse of `to_dict`; keys of later versions are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        """The inverse of `to_dict`; keys of later versions are left out.
+
+        Raises:
+            ArtifactError: If a value is of another type, not finite, negative or beyond what a run can reach.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"]))
+            raise ArtifactError(f"progress: {name}: {problem['msg']}, got {str(problem['input'])[:40]}") from None

@@ -18,6 +18,7 @@ from ltc_textgen.io.hashing import fingerprint
 from ltc_textgen.settings import with_current_names
 from ltc_textgen.training.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
 from ltc_textgen.training.distributed import Runtime
+from ltc_textgen.training.record import check_record
 
 STATES_RESET = frozenset({"tokenizer", "corpus", "model", "batch_size", "sequence_length"})
 """Differences after which the states of the batch rows belong to other text, or to another network."""
@@ -141,13 +142,16 @@ def agreed_checkpoint(run: Path, runtime: Runtime, report: Callable[[str], None]
         report: Called with a line about each checkpoint that is rejected and skipped.
 
     Raises:
-        ArtifactError: In all processes, if the main one finds checkpoints and every one is damaged.
+        ArtifactError: In all processes, if the main one finds checkpoints and every one is damaged, or its record is
+            not one of a run.
     """
     found: Checkpoint | None = None
     error: LTCError | None = None
     if runtime.is_main:
         try:
             found = newest_checkpoint(run, report)
+            if found is not None:
+                check_record(found.progress, found.path)
         except LTCError as failure:
             error = failure
     name, digest = (found.path.name, sha256_file(found.path / MANIFEST)) if found else ("", "")

@@ -12,9 +12,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from ltc_textgen.errors import LTCError, UsageError
+from ltc_textgen.errors import ArtifactError, LTCError, UsageError
+from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.checked import read_json
 from ltc_textgen.io.lock import exclusive
-from ltc_textgen.training.checkpoint import list_checkpoints
+from ltc_textgen.io.paths import os_reason, require_no_link
+from ltc_textgen.training.checkpoint import CHECKPOINTS, list_checkpoints
 from ltc_textgen.training.metrics import METRICS
 
 LOCK_FILE = ".lock"
@@ -35,6 +38,7 @@ def lock_run(directory: Path) -> Iterator[None]:
     Raises:
         DirectoryLockedError: If another process holds the directory; the message names its process id.
         LTCError: If the directory cannot be created or written to.
+        ArtifactError: If a link leads out of the directory where a run writes.
     """
 
     def occupied(_: float) -> NoReturn:
@@ -48,11 +52,15 @@ def lock_run(directory: Path) -> Iterator[None]:
         if created:
             stack.callback(_remove_if_empty, directory)
         try:
+            for written in (LOCK_FILE, METRICS, CHECKPOINTS):
+                require_no_link(directory / written)
             stack.enter_context(exclusive(directory / LOCK_FILE, occupied))
-            note = {"pid": os.getpid(), "host": socket.gethostname()}
-            (directory / HOLDER_FILE).write_text(json.dumps(note), encoding="utf-8")
+            # Replaced and never written into: it may be a link to a file outside.
+            write_atomic(directory / HOLDER_FILE, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        except ArtifactError:
+            raise
         except OSError as error:
-            reason = error.strerror or error
+            reason = os_reason(error, directory)
             raise LTCError(f"{directory}: cannot write to this directory ({reason}); choose another --out") from None
         try:
             yield
@@ -100,7 +108,9 @@ def reject_other_run(out: Path, resume: bool) -> None:
         raise UsageError(f"{out} holds a run already: continue it with --resume, or choose another --out")
     weights = sorted(path.name for pattern in WEIGHTS for path in out.glob(pattern))
     started = (out / STARTED).exists()
-    foreign = [] if started else [*weights, *(name for name in MODEL if (out / name).exists())]
+    # A start that was cut before its first step may have left a model's settings alone: there is nothing to lose.
+    ours = started or (not weights and _is_our_config(out / MODEL[0]))
+    foreign = [] if ours else [*weights, *(name for name in MODEL if (out / name).exists())]
     if foreign:
         raise UsageError(f"{out} holds a model already ({foreign[0]}), and no run to resume: choose another --out")
     if resume and (weights or _was_validated(out / METRICS)):
@@ -112,6 +122,13 @@ def reject_other_run(out: Path, resume: bool) -> None:
         raise UsageError(f"{out} holds a run already: continue it with --resume, or choose another --out")
 
 
+def _is_our_config(path: Path) -> bool:
+    try:
+        return path.is_file() and read_json(path).get("model_type") == "ltc"
+    except ArtifactError:
+        return False
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
@@ -120,7 +137,8 @@ def _was_validated(metrics: Path) -> bool:
     """Whether a loss curve holds a validation, with which the first weights were written."""
     if not metrics.exists():
         return False
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines(): JSON may hold U+2028 and others at which that would cut.
+    for line in metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except ValueError:

@@ -20,6 +20,7 @@ from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.io.atomic import sync
+from ltc_textgen.model.size import require_memory
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
 from ltc_textgen.training import checkpoint
@@ -102,7 +103,9 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
     """A run at its beginning."""
     config = run.train
     checkpoint.seed_everything(config.seed)
-    model = LiquidTimeConstantNetwork.from_settings(run.model_config_for(data.tokenizer.vocab_size))
+    settings = run.model_config_for(data.tokenizer.vocab_size)
+    require_memory(settings)
+    model = LiquidTimeConstantNetwork.from_settings(settings)
     if config.init is not None:
         known = copy_weights(model, data.tokenizer, Path(config.init))
         reporter.note(f"begins from {config.init}, which knows {known:,} of {data.tokenizer.vocab_size:,} tokens")
@@ -229,9 +232,10 @@ def _restore_weights(session: Session, found: Checkpoint, changed: set[str]) -> 
 def _restore_state(session: Session, found: Checkpoint, changed: set[str]) -> None:
     """The state of this process's batch rows, where they still read the text that it belongs to."""
     if found.tensors["state"] and not changed & STATES_RESET:
+        expected = session.model.initial_state(session.run.train.batch_size)
+        states = checkpoint.batch_row_states(found.tensors["state"], expected)
         first = session.runtime.rank * session.rows
-        own = {name: tensor[first : first + session.rows].clone() for name, tensor in found.tensors["state"].items()}
-        session.state = LiquidState.from_tensors(own).to(session.runtime.device)
+        session.state = states.map(lambda rows: rows[first : first + session.rows].clone()).to(session.runtime.device)
 
 
 def _restore_progress(session: Session, found: Checkpoint, changed: set[str]) -> None:

@@ -42,6 +42,7 @@ def validate(session: Session, watch: Watch) -> None:
     if not math.isfinite(val_loss):
         progress.val_loss = None
         session.reporter.note(f"step {progress.step}: the validation loss is not finite; these weights are not kept")
+    progress.gained = progress.best_loss - val_loss if best and progress.best_loss is not None else None
     if best:
         progress.best_loss, progress.best_step = val_loss, progress.step
         if session.runtime.is_main:

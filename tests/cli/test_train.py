@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,52 @@ def test_resume_without_a_run_needs_a_text_and_names_the_runs_nearby(
     assert not (run.parent / "storry").exists()
     fresh = ltc("train", "--resume", "--data", story, "--out", tmp_path / "new", "--max-steps", 1, *TINY)
     assert fresh.code == 0, fresh.err
+
+
+def test_a_validation_that_is_not_finite_is_no_success(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ltc_textgen.training import validation
+
+    monkeypatch.setattr(validation, "score_tokens", lambda *_, **__: (float("nan"), 10))
+    for number, more in enumerate(((), ("--json",))):
+        result = ltc("train", "--data", story, "--out", tmp_path / str(number), "--max-steps", 1, *TINY, *more)
+        assert result.code == 1
+        assert "not a finite number" in result.error
+        assert "ltc generate" not in result.out
+        assert not (tmp_path / str(number) / "model.safetensors").exists()
+
+
+def test_more_extends_a_run_beyond_its_budget(
+    story: Path, run: Path, tmp_path: Path, ltc: Callable[..., Outcome]
+) -> None:
+    out = shutil.copytree(run, tmp_path / "run")
+    used = json.loads((run / "training.json").read_text())["facts"]["result"]["seconds"]
+    result = ltc("train", "--resume", "--more", "0.2s", "--out", out)
+    assert result.code == 0, result.err
+    facts = json.loads((out / "training.json").read_text())
+    assert facts["facts"]["result"]["step"] > 150
+    assert facts["run"]["train"]["time_budget"] == pytest.approx(used + 0.2, abs=0.1)
+    assert facts["run"]["train"]["max_steps"] is None
+    for wrong in (("--more", "1m"), ("--resume", "--more", "1m", "--epochs", 2), ("--resume", "--more", "-1m")):
+        assert ltc("train", *wrong, "--out", out).code == 2
+
+
+def test_a_huge_or_long_setting_gets_one_short_line(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    for setting in (
+        "hidden_size=1" + "0" * 30,
+        "hidden_size=900000",
+        "max_steps=" + "9" * 5000,
+        "batch_size=" + "9" * 50,
+        "learning_rate=" + "x" * 100_000,
+        "k" * 100_000 + "=1",
+        "coupling=" + "y" * 100_000,
+        "wiring.kind=" + "z" * 100_000,
+        "model.x=" + "[" * 50_000,
+    ):
+        result = ltc("train", "--data", story, "--max-steps", 1, "--out", tmp_path / "run", "--set", setting)
+        assert (result.code, len(result.error) < 1600) == (2, True), (setting[:30], result.error[:300])
+        assert "internal error" not in result.error
 
 
 @pytest.mark.slow

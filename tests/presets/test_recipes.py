@@ -91,7 +91,7 @@ def test_a_config_file_that_is_no_recipe(tmp_path: Path, content: str) -> None:
 
 
 def test_an_assignment_cannot_go_deeper_than_a_value() -> None:
-    with pytest.raises(UsageError, match=r"--set wiring.kind=ncp: wiring is 3 by another --set"):
+    with pytest.raises(UsageError, match=r"--set wiring.kind=ncp: wiring has a value by another --set"):
         recipes.assignments(["wiring=3", "wiring.kind=ncp"])
 
 

@@ -34,6 +34,21 @@ def test_what_is_advised(losses, advice):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_a_shift_of_the_text_is_not_called_memorization():
+    """Case: the last tenth of the corpus is in another language."""
+    for losses in ((1.6, 1.0, 1.5, 100), (1.5, 1.0, 1.5, 100)):
+        advice = memorisation(*losses, unlike=True).advice
+        assert "unlike" in advice
+        assert "--valid" in advice
+        assert "memori" not in advice
+    assert memorisation(1.5, 1.45, 1.5, 100, unlike=True).advice is None
+    progress, heard = Progress(best_loss=1.0, best_step=1, train_loss=0.5), Listener()
+    for _ in range(IN_A_ROW + 2):
+        progress.val_loss = 1.2
+        watch(progress, heard, unlike=True)
+    assert not heard.notes
+
+
 def test_nothing_is_judged_without_a_validation():
     assert memorisation(None, 1.0, None, None) is None
     assert memorisation(1.0, None, 1.0, 3) is None
