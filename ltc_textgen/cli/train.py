@@ -58,6 +58,17 @@ Preset = Annotated[
         "and this machine. Chosen by the corpus if neither this nor --config is given."
     ),
 ]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="How long to train in total, what a resumed run has used included: 80s, 15m, 1h30m.",
+        metavar="DURATION",
+        show_default=False,
+    ),
+]
+More = Annotated[
+    str | None, typer.Option(help="With --resume: how much longer to train.", metavar="DURATION", show_default=False)
+]
 ResumeAnyway = Annotated[
     bool,
     typer.Option(
@@ -97,18 +108,8 @@ def train(
         ),
     ] = False,
     resume_anyway: ResumeAnyway = False,
-    time_budget: Annotated[
-        str | None,
-        typer.Option(
-            help="How long to train in total, what a resumed run has used included: 80s, 15m, 1h30m.",
-            metavar="DURATION",
-            show_default=False,
-        ),
-    ] = None,
-    more: Annotated[
-        str | None,
-        typer.Option(help="With --resume: how much longer to train.", metavar="DURATION", show_default=False),
-    ] = None,
+    time_budget: TimeBudget = None,
+    more: More = None,
     epochs: Annotated[int | None, describe(TrainConfig, "epochs")] = None,
     max_steps: Annotated[int | None, describe(TrainConfig, "max_steps")] = None,
     valid: Annotated[str | None, describe(DataConfig, "valid")] = None,
