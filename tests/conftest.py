@@ -39,6 +39,8 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
     # Test processes run in parallel; OpenMP threads that spin while waiting would block the other processes.
     "OMP_WAIT_POLICY": "passive",
+    # One thread in the runs of tests: with a choice of several (`training.threads`), the bits depend on the load.
+    "OMP_NUM_THREADS": "1",
 }
 for _key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
     os.environ.pop(_key, None)

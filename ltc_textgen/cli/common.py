@@ -58,15 +58,6 @@ def seconds(text: str) -> float:
     return total
 
 
-def duration(value: float) -> str:
-    """A duration as a user writes it, in one or two units: the inverse of `seconds`, rounded."""
-    whole = max(1, round(value))
-    parts = [(whole // 3600, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
-    while parts[0][0] == 0:
-        parts.pop(0)
-    return "".join(f"{number}{unit}" for number, unit in parts[:2] if number)
-
-
 def is_main_process() -> bool:
     """Whether this is the process that reports: the first of those that a launcher (torchrun) started."""
     return os.environ.get("RANK", "0") == "0"

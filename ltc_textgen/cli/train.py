@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, duration, given, is_main_process, seconds
+from ltc_textgen.cli.common import DEFAULT_RUN, Json, Threads, describe, given, is_main_process, seconds
 from ltc_textgen.cli.prepare import CHOSEN, prepared
 from ltc_textgen.config import DataConfig, RunConfig, SamplingConfig, TrainConfig
 from ltc_textgen.errors import ArtifactError, LTCError, UsageError
@@ -25,7 +25,7 @@ from ltc_textgen.presets.recipes import (
     preset_text,
     settings_table,
 )
-from ltc_textgen.training.budget import lengths
+from ltc_textgen.training.budget import duration, lengths
 
 if TYPE_CHECKING:
     from ltc_textgen.data.token_cache import TokenData

@@ -40,8 +40,8 @@ from ltc_textgen.io.lock import exclusive
 from ltc_textgen.io.paths import os_reason, user_path
 from ltc_textgen.settings import did_you_mean
 
-FORMAT = 3
-"""Incremented when the same corpus and tokenizer give other tokens than before."""
+FORMAT = 4
+"""Incremented when the same corpus and tokenizer give other tokens or facts than before."""
 
 _SPLITS = ("train", "valid")
 _FILES = ("train.bin", "valid.bin", "tokenizer.json", "tokenizer_config.json")
@@ -60,7 +60,9 @@ class TokenData:
         tokenizer: The tokenizer of the ids.
         corpus: The text that they come from.
         fingerprint: Key of the cache; depends on text, tokenizer and settings.
-        valid_words: Runs of non-blank characters plus line ends of the validation text.
+        train_characters: Characters of the training text.
+        train_words: Its runs of non-blank characters plus line ends.
+        valid_words: The same of the validation text.
         valid_bytes: Its bytes in UTF-8.
         train_unknown: Unknown tokens in `train`.
         valid_unknown: Unknown tokens in `valid`.
@@ -72,6 +74,8 @@ class TokenData:
     tokenizer: TextTokenizer
     corpus: Corpus
     fingerprint: str
+    train_characters: int
+    train_words: int
     valid_words: int
     valid_bytes: int
     train_unknown: int
@@ -145,6 +149,8 @@ def _open(directory: Path, facts: dict[str, Any], corpus: Corpus, key: str) -> T
         tokenizer=tokenizer,
         corpus=corpus,
         fingerprint=key,
+        train_characters=facts["train"]["length"],
+        train_words=facts["train"]["words"],
         valid_words=facts["valid"]["words"],
         valid_bytes=facts["valid"]["bytes"],
         train_unknown=facts["train"]["unknown"],

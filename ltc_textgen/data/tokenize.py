@@ -59,6 +59,7 @@ class Counts:
         unknown: Those of them that are the unknown token.
         words: Runs of non-blank characters plus line ends.
         bytes: Bytes of the text in UTF-8.
+        length: Characters of the text.
         characters: Up to two different characters of the text.
         spelled: How often the text spells a special token, such as <|endoftext|>, in ordinary characters.
     """
@@ -67,6 +68,7 @@ class Counts:
     unknown: int = 0
     words: int = 0
     bytes: int = 0
+    length: int = 0
     characters: str = ""
     spelled: dict[str, int] = field(default_factory=dict)
 
@@ -76,6 +78,7 @@ class Counts:
         self.unknown += other.unknown
         self.words += other.words
         self.bytes += other.bytes
+        self.length += other.length
         self.characters = "".join(sorted({*self.characters, *other.characters})[:2])
         self.spelled = dict(Counter(self.spelled) + Counter(other.spelled))
 
@@ -156,6 +159,7 @@ def encode_shard(tokenizer: TextTokenizer, shard: Shard) -> tuple[np.ndarray, Co
     for text, starts in shard.parts:
         counts.words += count_words(text, inside and not starts) + text.count("\n")
         counts.bytes += len(text.encode())
+        counts.length += len(text)
         inside = not text[-1].isspace()
         if len(counts.characters) < 2:
             counts.add(Counts(characters="".join(sorted(set(text))[:2])))

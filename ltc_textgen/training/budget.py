@@ -5,6 +5,7 @@ In a run by steps everything here depends on the step alone. In a run by time it
 the run ends within its budget.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from ltc_textgen.training.progress import Progress
 VALIDATIONS = 20
 """Validations in a run, if they are cheap enough."""
 
-FRACTION = 0.05
-"""Validation may take up to about this fraction of a run by time, and twice this of a run by steps."""
+FRACTION = 0.1
+"""Part of a run that all its validations together may take."""
 
 FORWARD_SPEEDUP = 2.5
 """Tokens that validation reads in the time in which training reads one; a run by time measures it."""
@@ -37,6 +38,17 @@ def lengths(train: Mapping[str, Any]) -> list[str]:
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: which one says how long the run is?")
     return given
+
+
+def duration(seconds: float) -> str:
+    """A duration as a user writes it, rounded to its two largest units: 80s, 15m, 1h30m."""
+    whole = max(1, round(seconds))
+    if whole < 120:
+        return f"{whole}s"
+    parts = [(whole // 3600, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
+    while parts[0][0] == 0:
+        parts.pop(0)
+    return "".join(f"{number}{unit}" for number, unit in parts[:2] if number)
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,14 @@ class Budget:
             return cls(None, config.time_budget, config.eval_steps)
         steps = config.max_steps or (config.epochs or 1) * steps_per_epoch
         tokens_per_step = config.batch_size * config.sequence_length
-        affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / (2 * FRACTION)
+        affordable = valid_tokens / (FORWARD_SPEEDUP * tokens_per_step) / FRACTION
         every = config.eval_steps or max(1, round(steps / VALIDATIONS), round(affordable))
         return cls(steps, None, every)
+
+    def validations(self, seconds: float | None) -> int:
+        """How many validations a run by time makes if one takes so long (None: not known yet); the last included."""
+        affordable = math.floor(FRACTION * self._seconds / seconds + 1e-9) if seconds else VALIDATIONS
+        return max(1, min(VALIDATIONS, affordable))
 
     def reserve(self, progress: Progress) -> float:
         """Seconds reserved for the last validation."""
@@ -91,7 +108,7 @@ class Budget:
             return False
         if self.eval_steps is not None:
             return progress.step % self.eval_steps == 0
-        gap = max(self._seconds / VALIDATIONS, self.reserve(progress) / FRACTION)
+        gap = self._seconds / self.validations(progress.validation_seconds)
         remaining = self._stepping_until(progress) - progress.seconds
         return progress.seconds - progress.validated_at >= gap and remaining > gap / 2
 

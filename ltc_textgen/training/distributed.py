@@ -139,7 +139,9 @@ class Runtime:
                 f"train.batch_size: {config.batch_size} rows cannot be divided evenly among {self.world} processes; "
                 f"choose a multiple of {self.world}"
             )
-        self.threads = _set_threads(config.threads, self.world)
+        self.threads = self.usable_threads = _set_threads(config.threads, self.world)
+        alone = self.world == 1 and self.device.type == "cpu"
+        self.chooses_threads = alone and config.threads is None and self.threads > 1
         self._patient = None
         if self.world > 1:
             self._patient = torch.distributed.new_group(timeout=distributed.PATIENCE, backend="gloo")
@@ -149,6 +151,11 @@ class Runtime:
     def is_main(self) -> bool:
         """Whether this is the process that writes files and reports."""
         return self.rank == 0
+
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many CPU threads from now on."""
+        torch.set_num_threads(threads)
+        self.threads = torch.get_num_threads()
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Move the model to the device, wrap its forward in autocast and, with several processes, in DDP."""

@@ -18,11 +18,13 @@ from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.training import checkpoint, monitor, signals
 from ltc_textgen.training.distributed import Runtime, explaining
 from ltc_textgen.training.metrics import check_trackers, log_interval
+from ltc_textgen.training.outlook import Outlook
 from ltc_textgen.training.report import Pace, Reporter, SurvivingReporter, make_reporter
 from ltc_textgen.training.resume import identity, require_agreement
 from ltc_textgen.training.run_lock import lock_run, reject_other_run
 from ltc_textgen.training.session import Session, Watch, build, restore, save
 from ltc_textgen.training.step import train_step
+from ltc_textgen.training.threads import ThreadChoice
 from ltc_textgen.training.validation import keep_weights, probe, validate
 
 UNSAVED_MINUTES = 10.0
@@ -144,8 +146,9 @@ def run_loop(session: Session, watch: Watch) -> str | None:
     """
     progress, budget = session.progress, session.budget
     stopped_by, saved_at = None, progress.seconds
-    if budget.seconds is not None and progress.validation_seconds is None:
-        probe(session, watch)
+    threads = ThreadChoice.of(session)
+    if not budget.is_over(progress):
+        _look_ahead(session, watch, threads)
     while True:
         stopped_by = stopped_by or watch.signal_received(session)
         if stopped_by or budget.is_over(progress):
@@ -159,7 +162,7 @@ def run_loop(session: Session, watch: Watch) -> str | None:
         else:
             stopped_by = train_step(session, watch)
             monitor.check(session)
-            _report_step(session)
+            _report_step(session, threads)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
         session.saved_step = -1  # the checkpoint of a run resumed at its last step lacks this validation
@@ -241,8 +244,22 @@ def _save_is_due(session: Session, saved_at: float) -> bool:
     return progress.seconds - saved_at >= 60 * minutes
 
 
-def _report_step(session: Session) -> None:
-    """Report a step, and at intervals write a line of metrics."""
+def _look_ahead(session: Session, watch: Watch, threads: ThreadChoice) -> None:
+    """Measure what the plan of the run depends on, and report what the run will read."""
+    progress, budget = session.progress, session.budget
+    if budget.seconds is not None and progress.validation_seconds is None:
+        probe(session, watch)
+    if session.runtime.world == 1 and (budget.seconds is not None or threads.free):
+        threads.measure(choose=progress.step == 0)
+        watch.lap(session)
+    if session.runtime.is_main and progress.step == 0 and (budget.steps is not None or threads.step_seconds):
+        measured = threads.step_seconds, progress.validation_seconds
+        for line in Outlook.of(session.data, budget, session.batches.steps_per_epoch, *measured).lines():
+            session.reporter.note(line)
+
+
+def _report_step(session: Session, threads: ThreadChoice) -> None:
+    """Report a step; at intervals write a line of metrics, and look at the speed."""
     progress, budget = session.progress, session.budget
     loss = progress.window_loss / progress.window_steps if progress.window_steps else None
     tokens_per_step = session.run.train.batch_size * session.run.train.sequence_length
@@ -260,6 +277,7 @@ def _report_step(session: Session) -> None:
         )
     )
     if progress.step % log_interval(progress.step) == 0:
+        threads.watch(speed)
         progress.window_loss, progress.window_steps, progress.window_seconds = 0.0, 0, 0.0
         if session.runtime.is_main:
             values = {"step": progress.step, "loss": loss, "learning_rate": progress.learning_rate}

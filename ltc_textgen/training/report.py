@@ -94,6 +94,9 @@ class Reporter:
     def step(self, pace: Pace) -> None:
         """Report a training step."""
 
+    def validating(self, step: int, tokens: int) -> None:
+        """Report that a validation begins, after a step, on so many tokens."""
+
     def validation(self, result: Validation) -> None:
         """Report a validation and its sample."""
 
@@ -148,6 +151,7 @@ class JsonReporter(Reporter):
     | tokenizing | at most once a second, for long texts | those of `Tokenizing` |
     | start | before the first step | those of facts.json, step, total_steps, out |
     | step | at most once a second | those of `Pace` |
+    | validating | when a validation begins | step, tokens |
     | validation | after each | those of `Validation`, gap |
     | checkpoint | after each | step, seconds |
     | end | when everything is saved | those of `TrainResult` |
@@ -170,6 +174,9 @@ class JsonReporter(Reporter):
 
     def step(self, pace: Pace) -> None:
         self._emit_seldom("step", asdict(pace))
+
+    def validating(self, step: int, tokens: int) -> None:
+        self._emit("validating", {"step": step, "tokens": tokens})
 
     def validation(self, result: Validation) -> None:
         self._emit("validation", asdict(result) | {"gap": result.gap})
@@ -198,7 +205,7 @@ class LiveReporter(Reporter):
         self._bar = Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=self._console)
         self._task = self._bar.add_task("starting", total=1.0)
         self._live = Live(self._bar, console=self._console, auto_refresh=False, transient=True)
-        self._drawn_at = 0.0
+        self._drawn_at = self._done = 0.0
 
     def note(self, text: str) -> None:
         """Print a message, above the bar if there is one."""
@@ -210,7 +217,13 @@ class LiveReporter(Reporter):
 
     def step(self, pace: Pace) -> None:
         """Advance the progress bar by a step."""
+        self._done = pace.done
         self._move(pace.done, describe(pace))
+
+    def validating(self, step: int, tokens: int) -> None:
+        """Say beside the bar why it stands still."""
+        self._drawn_at = 0.0
+        self._move(self._done, f"step {step}  validating on {tokens:,} tokens")
 
     def _move(self, done: float, description: str) -> None:
         self._start()

@@ -293,6 +293,8 @@ def _report_changes(session: Session, record: dict[str, Any]) -> None:
     changed = [f"{key} {then.get(key)} -> {value}" for key, value in now.items() if then.get(key) != value]
     if then.get("optimizer", "adamw") != now["optimizer"]:
         changed.append("moments that the optimizer before did not have start from zero")
+    if session.runtime.chooses_threads and record["threads"] <= session.runtime.usable_threads:
+        session.runtime.use_threads(record["threads"])  # the same sums, and so the same bits
     if record["threads"] != session.runtime.threads:
         changed.append(f"CPU threads {record['threads']} -> {session.runtime.threads} (sums round differently)")
     if changed:

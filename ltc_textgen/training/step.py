@@ -56,6 +56,16 @@ def train_step(session: Session, watch: Watch) -> str | None:
     return signal_name
 
 
+def try_step(session: Session) -> None:
+    """Do the work of the next step and drop its gradients: weights, states and random numbers stay as they are."""
+    device = session.runtime.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        inputs, targets, reset = (tensor.to(device) for tensor in session.batches.window(session.progress.step))
+        loss, _ = _forward_backward(session, inputs, targets, start_state(session, reset), reset)
+        float(loss)  # waits for the device
+    session.optimizer.zero_grad(set_to_none=True)
+
+
 def _restarted(reset: Bool[Tensor, " B"], prob: float) -> Bool[Tensor, " B"]:
     """`reset`, and each other row with probability `prob`, drawn for every window."""
     return reset | (torch.rand(reset.shape) < prob).to(reset.device) if prob else reset

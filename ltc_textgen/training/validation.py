@@ -9,6 +9,7 @@ from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LTCError
 from ltc_textgen.evaluation import score_tokens
 from ltc_textgen.generation.generate import generate
+from ltc_textgen.training.budget import FRACTION
 from ltc_textgen.training.report import Validation, clock
 from ltc_textgen.training.session import Session, Watch
 
@@ -19,8 +20,9 @@ ROWS = 32
 
 PROBE_TOKENS = 128
 
-SHORTEST = 1 / 3
-"""Fraction of a run by time that one validation may take; of a text that takes longer only the beginning is scored."""
+LONGEST = FRACTION / 2
+"""Part of a run by time that one validation may take: one halfway and one at the end. Of a text that takes longer only
+the beginning is scored."""
 
 
 def validate(session: Session, watch: Watch) -> None:
@@ -34,6 +36,7 @@ def validate(session: Session, watch: Watch) -> None:
     if session.runtime.is_main:
         with torch.random.fork_rng(devices=_cuda(session.runtime.device)):
             valid = session.data.valid[: progress.valid_tokens]
+            session.reporter.validating(progress.step, len(valid))
             nll, tokens = score_tokens(session.model, valid, rows=rows_for(len(valid)))
             result = (nll / tokens, _sample(session))
     _, val_loss = watch.lap(session, result[0] if result else 0.0)
@@ -64,9 +67,9 @@ def probe(session: Session, watch: Watch) -> None:
             score_tokens(session.model, text, rows=rows_for(len(valid)))
     seconds, _ = watch.lap(session)
     progress.validation_seconds = whole = seconds * len(valid) / len(part)
-    if budget is None or whole <= SHORTEST * budget or len(part) == len(valid):
+    if budget is None or whole <= LONGEST * budget or len(part) == len(valid):
         return
-    progress.valid_tokens = max(len(part), int(len(valid) * SHORTEST * budget / whole))
+    progress.valid_tokens = max(len(part), int(len(valid) * LONGEST * budget / whole))
     progress.validation_seconds = whole * progress.valid_tokens / len(valid)
     session.reporter.note(
         f"validating on all {len(valid):,} tokens would take about {clock(whole)} of the {clock(budget)}: it is made "

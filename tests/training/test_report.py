@@ -48,12 +48,13 @@ def test_json_events_are_one_object_a_line():
     reporter.note("hello")
     reporter.step(PACE)
     reporter.step(PACE)
+    reporter.validating(12, 4000)
     reporter.validation(RESULT)
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [event["event"] for event in events] == ["note", "step", "validation"]
+    assert [event["event"] for event in events] == ["note", "step", "validating", "validation"]
     assert events[1]["tokens_per_second"] == 20_123.4
-    assert events[2]["gap"] == pytest.approx(0.25)
-    assert events[2]["sample"] == "the cat\nsat"
+    assert events[3]["gap"] == pytest.approx(0.25)
+    assert events[3]["sample"] == "the cat\nsat"
 
 
 def test_on_a_terminal_there_is_a_bar_and_the_cursor_stays():
@@ -65,10 +66,11 @@ def test_on_a_terminal_there_is_a_bar_and_the_cursor_stays():
     shown = stream.getvalue()
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "hidden cursor: a killed run would leave it so"
     reporter.note("hello")
+    reporter.validating(12, 4000)
     reporter.validation(RESULT)
     reporter.close()
     text = stream.getvalue()
-    for expected in ("12/300", "20,123 tokens/s", "hello", "2.5000", "the cat"):
+    for expected in ("12/300", "validating on 4,000", "20,123 tokens/s", "hello", "2.5000", "the cat"):
         assert expected in text
 
 

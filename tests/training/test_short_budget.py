@@ -9,7 +9,7 @@ from ltc_textgen.training.loop import train
 def test_it_validates_on_the_beginning_and_says_so(tmp_path, monkeypatch) -> None:
     corpus = write_corpus(tmp_path, words=60_000)
     run = settings(corpus, time_budget=0.4)
-    monkeypatch.setattr(validation_module, "SHORTEST", 1e-9)
+    monkeypatch.setattr(validation_module, "LONGEST", 1e-9)
     heard = Listener()
     result = train(run, tmp_path / "short", reporter=heard)
     probed = validation_module.ROWS * validation_module.PROBE_TOKENS + 1
