@@ -13,7 +13,7 @@ from training_runs import Listener, settings
 from ltc_textgen import runs
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.checked import sha256_file
-from ltc_textgen.runs import load_plain_run
+from ltc_textgen.runs import load_run
 from ltc_textgen.training import checkpoint
 from ltc_textgen.training.checkpoint import list_checkpoints
 from ltc_textgen.training.loop import train
@@ -142,7 +142,7 @@ def test_a_configuration_larger_than_its_weights_builds_nothing(trained, tmp_pat
 
     monkeypatch.setattr("ltc_textgen.model.network.LiquidNetwork.__init__", build)
     with pytest.raises(ArtifactError):
-        load_plain_run(out)
+        load_run(out)
 
 
 @pytest.mark.parametrize("coupling", ["diagonal", "full", "synaptic", "cfc"])
