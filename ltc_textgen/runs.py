@@ -219,6 +219,8 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     if (generation := directory / "generation_config.json").exists():
         read_json(generation)
     config, facts = load_facts(directory / "training.json")
+    documents = facts.get("documents")
+    tokenizer.choose_start(documents if isinstance(documents, int) else None)
     network.tokenizer = tokenizer
     return Run(directory, network.to(device).eval(), tokenizer, config, facts)
 

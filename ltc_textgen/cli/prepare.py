@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ltc_textgen.cli.common import is_main_process
 from ltc_textgen.config import DataConfig, RunConfig
 from ltc_textgen.errors import UsageError
-from ltc_textgen.presets.recipes import Recipe, choose_preset, load_preset, merge, shrunk
+from ltc_textgen.presets.recipes import Recipe, choose_preset, load_preset, merge, same_token_time, shrunk
 
 if TYPE_CHECKING:
     from ltc_textgen.data.corpora import Corpus
@@ -46,6 +46,11 @@ def prepared(own: Recipe, preset: str | None, reporter: "Reporter") -> tuple[Run
     data = prepare(settings, reporter.note, corpus=corpus, progress=reporter.tokenizing)
     if preset == "auto":
         recipe = merge(below, _sized(own, data, reporter.note), own)
+    if preset is not None:
+        changes, lines = same_token_time(below.get("model", {}), own.get("model", {}))
+        recipe = merge(recipe, {"model": changes})
+        for line in lines:
+            reporter.note(line)
     if name is not None:
         _judge(name, recipe, own, data, reporter.note)
     elif preset is not None:

@@ -60,6 +60,7 @@ class TokenData:
         tokenizer: The tokenizer of the ids.
         corpus: The text that they come from.
         fingerprint: Key of the cache; depends on text, tokenizer and settings.
+        documents: Documents of the training text.
         train_characters: Characters of the training text.
         train_words: Its runs of non-blank characters plus line ends.
         valid_words: The same of the validation text.
@@ -74,6 +75,7 @@ class TokenData:
     tokenizer: TextTokenizer
     corpus: Corpus
     fingerprint: str
+    documents: int
     train_characters: int
     train_words: int
     valid_words: int
@@ -140,6 +142,7 @@ def prepare(
 
 def _open(directory: Path, facts: dict[str, Any], corpus: Corpus, key: str) -> TokenData:
     tokenizer = TextTokenizer.load(directory)
+    tokenizer.choose_start(facts["train"]["documents"])
     dtype = token_type(tokenizer)
     with _explaining(directory):
         train_tokens, valid_tokens = (np.memmap(directory / f"{split}.bin", dtype, "r") for split in _SPLITS)
@@ -149,6 +152,7 @@ def _open(directory: Path, facts: dict[str, Any], corpus: Corpus, key: str) -> T
         tokenizer=tokenizer,
         corpus=corpus,
         fingerprint=key,
+        documents=facts["train"]["documents"],
         train_characters=facts["train"]["length"],
         train_words=facts["train"]["words"],
         valid_words=facts["valid"]["words"],

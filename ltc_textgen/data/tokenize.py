@@ -60,6 +60,7 @@ class Counts:
         words: Runs of non-blank characters plus line ends.
         bytes: Bytes of the text in UTF-8.
         length: Characters of the text.
+        documents: Documents that start in it.
         characters: Up to two different characters of the text.
         spelled: How often the text spells a special token, such as <|endoftext|>, in ordinary characters.
     """
@@ -69,6 +70,7 @@ class Counts:
     words: int = 0
     bytes: int = 0
     length: int = 0
+    documents: int = 0
     characters: str = ""
     spelled: dict[str, int] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ class Counts:
         self.words += other.words
         self.bytes += other.bytes
         self.length += other.length
+        self.documents += other.documents
         self.characters = "".join(sorted({*self.characters, *other.characters})[:2])
         self.spelled = dict(Counter(self.spelled) + Counter(other.spelled))
 
@@ -160,6 +163,7 @@ def encode_shard(tokenizer: TextTokenizer, shard: Shard) -> tuple[np.ndarray, Co
         counts.words += count_words(text, inside and not starts) + text.count("\n")
         counts.bytes += len(text.encode())
         counts.length += len(text)
+        counts.documents += starts
         inside = not text[-1].isspace()
         if len(counts.characters) < 2:
             counts.add(Counts(characters="".join(sorted(set(text))[:2])))

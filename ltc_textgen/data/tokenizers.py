@@ -28,6 +28,12 @@ MOST_TOKENS = 1 << 23
 MOST_BYTES = 1 << 28
 """Most bytes of a tokenizer.json."""
 
+FEW_DOCUMENTS = 20
+"""Documents below which a text without a prompt does not start after the EOS token."""
+
+START_TEXTS = ("\n", ".")
+"""What stands before the beginning of something, of which the first that the tokenizer knows is taken."""
+
 _MARKUP = re.compile(r"<\|\w{1,40}\|>")
 _PROBE = "Ab  c,\tdon't\n\n 1,000 é😀\u0301 \u2028x\r\n — [UNK] <s> ▁_ ##"
 
@@ -66,6 +72,7 @@ class TextTokenizer:
         if eos_token not in vocabulary:
             raise DataError(f"the tokenizer has no EOS token {eos_token!r}")
         self.eos_token_id: int = vocabulary[eos_token]
+        self.start_id: int = self.eos_token_id
         try:
             unknown = _unknown_token(parts["model"])
             self.unk_token_id: int | None = vocabulary.get(unknown) if unknown is not None else None
@@ -86,6 +93,22 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """sha256 of the tokenizer.json, in hexadecimal."""
         return hashlib.sha256(self.content.encode()).hexdigest()
+
+    def choose_start(self, documents: int | None) -> None:
+        """Choose the token that a text without a prompt starts after (`start_id`): the EOS token, which precedes every
+        document, unless a training text of few documents has hardly taught what follows it; then a line end.
+
+        Args:
+            documents: Of the training text; None if it is not known.
+        """
+        self.start_id = self.eos_token_id
+        if documents is None or documents >= FEW_DOCUMENTS:
+            return
+        for text in START_TEXTS:
+            ids = self.encode(text)
+            if ids and ids[-1] != self.unk_token_id:
+                self.start_id = ids[-1]
+                return
 
     @property
     def lossless(self) -> bool:

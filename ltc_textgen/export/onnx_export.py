@@ -129,6 +129,7 @@ def describe(run: Run) -> dict[str, Any]:
         "tokenizer": run.tokenizer.kind,
         "tokenizer_sha256": run.tokenizer.fingerprint,
         "eos_token_id": run.tokenizer.eos_token_id,
+        "start_id": run.tokenizer.start_id,
         "weights_sha256": digest(own_tensors(run.network)),
         "network": run.network.settings.model_dump(mode="json", exclude_defaults=True),
     }

@@ -115,7 +115,8 @@ def generate_stream(
     Args:
         model: Network, on any device.
         tokenizer: The tokenizer that the model was trained with.
-        prompt: Text to continue. If empty, generation starts as a document does: after an EOS token.
+        prompt: Text to continue. If empty, generation starts as a document does: after an EOS token; or after a line
+            end if the training text had too few documents to learn what follows one (`TextTokenizer.choose_start`).
         sampling: How to draw, how much, and where to stop; the defaults of `SamplingConfig` if None.
         state: State before the prompt, of one sequence; the initial state if None. With a `TextState` an empty prompt
             continues that text.
@@ -158,7 +159,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
 
     Args:
         tokenizer: Unknown characters become its unknown token, if it has one.
-        prompt: Any text; the empty one gives the EOS token.
+        prompt: Any text; the empty one gives `tokenizer.start_id`.
         notify: Called with a sentence that names the characters that became the unknown token.
 
     Raises:
@@ -166,7 +167,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     """
     prompt = normalize(prompt, "prompt")
     if not prompt:
-        return [tokenizer.eos_token_id]
+        return [tokenizer.start_id]
     ids = tokenizer.encode(prompt)
     if not ids:
         raise UsageError(

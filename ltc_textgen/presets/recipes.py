@@ -144,6 +144,40 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             below[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+EXPLICIT_STEPS = 6
+"""Sub-steps of a token with an explicit solver, which is unstable where they are longer than the time constants."""
+
+
+def same_token_time(below: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What follows from a user's solver or number of sub-steps over a preset, whose other settings were chosen for its
+    own: a token is integrated over the same time in any number of sub-steps.
+
+    Args:
+        below: Settings of the model in the preset.
+        own: Settings of the model that the user made.
+
+    Returns:
+        Further settings of the model, and what is to be said about them.
+    """
+    if "step_size" in own or not {"steps", "solver"} & own.keys():
+        return {}, []
+    default = {name: ModelConfig.model_fields[name].default for name in ("steps", "step_size")}
+    before = {**default, **below}
+    steps = own.get("steps", before["steps"])
+    explicit = str(own.get("solver", "")).replace("-", "_").lower() in ("explicit", "runge_kutta")
+    if explicit and "steps" not in own and before["steps"] < EXPLICIT_STEPS:
+        steps = EXPLICIT_STEPS
+    if not isinstance(steps, int) or steps < 1 or steps == before["steps"]:
+        return {}, []
+    time = before["steps"] * before["step_size"]
+    changes = {"steps": steps, "step_size": time / steps}
+    reason = f"solver {own['solver']} needs short sub-steps" if "steps" not in own else "as you set"
+    return changes, [
+        f"steps {before['steps']} -> {steps} ({reason}), step_size {before['step_size']:g} -> {time / steps:.3g}: a "
+        f"token still takes {time:g}; set both to choose otherwise"
+    ]
+
+
 def choose_preset(corpus: str, tokenizer: str) -> str:
     """The preset for a corpus if the user names none.
 

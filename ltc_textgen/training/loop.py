@@ -320,6 +320,7 @@ def _facts(session: Session) -> dict[str, Any]:
         "corpus": data.corpus_name,
         "corpus_fingerprint": data.corpus.fingerprint,
         "tokenizer": data.tokenizer.kind,
+        "documents": data.documents,
         "train_tokens": len(data.train),
         "valid_tokens": len(data.valid),
         "train_unknown": data.train_unknown,

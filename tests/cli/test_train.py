@@ -162,6 +162,19 @@ def test_more_extends_a_run_beyond_its_budget(
         assert ltc("train", *wrong, "--out", out).code == 2
 
 
+def test_a_solver_over_a_preset_is_explained_before_the_first_step(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome]
+) -> None:
+    for number, setting in enumerate(("solver=runge_kutta", "steps=6", "coupling=full")):
+        out = tmp_path / str(number)
+        result = ltc("train", "--data", story, "--max-steps", 1, "--out", out, *TINY, "--set", setting)
+        assert result.code == 0, result.err
+        model = settings_of(out)["model"]
+        assert model["steps"] * model["step_size"] == pytest.approx(1.0)
+        assert model["steps"] == (1 if number == 2 else 6)
+        assert ("step_size 1 -> 0.167" in result.err) == (number < 2)
+
+
 def test_a_huge_or_long_setting_gets_one_short_line(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     for setting in (
         "hidden_size=1" + "0" * 30,

@@ -18,7 +18,7 @@ def test_every_preset_is_valid_and_says_what_it_is_for(name: str) -> None:
 
 
 def test_there_are_the_presets_that_the_documentation_names() -> None:
-    assert {"char-fast", "char-best", "wikitext-2", "embedded"} <= set(recipes.preset_names())
+    assert {"char-fast", "char-best", "wikitext-2", "embedded", "paper"} <= set(recipes.preset_names())
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
@@ -113,3 +113,29 @@ def test_a_short_text_shrinks_what_the_user_did_not_set(tokens: int, fixed: tupl
     assert recipes.shrunk(train, tokens, fixed) == expected
     if not fixed:
         Batches(np.zeros(tokens, np.uint16), **{**train, **expected})
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "size"),
+    [
+        ({"solver": "runge_kutta"}, 6, 1 / 6),
+        ({"solver": "explicit"}, 6, 1 / 6),
+        ({"solver": "runge_kutta", "steps": 2}, 2, 0.5),
+        ({"steps": 6}, 6, 1 / 6),
+        ({"steps": 4, "coupling": "full"}, 4, 0.25),
+        ({"steps": 4, "step_size": 1.0}, None, None),
+        ({"solver": "exponential"}, None, None),
+        ({"hidden_size": 8}, None, None),
+        ({"steps": "many"}, None, None),
+    ],
+)
+def test_a_token_takes_the_same_time_in_any_number_of_sub_steps(own, steps, size) -> None:
+    changes, lines = recipes.same_token_time(recipes.load_preset("char-fast")["model"], own)
+    assert changes == ({} if steps is None else {"steps": steps, "step_size": pytest.approx(size)})
+    assert len(lines) == (steps is not None)
+
+
+def test_the_paper_is_a_full_recurrence_in_six_semi_implicit_steps() -> None:
+    model = RunConfig.parse(recipes.load_preset("paper")).model_config_for(65)
+    assert (model.coupling, model.solver, model.block) == ("full", "semi_implicit", "plain")
+    assert (model.steps, model.steps * model.step_size) == (6, pytest.approx(1.0))

@@ -335,7 +335,8 @@ def generate(options: argparse.Namespace) -> None:
     name = "model.int8.onnx" if options.int8 else "model.onnx"
     network = Network(files.read(name), options.threads, name)
     text = Text(files, network.about)
-    ids = text.prompt(options.prompt, report) if options.prompt else [network.about["eos_token_id"]]
+    start = network.about.get("start_id", network.about["eos_token_id"])
+    ids = text.prompt(options.prompt, report) if options.prompt else [start]
     shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
     first, tokens = 0.0, 0
     print(shown(options.prompt), end="", flush=True)

@@ -251,7 +251,7 @@ class WordStream {
 export async function* write(network, text, prompt, settings = {}) {
   const { maxTokens = 200, elapsed = 1, ignoreEos = false } = settings;
   const eosTokenId = network.about.eos_token_id;
-  const ids = prompt ? text.encode(prompt) : [eosTokenId];
+  const ids = prompt ? text.encode(prompt) : [network.about.start_id ?? eosTokenId];
   if (!ids.length) throw new Error("the tokenizer finds no token in the prompt");
   const decoder = text.stream();
   let state = network.initialState();

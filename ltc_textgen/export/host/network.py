@@ -129,6 +129,8 @@ def require_description(about: dict[str, Any], name: str) -> None:
     assert vocab_size is not None
     if not is_integer(about.get("eos_token_id"), 0, vocab_size):
         raise ExportError(f"{name}: eos_token_id: expected a token id below {vocab_size}")
+    if not is_integer(about.get("start_id", 0), 0, vocab_size):
+        raise ExportError(f"{name}: start_id: expected a token id below {vocab_size}")
     for key in ("tokenizer", "tokenizer_sha256"):
         if not isinstance(about.get(key), str):
             raise ExportError(f"{name}: {key}: expected a string")
