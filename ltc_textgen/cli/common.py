@@ -1,5 +1,6 @@
 """What the subcommands have in common: options made from settings, durations, a progress bar, the device."""
 
+import math
 import os
 import re
 import sys
@@ -56,6 +57,17 @@ def seconds(text: str) -> float:
     if total <= 0:
         raise UsageError(f"a duration must be above zero, got {text!r}")
     return total
+
+
+def finite(value: float) -> float:
+    """A number of an option, which is to be one: "nan" is above no minimum and below no maximum.
+
+    Raises:
+        typer.BadParameter: If it is not finite.
+    """
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number, got {value}")
+    return value
 
 
 def is_main_process() -> bool:

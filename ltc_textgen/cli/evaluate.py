@@ -1,5 +1,6 @@
 """`ltc eval`: measure a trained network on a text."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -175,7 +176,11 @@ def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
     """The loss of a run on a text, and the other measurements that were asked for."""
     from ltc_textgen.evaluation import read_text, score_tokens
 
-    text = read_text(run.network, run.tokenizer, documents(asked.data, asked.part, print_message))
+    spelled: Counter[str] = Counter()
+    text = read_text(run.network, run.tokenizer, _looked_through(run, asked, spelled))
+    if spelled:
+        names = ", ".join(f"{token} ({count:,} times)" for token, count in spelled.most_common(4))
+        print_message(f"special tokens are spelled in the text and read as ordinary characters: {names}")
     with progress_bar("reading") as advance:
         nll, _ = score_tokens(run.network, text.tokens, window=asked.window, progress=advance)
     scores = text.scores(nll, asked.window)
@@ -185,6 +190,13 @@ def measure(run: "Run", asked: Measures) -> "tuple[Scores, dict[str, Any]]":
     if asked.sampling:
         more["sample"] = _generated(run, asked, asked.sampling)
     return scores, more
+
+
+def _looked_through(run: "Run", asked: Measures, spelled: "Counter[str]") -> Iterator[str]:
+    """The documents; special tokens that they spell are counted in `spelled` as they pass."""
+    for document in documents(asked.data, asked.part, print_message):
+        spelled.update(run.tokenizer.spelled_specials(document))
+        yield document
 
 
 def _text(run: "Run", data: list[str] | None, changes: dict[str, Any]) -> DataConfig:

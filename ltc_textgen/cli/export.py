@@ -11,6 +11,7 @@ from ltc_textgen.cli.common import (
     Json,
     RunDirectory,
     Threads,
+    finite,
     prepare_torch,
     progress_bar,
 )
@@ -42,7 +43,10 @@ def export(
         typer.Option("--int8", help="Also write the model with its matrices in int8, and measure what that costs."),
     ] = False,
     int8_limit: Annotated[
-        float, typer.Option("--int8-limit", min=0, help="Percent of perplexity that --int8 may cost.")
+        float,
+        typer.Option(
+            "--int8-limit", min=0, max=1e6, callback=finite, help="Percent of perplexity that --int8 may cost."
+        ),
     ] = 1.0,
     data: Annotated[
         str | None,

@@ -13,6 +13,7 @@ import typer
 from ltc_textgen.cli import plots, runs
 from ltc_textgen.cli.common import DEFAULT_RUN, Json
 from ltc_textgen.cli.curves import CURVES, is_number, named_curves, points, read_metrics, resampled, spark
+from ltc_textgen.data.normalize import normalize
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
 from ltc_textgen.io.output import print_json, print_line
 from ltc_textgen.io.paths import run_path, user_path
@@ -100,7 +101,7 @@ def examine(run_dir: Path, text: str, plot_tau: Path | None = None) -> dict[str,
     contents = read_contents(run_dir, validated=bool(curve))
     if plot_tau is not None and contents.run is None:
         raise ArtifactError(f"--plot-tau: {run_dir} has no time constants yet: {LATER}")
-    ids = contents.tokenizer.encode(text)
+    ids = contents.tokenizer.encode(normalize(text, "--text"))
     if not ids:
         raise UsageError(f"--text {text!r} has no tokens")
     layers = None if contents.run is None else time_constants(contents.run, ids)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltc_textgen.cli.curves import Curve
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.extras import install_line
 from ltc_textgen.io.output import printable
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _figure(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("a plot needs matplotlib: pip install 'ltc-textgen[plot]'") from None
+        raise UsageError(f"a plot needs matplotlib: {install_line('plot')}") from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, sharex=share, squeeze=False, height_ratios=heights)[:, 0])

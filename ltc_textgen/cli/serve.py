@@ -11,6 +11,7 @@ import typer
 
 from ltc_textgen.cli.common import Device, Threads, prepare_torch, seconds
 from ltc_textgen.errors import UsageError
+from ltc_textgen.io.extras import install_line
 from ltc_textgen.io.output import print_line, print_message
 from ltc_textgen.io.paths import os_reason, run_path, user_path
 
@@ -74,7 +75,7 @@ def serve(
     try:
         from ltc_textgen.serve.run_server import Place, run_server
     except ModuleNotFoundError as error:
-        raise UsageError(f"ltc serve needs the package {error.name}: pip install 'ltc-textgen[serve]'") from None
+        raise UsageError(f"ltc serve needs the package {error.name}: {install_line('serve')}") from None
     from ltc_textgen.serve.prepare import Limits
     from ltc_textgen.serve.server import ServerSettings
 

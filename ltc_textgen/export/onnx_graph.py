@@ -15,6 +15,7 @@ from ltc_textgen.config import Solver
 from ltc_textgen.errors import UsageError
 from ltc_textgen.export.host.network import METADATA
 from ltc_textgen.export.step import TokenStep
+from ltc_textgen.io.extras import install_line
 from ltc_textgen.kernels import dispatch
 from ltc_textgen.layers.base import MembraneLayer
 
@@ -38,7 +39,7 @@ def require_packages() -> None:
 
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"export needs {', '.join(missing)}: pip install 'ltc-textgen[export]'")
+        raise UsageError(f"export needs {', '.join(missing)}: {install_line('export')}")
 
 
 def require_exportable(step: TokenStep) -> None:

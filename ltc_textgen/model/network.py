@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ltc_textgen.config import ModelConfig
+from ltc_textgen.data.normalize import normalize
 from ltc_textgen.errors import UsageError
 from ltc_textgen.io.hashing import digest, fingerprint, own_tensors
 from ltc_textgen.io.tensor_names import original_names
@@ -237,7 +238,7 @@ class LiquidNetwork(nn.Module):
             if tokenizer is None:
                 raise UsageError("read: give a tokenizer, or load the model with load_run")
             plain = {"add_special_tokens": False} if _of_transformers(tokenizer) else {}
-            text = torch.tensor([tokenizer.encode(text, **plain)], dtype=torch.int64)
+            text = torch.tensor([tokenizer.encode(normalize(text), **plain)], dtype=torch.int64)
         if not isinstance(text, Tensor):
             raise UsageError(f"read: expected a text, several texts, or token ids, got {type(text).__name__}")
         if text.ndim != 2 or 0 in text.shape:

@@ -78,7 +78,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         # As `accelerate` looks for them: wandb leaves a folder of its name, which Python would import too.
         if find_spec(name) is None or not _is_distributed(name):
-            raise UsageError(f"train.report_to: {name} is not installed here; pip install {name}")
+            raise UsageError(f"train.report_to: {name} is not installed here: pip install {name}")
 
 
 def _is_distributed(name: str) -> bool:
