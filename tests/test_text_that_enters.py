@@ -1,4 +1,4 @@
-"""Every way in normalises a text alike: calls, options, exported programs and their page; and what it spells is said."""
+"""Every way in normalises a text alike: calls, options, exported programs and their page; eval names what it spells."""
 
 import json
 import re
