@@ -6,11 +6,21 @@ import pytest
 from training_runs import Listener, settings
 
 from ltc_textgen.config import TrainConfig
+from ltc_textgen.data.token_cache import TokenData
 from ltc_textgen.training.budget import FRACTION, VALIDATIONS, Budget, duration
 from ltc_textgen.training.loop import train
 from ltc_textgen.training.outlook import Outlook
 
-TEXT = SimpleNamespace(train_characters=1_000_000, train_words=180_000, tokenizer=SimpleNamespace(vocab_size=65))
+
+class Text(SimpleNamespace):
+    """Stands in for a tokenised corpus."""
+
+    @property
+    def __class__(self) -> type:
+        return TokenData
+
+
+TEXT = Text(train_characters=1_000_000, train_words=180_000, tokenizer=SimpleNamespace(vocab_size=65))
 
 
 def outlook(step_seconds: float | None, validation_seconds: float | None = None, **length) -> Outlook:

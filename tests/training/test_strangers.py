@@ -198,3 +198,13 @@ def test_settings_alone_are_no_run_to_lose(trained, corpus, tmp_path) -> None:
     assert train(run, tmp_path / "ours", reporter=Listener()).step == 1
     with pytest.raises(UsageError):
         train(run, tmp_path / "foreign", reporter=Listener())
+
+
+def test_a_curve_whose_sample_holds_other_line_ends_is_read(trained, corpus, tmp_path) -> None:
+    """U+2028 in a sample ends no line of JSON: without checkpoints, the validated run must not be begun anew."""
+    out = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    (out / "model.safetensors").unlink()
+    (out / "metrics.jsonl").write_text('{"step": 2, "sample": "a\u2028b", "val_loss": 1.0}\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be resumed|checkpoints"):
+        train(settings(corpus, max_steps=3), out, resume=True, reporter=Listener())
