@@ -44,6 +44,12 @@ export class HeatMap {
     this.schedule();
   }
 
+  /** Show time constants, or how far each is from the neuron's own median. */
+  show(relative) {
+    this.relative = relative;
+    this.draw();
+  }
+
   /** Rows by median time constant, short ones first. */
   sort() {
     this.rows = this.columns[0]?.codes.length ?? 0;
@@ -51,6 +57,7 @@ export class HeatMap {
       const sorted = this.columns.map((column) => column.codes[row]).sort((a, b) => a - b);
       return sorted[sorted.length >> 1];
     });
+    this.median = median;
     this.order = median.map((_, row) => row).sort((a, b) => median[a] - median[b] || a - b);
   }
 
@@ -68,7 +75,8 @@ export class HeatMap {
     const context = canvas.getContext("2d"), image = context.createImageData(columns.length, rows), data = image.data;
     for (let row = 0; row < rows; row += 1) {
       for (let column = 0, at = row * columns.length * 4; column < columns.length; column += 1, at += 4) {
-        const [red, green, blue] = PALETTE[columns[column].codes[this.order[row]]];
+        const neuron = this.order[row], code = columns[column].codes[neuron];
+        const [red, green, blue] = PALETTE[this.relative ? Math.min(255, Math.max(0, 94 + 6 * (code - this.median[neuron]))) : code];
         data[at] = red; data[at + 1] = green; data[at + 2] = blue; data[at + 3] = 255;
       }
     }

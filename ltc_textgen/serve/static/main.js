@@ -249,6 +249,7 @@ function listen() {
     ...controls.values(), seed: controls.seed() || lastSeed }), "The link"));
   on("curl", () => copy(asCurl(), "The command"));
   on("colour", recolour, "change");
+  on("scale", () => map.show(byId("scale").value === "change"), "change");
   on("neuron", recolour, "change");
   on("model", () => { colours(); map.clear(); }, "change");
   on("key-form", (event) => event.preventDefault(), "submit");
