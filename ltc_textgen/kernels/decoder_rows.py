@@ -5,6 +5,7 @@ read a text while others write. What a row computes does not depend on the rows 
 calls, or on the number of threads: it has the same bits alone.
 """
 
+import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from ltc_textgen.kernels.autograd import dense
 from ltc_textgen.kernels.decoder import Decoder
 from ltc_textgen.shapes import Float, Tensor
 
+CONTEXT = 16
+"""Numbers of a Context of csrc/memory.h."""
+
 MOST_LIKELIEST = 20
 """Longest list of likeliest tokens."""
 
@@ -27,10 +31,11 @@ OPTIONS = np.dtype(
         ("top_k", np.int32),
         *((name, np.int64) for name in ("bias_count", "stop_count", "hold_count", "watch_count")),
         *((name, np.uint64) for name in ("bias_ids", "bias", "stops", "holds", "watched", "seen", "counts")),
+        *((name, np.uint64) for name in ("mixture", "context")),
     ],
     align=True,
 )
-"""DecoderOptions of csrc/decoder.h; the last seven are addresses."""
+"""DecoderOptions of csrc/decoder.h; the last nine are addresses."""
 
 WORK = np.dtype(
     [
@@ -147,7 +152,8 @@ class Written(NamedTuple):
         tokens: What was drawn.
         end: count if all was done, stop if a stop was drawn (the last of `tokens`), broken if no further token can be
             drawn because its logits are NaN or infinite.
-        logprobs: Natural logarithm of the model's own probability (without temperature, penalties and bias) of the
+        logprobs: Natural logarithm of the model's own probability (with its n-gram memory, if the row has one, and
+            without temperature, penalties and bias) of the
             token that follows each position; NaN where that is not known. That of drawn token i stands at
             len(ids) - 1 + i. None if they were not asked for.
         likeliest: The likeliest tokens that could follow each position, (positions, best); where `logprobs` is NaN it
@@ -197,6 +203,7 @@ class Rows:
         self.columns: Float[Tensor, "L S _ D"] = torch.zeros(decoder.L, capacity, decoder.K - 1, decoder.D)
         self._options = np.zeros(capacity, OPTIONS)
         self._held: list[dict[str, np.ndarray] | None] = [None] * capacity  # what the addresses of a slot point to
+        self._mixing: list[object] = [None] * capacity
         self._free = list(reversed(range(capacity)))
 
     @property
@@ -257,7 +264,7 @@ class Rows:
     def leave(self, slot: int) -> None:
         """Free a slot."""
         self._of(slot)
-        self._held[slot] = None
+        self._held[slot] = self._mixing[slot] = None
         self._free.append(slot)
 
     def state(self, slot: int) -> tuple[Float[Tensor, "L N"], Float[Tensor, "L _ D"]]:
@@ -294,6 +301,27 @@ class Rows:
         for layer, neuron in neurons:
             self._require_neuron(layer, neuron)
         self._set(slot, "watched", np.array(neurons, np.int32).reshape(-1, 2), "watch_count")
+
+    def mix(self, slot: int, mixture: ctypes.Structure | None, context: np.ndarray | None = None) -> None:
+        """Mix an n-gram memory with the network's distribution from the next call on: log-probabilities and draws.
+
+        Args:
+            slot: Slot of the row.
+            mixture: As csrc/mixture.cpp takes it, which must not change while the row has it; None for none.
+            context: What the memory has read of the row's text, (1 + LONGEST,), uint32, which is copied.
+
+        Raises:
+            UsageError: If the context does not fit.
+        """
+        if mixture is None:
+            self._of(slot).pop("context", None)
+            self._options[slot]["mixture"] = self._options[slot]["context"] = 0
+        else:
+            if context is None or context.shape != (CONTEXT,) or context[0] >= CONTEXT:
+                raise UsageError(f"context: expected ({CONTEXT},), a length below {CONTEXT} and as many tokens")
+            self._set(slot, "context", np.array(context, np.uint32))
+            self._options[slot]["mixture"] = ctypes.addressof(mixture)
+        self._mixing[slot] = mixture
 
     def run(self, work: Sequence[Work], *, best: int = 0) -> list[Written]:
         """Do the work of some rows together.

@@ -87,7 +87,13 @@ void run_group(const Network<Kind>& n, DecoderCall& c, Workspace<Kind>& space) {
       c.caution /= 2;
     }
   }
-  for (int64_t row = 0; row < shared.rows; ++row) shared.work[row].done = shared.progress[row].drawn;
+  for (int64_t row = 0; row < shared.rows; ++row) {
+    DecoderWork& w = shared.work[row];
+    const ltc::DecoderOptions& o = shared.options(row);
+    w.done = shared.progress[row].drawn;
+    if (o.mixture != nullptr && shared.progress[row].fed > 0)
+      *o.context = Worker<Kind>::text_until(o, w, shared.progress[row].fed - 1);
+  }
 }
 
 template <class Kind>

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "memory.h"
+
 namespace ltc {
 
 // The parameters of a block as PyTorch holds them; see model/blocks.py and layers/diagonal.py for the mathematics.
@@ -51,6 +53,8 @@ struct DecoderOptions {
   const int32_t* watched;                             // (watch_count, 2): layer and neuron
   uint8_t* seen;                                      // (V): tokens read or drawn; or null
   int32_t* counts;                                    // (V): how often each was drawn; or null
+  const Mixture* mixture;                             // n-gram memory that joins the network's distribution; or null
+  Context* context;                                   // its text: before, and on return after what was read
 };
 
 enum DecoderEnd { kCountReached = 0, kStopped = 1, kBroken = 2 };  // broken: the logits are no distribution

@@ -7,7 +7,6 @@
 
 namespace ltc {
 
-enum Status { kOk = 0, kNoMemory = 1 };
 
 struct Shape {
   int64_t B, T, N;

@@ -61,4 +61,11 @@ Status count_token(Memory& m, const Context& context, uint32_t token);
 // Probabilities (V) of the next token: each order interpolated with the shorter ones, the shortest with a uniform one.
 Match predict(const Memory& m, const Context& context, double* p);
 
+struct Mixture;                             // see mixture.cpp
+
 }  // namespace ltc
+
+// Logits (rows, V) to the log p of a mixture, in place, each row after its own context.
+LTC_EXPORT int ltc_mixture_apply(const ltc::Mixture* x, int64_t rows, const ltc::Context* contexts, float* logits);
+// Read a token in each row.
+LTC_EXPORT void ltc_mixture_advance(const ltc::Mixture* x, int64_t rows, ltc::Context* contexts, const int64_t* tokens);

@@ -12,6 +12,14 @@
 #include "memory.h"
 
 namespace ltc {
+
+// As memory/mixture.py fills it. `weights` (rows, 3) and `steps` (rows) belong to the caller.
+struct Mixture {
+  Memory *counts, *recent;                  // recent: null if nothing is learned while reading
+  float *weights, *steps;
+  float rate, share;                        // share of the memory, 0 to 1: 1 is the mixture as it was fitted
+};
+
 namespace {
 
 constexpr int kInputs = 3;                  // network, memory, recent memory
@@ -24,13 +32,6 @@ constexpr int kTables = 4;
 constexpr int kFirstRow[kTables + 1] = {0, kMatches, kMatches + kAgreements, kMatches + kAgreements + kPrevious,
                                         2 * kMatches + kAgreements + kPrevious};
 enum Adapt { kCounts = 1, kWeights = 2 };
-
-// As memory/mixture.py fills it. `weights` (rows, 3) and `steps` (rows) belong to the caller.
-struct Mixture {
-  Memory *counts, *recent;                  // recent: null if nothing is learned while reading
-  float *weights, *steps;
-  float rate, share;                        // share of the memory, 0 to 1: 1 is the mixture as it was fitted
-};
 
 // Room for one distribution of each input and of the mixture.
 struct Scratch {

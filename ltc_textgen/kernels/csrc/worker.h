@@ -306,15 +306,28 @@ struct Worker {
       float* logits = shared.logits + j * n.Vp;
       if (w.logits != nullptr && item.time < w.given)
         std::memcpy(w.logits + item.time * n.m.V, logits, sizeof(float) * n.m.V);
-      // A mixture of the network's distribution with another one would change the logits here.
       const bool drawn = draws(item);
       if (!drawn && !has_target(item)) continue;
+      const DecoderOptions& o = shared.options(item.row);
+      if (o.mixture != nullptr) {
+        const ltc::Context context = text_until(o, w, item.time);
+        ltc_mixture_apply(o.mixture, 1, &context, logits);
+      }
       const float top = largest(logits, n.Vp);
       const float norm = w.chances != nullptr || w.best != nullptr ? report(item, logits, top) : 0.0f;
       const int64_t token = drawn ? draw(item, logits, top) : w.targets[item.time];
       if (w.chances != nullptr) w.chances[item.time] = token < 0 ? __builtin_nanf("") : own.raw[token] - norm;
     }
     shared.barrier.wait(team);
+  }
+
+  // What the n-gram memory of a row has read with the token of a position. A context forgets all but its last tokens.
+  static ltc::Context text_until(const DecoderOptions& o, const DecoderWork& w, int64_t time) {
+    const int64_t begin = time + 1 > ltc::kLongest ? time + 1 - ltc::kLongest : 0;
+    ltc::Context context = begin == 0 ? *o.context : ltc::Context{};
+    for (int64_t t = begin; t <= time; ++t)
+      ltc_mixture_advance(o.mixture, 1, &context, t < w.given ? w.ids + t : w.tokens + (t - w.given));
+    return context;
   }
 
   // Keeps the logits, which a draw changes, and writes the likeliest tokens. Returns what makes logits log-probabilities.
