@@ -100,8 +100,6 @@ def open_engine(model: LiquidNetwork, request: Request, engine: EngineName = "au
         UsageError: If the native decoder is asked for and does not support this model or a sampling option.
     """
     options = unsupported(request.sampling)
-    if request.memory is not None and request.memory.share:
-        options.append("the n-gram memory (--memory 0 leaves it out)")
     if options and engine not in ("auto", "torch"):
         raise UsageError(f"engine {engine}: does not support {', '.join(options)}; use engine torch")
     if engine != "torch" and not options:
@@ -174,6 +172,10 @@ class NativeEngine:
         for slot in self._slots:
             # The EOS token that stands for an empty prompt is no text that could be repeated.
             self._rows.see(slot, [token for token in request.prompt if token != request.eos_token_id])
+        if request.memory is not None and request.memory.share:
+            mixture, (context,) = request.memory.native(), request.memory.contexts_of(request.prompt[:-1])
+            for slot in self._slots:
+                self._rows.mix(slot, mixture, context)
         self._last = [[request.prompt[-1]] for _ in self._slots]
         self._streams = None if choice.temperature == 0 else request.streams()
         self._tokens_left, self._tokens_per_call = request.sampling.max_tokens, 1

@@ -54,7 +54,9 @@ class Scores(NamedTuple):
 
 
 class Native(ctypes.Structure):
-    """What csrc/mixture.cpp takes as a mixture; valid while the `Mixture` that made it is."""
+    """What csrc/mixture.cpp takes as a mixture. It keeps the `Mixture` that made it, whose arrays it points to."""
+
+    owner: "Mixture"
 
     _fields_ = (
         *pointers("counts", "recent", "weights", "steps"),
@@ -183,7 +185,9 @@ class Mixture:
     def native(self, rate: float = RATE) -> Native:
         """The mixture as the kernels take it."""
         recent = None if self.recent is None else self.recent._handle
-        return Native(self.memory._handle, recent, address(self.weights), address(self.steps), rate, self.share)
+        native = Native(self.memory._handle, recent, address(self.weights), address(self.steps), rate, self.share)
+        native.owner = self
+        return native
 
     def save(self, path: Path, about: Mapping[str, str] | None = None) -> None:
         """Write counts and weights as one safetensors file, atomically. What adapts while reading is not kept.
