@@ -114,6 +114,30 @@ async def streams(url: str, count: int, tokens: int) -> dict[str, Any]:
     }
 
 
+def decoder_alone(run: Path, count: int, tokens: int) -> float:
+    """Tokens per second of the engine without HTTP, text or scheduler, in this process."""
+    import torch
+
+    from ltc_textgen.config import SamplingConfig
+    from ltc_textgen.generation.sampling import UniformStreams
+    from ltc_textgen.io.paths import run_path
+    from ltc_textgen.runs import load_run
+    from ltc_textgen.serve.engine import Context, Options, RowState
+    from ltc_textgen.serve.engines import engines_for
+
+    loaded = load_run(run_path(run))
+    engine = engines_for(loaded.network, "auto", count)[0]
+    state, eos = loaded.network.initial_state(1).detach(), loaded.tokenizer.eos_token_id
+    options = Options(SamplingConfig(max_tokens=tokens, temperature=1.0, ignore_eos=True))
+    rows = [
+        RowState(Context(state, torch.tensor([eos])), options, UniformStreams(n, range(1)), eos) for n in range(count)
+    ]
+    start = time.perf_counter()
+    while rows[0].drawn < tokens:
+        engine.draw(rows, 32)
+    return count * tokens / (time.perf_counter() - start)
+
+
 def quantiles(values: list[float]) -> dict[str, float]:
     """Median and 99th percentile."""
     if len(values) < 2:
@@ -143,6 +167,7 @@ def main() -> None:
         "--engine",
         options.engine,
     ]
+    alone = decoder_alone(options.run, options.streams, options.tokens) if options.streams else None
     start = time.perf_counter()
     server = subprocess.Popen([*command, "--max-tokens", "1000000"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -152,6 +177,7 @@ def main() -> None:
         before = process.memory_info().rss
         if options.streams:
             figures = asyncio.run(streams(url, options.streams, options.tokens))
+            figures |= {"alone_tokens_per_second": alone, "fraction": figures["tokens_per_second"] / (alone or 1)}
         else:
             figures = asyncio.run(arrivals(url, options.rate or 10, options.seconds, options.tokens, options.seed))
         grown = (process.memory_info().rss - before) / 1e6

@@ -66,12 +66,14 @@ def serve(
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page at /.")] = True,
     metrics: Annotated[Literal["public", "key", "off"], typer.Option(help="Who may read /metrics.")] = "public",
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request on stderr.")] = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> int:
     """Serve trained networks over HTTP: OpenAI's API, states, and a page that shows the neurons."""
     paths = named_runs(runs)
     key = key_for(host, api_key_file)
+    log_to_stderr(access_log)
     try:
         from ltc_textgen.serve.run_server import Place, run_server
     except ModuleNotFoundError as error:
@@ -95,6 +97,14 @@ def serve(
     memory = size(prefix_cache), size(state_memory), duration(state_ttl)
     place = Place(host, port, slots, queue, *memory, duration(drain_timeout), settings)
     return run_server(place, lambda: load(paths, engine, slots, device, threads), announce)
+
+
+def log_to_stderr(requests: bool) -> None:
+    """Log errors, and requests if wanted."""
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("ltc_textgen.serve").setLevel(logging.INFO if requests else logging.WARNING)
 
 
 def load(

@@ -24,11 +24,13 @@ SMALL = ("--slots", "2", "--queue", "2", "--max-tokens", "1000000", "--drain-tim
 
 @pytest.fixture(scope="module")
 def limited(runs: dict[str, Path]) -> Iterator[Serving]:
-    serving = Serving(runs, *SMALL, "--allow-origin", "https://app.example", LTC_API_KEY=KEY)
+    serving = Serving(runs, *SMALL, "--allow-origin", "https://app.example", "--access-log", LTC_API_KEY=KEY)
     yield serving
     code, errors = serving.stop()
     assert code == 0
     assert KEY not in errors
+    assert "GET /metrics 200" in errors
+    assert not any(line.startswith("forged") for line in errors.splitlines())
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -112,6 +114,7 @@ def test_requests_have_ids(limited: Serving) -> None:
     assert limited.get("/health", X_Request_Id="my-id.7")[2]["x-request-id"] == "my-id.7"
     assert limited.get("/health", X_Request_Id="forged\tid")[2]["x-request-id"].startswith("req_")
     assert limited.get("/nothing", X_Api_Key=KEY)[1]["error"]["code"] == "not_found"
+    limited.get("/nothing%0d%0aforged%20line%1b[31m", X_Api_Key=KEY)
     assert limited.send("PUT", "/v1/completions", b"", X_Api_Key=KEY)[0] == 405
 
 
