@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,18 @@ class Serving:
 
     def __init__(self, runs: dict[str, Path], *options: str, **environment: str) -> None:
         command = [sys.executable, "-m", "ltc_textgen", "serve", *(f"{name}={path}" for name, path in runs.items())]
+        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would hold up the server
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--threads", "1", *options],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             env={**os.environ, **environment},
         )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
         if not self.url:
-            raise AssertionError(f"the server has ended: {self.process.communicate()[1]}")
+            raise AssertionError(f"the server has ended: {self.errors()}")
 
     def client(self, key: str = "none", **more: Any) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **more)
@@ -103,8 +105,13 @@ class Serving:
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Exit code and stderr after a signal."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
+        self.process.communicate(timeout=60)
+        return self.process.returncode, self.errors()
+
+    def errors(self) -> str:
+        """All of stderr so far."""
+        self._errors.seek(0)
+        return self._errors.read()
 
 
 def _document(content: bytes) -> Any:
