@@ -63,7 +63,8 @@ class Serving:
 
     def __init__(self, runs: dict[str, Path], *options: str, **environment: str) -> None:
         command = [sys.executable, "-m", "ltc_textgen", "serve", *(f"{name}={path}" for name, path in runs.items())]
-        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would hold up the server
+        # A pipe that nobody reads would hold up the server.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--threads", "1", *options],
             stdout=subprocess.PIPE,
