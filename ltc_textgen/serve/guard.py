@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ltc_textgen.io.output import printable
+from ltc_textgen.io.output import one_line
 from ltc_textgen.serve.api_error import ApiError
 from ltc_textgen.serve.http_protocol import TRANSPORT
 from ltc_textgen.serve.metrics import Metrics
@@ -96,7 +96,7 @@ class Guard:
             self._metrics.request(path if path in self._endpoints else "other", status, seconds)
             client = (scope.get("client") or ("?",))[0]
             LOG.info(
-                "%s %s %s %d %.4f s %s", client, scope["method"], printable(path[:200]), status, seconds, request_id
+                "%s %s %s %d %.4f s %s", client, scope["method"], one_line(path[:200]), status, seconds, request_id
             )
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:

@@ -1,5 +1,6 @@
 """Both engines draw the same tokens with every option, and a row does not depend on the rows beside it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.runs import Run
 from ltc_textgen.serve.engine import Clamp, Context, Drawn, Engine, Neuron, Options
 from ltc_textgen.serve.engines import engines_for
-from ltc_textgen.serve.jobs import Job
+from ltc_textgen.serve.jobs import Channel, Job
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no library")
 
@@ -26,6 +27,7 @@ CASES = [
     Options(SamplingConfig(), elapsed=0.5, logprobs=1),
 ]
 TOKENS = 40
+LOOP = asyncio.new_event_loop()  # pieces go nowhere here
 
 
 def job(run: Run, engine: Engine, options: Options, prompt: str, seed: int) -> Job:
@@ -40,7 +42,7 @@ def job(run: Run, engine: Engine, options: Options, prompt: str, seed: int) -> J
         text=SampleText(run.tokenizer, ids, sampling),
         eos_token_id=run.tokenizer.eos_token_id,
         vocabulary=run.tokenizer.vocab_size,
-        channel=None,  # type: ignore[arg-type]
+        channel=Channel(LOOP, lambda: None),
         seen=ids,
         keep_state=True,
     )
