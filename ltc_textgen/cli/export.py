@@ -66,9 +66,12 @@ def export(
     if data is not None and not int8:
         raise UsageError("--data is the text on which int8 is measured: it needs --int8")
     from ltc_textgen.export import export_onnx
+    from ltc_textgen.memory import memory_facts
     from ltc_textgen.runs import load_run
 
     run = load_run(user_path(run_dir), prepare_torch("cpu", threads))
+    if memory_facts(run.path) is not None:
+        print_message("the n-gram memory is not exported: the programs write as `ltc generate --memory 0` does")
     result = export_onnx(
         run,
         user_path(run_dir / "onnx" if out is None else out),

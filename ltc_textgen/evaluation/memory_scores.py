@@ -16,16 +16,12 @@ import torch
 
 from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError
-from ltc_textgen.memory.mixture import RATE, Mixture
-from ltc_textgen.memory.ngrams import NgramMemory
+from ltc_textgen.memory import Mixture, NgramMemory
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import CHUNK, LiquidNetwork
 
-CALIBRATION = 20_000
-"""Tokens that are held back from training to fit the mixture's weights, at most; and no more than a fiftieth."""
-
-PASSES = 2
-"""Times that the weights read the calibration text. More passes, or full steps, measured worse on held-out text."""
+CALIBRATION = 50_000
+"""Tokens that are held back from training to fit the mixture's weights, at most; and no more than a twentieth."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class MemoryScores:
 
 def calibration_tokens(tokens: int) -> int:
     """How many tokens of a training text of `tokens` are for the weights of the mixture."""
-    return min(CALIBRATION, tokens // 50)
+    return min(CALIBRATION, tokens // 20)
 
 
 def build_memory(
@@ -77,11 +73,10 @@ def fit_mixture(model: LiquidNetwork, memory: NgramMemory, tokens: np.ndarray) -
         tokens: Token ids, (T,). With fewer than 2 the weights stay as they start.
     """
     mixture = Mixture.start(memory)
-    for _ in range(PASSES if len(tokens) > 1 else 0):
-        memory.reset()
-        memory.read(tokens[:1])
-        for log_probs, targets in _predictions(model, tokens):
-            mixture.score(targets, log_probs, adapt_weights=True, rate=RATE / 2)
+    memory.reset()
+    memory.read(tokens[:1])
+    for log_probs, targets in _predictions(model, tokens):
+        mixture.score(targets, log_probs, adapt_weights=True)
     memory.reset()
     return mixture
 

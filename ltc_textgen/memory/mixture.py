@@ -118,7 +118,6 @@ class Mixture:
         *,
         adapt_counts: bool = False,
         adapt_weights: bool = False,
-        rate: float = RATE,
     ) -> Scores:
         """Score tokens that continue what the memory has read; each is scored before anything learns from it.
 
@@ -127,7 +126,6 @@ class Mixture:
             log_probs: The network's log-probabilities of each, (T, V); None scores the memory alone.
             adapt_counts: Count each token after it was scored.
             adapt_weights: Let the weights of the mixture follow each token after it was scored.
-            rate: First step of a weight.
 
         Raises:
             UsageError: If a shape or an id does not fit, or a log-probability is not finite.
@@ -139,7 +137,7 @@ class Mixture:
         mixed = np.empty(0 if network is None else len(ids), np.float32)
         adapt = COUNTS * adapt_counts | WEIGHTS * adapt_weights
         place = None if network is None else address(network)
-        native = self.native(rate)
+        native = self.native()
         if _library().ltc_mixture_score(
             ctypes.byref(native), address(ids), len(ids), place, adapt, address(memory), address(mixed)
         ):
@@ -182,10 +180,10 @@ class Mixture:
             )
         return advanced
 
-    def native(self, rate: float = RATE) -> Native:
+    def native(self) -> Native:
         """The mixture as the kernels take it."""
         recent = None if self.recent is None else self.recent._handle
-        native = Native(self.memory._handle, recent, address(self.weights), address(self.steps), rate, self.share)
+        native = Native(self.memory._handle, recent, address(self.weights), address(self.steps), RATE, self.share)
         native.owner = self
         return native
 

@@ -35,7 +35,7 @@ def remembering(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_held_back_is_the_beginning_of_the_training_text(story: Path, fresh_cache: Path) -> None:
     data = prepare(DataConfig(data=str(story), tokenizer="char"))
     kept, held_back = hold_back(data, TrainConfig(batch_size=2, sequence_length=8))
-    assert len(held_back) == len(data.train) // 50
+    assert len(held_back) == len(data.train) // 20
     assert (np.concatenate([held_back, kept.train]) == data.train).all()
     _, nothing = hold_back(data, TrainConfig(batch_size=len(data.train), sequence_length=8))
     assert len(nothing) == 0
@@ -45,7 +45,7 @@ def test_it_counts_all_of_the_training_text(remembering: Path, story: Path) -> N
     run = load_run(remembering)
     mixture, header = load_memory(run.path, run.tokenizer.fingerprint, run.tokenizer.vocab_size)
     assert int(header["tokens"]) == len(prepare(DataConfig(data=str(story), tokenizer="char")).train)
-    assert int(header["tokens"]) - int(header["tokens"]) // 50 == run.facts["train_tokens"]
+    assert int(header["tokens"]) - int(header["tokens"]) // 20 == run.facts["train_tokens"]
     assert mixture.memory.order == 4
     assert mixture.steps.sum() > 0
 
