@@ -20,9 +20,13 @@ def _register_config(module: ModuleType) -> None:
 
 
 def _register_model(module: ModuleType) -> None:
+    from ltc_textgen.hf import tasks
     from ltc_textgen.hf.config import LTCConfig
     from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 
+    module.AutoModel.register(LTCConfig, tasks.LTCModel, exist_ok=True)
+    module.AutoModelForSequenceClassification.register(LTCConfig, tasks.LTCForSequenceClassification, exist_ok=True)
+    module.AutoModelForTokenClassification.register(LTCConfig, tasks.LTCForTokenClassification, exist_ok=True)
     module.AutoModelForCausalLM.register(LTCConfig, LiquidTimeConstantNetwork, exist_ok=True)
     # By these names pipelines know what they support, and the Trainer whose labels to shift when it smooths them.
     module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(LTCConfig.model_type, LiquidTimeConstantNetwork.__name__)
