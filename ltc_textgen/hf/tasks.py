@@ -30,7 +30,6 @@ class LTCModel(LiquidTimeConstantNetwork):
     def __init__(self, config: LTCConfig) -> None:
         super().__init__(config)
         del self.lm_head
-        self.loss_type = None
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -41,7 +40,9 @@ class LTCModel(LiquidTimeConstantNetwork):
         """None: there is no output layer."""
         return
 
-    def forward(self, input_ids: Int[Tensor, "B T"] | None = None, **arguments: Any) -> Any:
+    def forward(  # type: ignore[override]
+        self, input_ids: Int[Tensor, "B T"] | None = None, **arguments: Any
+    ) -> Any:
         """Read tokens. Arguments as in `LiquidTimeConstantNetwork`, without labels and logits.
 
         Returns:
@@ -89,7 +90,7 @@ class LTCForSequenceClassification(LTCModel):
         self.score = nn.Linear(self.settings.hidden_size, config.num_labels)
         self.loss_type = "ForSequenceClassification"
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Shaped[Tensor, "B T"] | None = None,
@@ -123,7 +124,7 @@ class LTCForTokenClassification(LTCModel):
         self.score = nn.Linear(self.settings.hidden_size, config.num_labels)
         self.loss_type = "ForTokenClassification"
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Shaped[Tensor, "B T"] | None = None,
