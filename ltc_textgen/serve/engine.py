@@ -75,7 +75,7 @@ class Options:
 
 
 class Scored(NamedTuple):
-    """What the model thought of one token before any sampling option.
+    """What the model, with its n-gram memory, thought of one token before any sampling option.
 
     Args:
         logprob: Log-probability of the token.
@@ -115,12 +115,14 @@ class Context:
         ids: Token ids, the last of which predicts the token to draw and is read by `Engine.draw`.
         at: Tokens of `ids` that were read.
         scored: With logprobs of the prompt: of each token after the first.
+        memory: N-gram memory that joins the network where tokens are scored.
     """
 
     state: LiquidState
     ids: Int[Tensor, " T"]
     at: int = 0
     scored: list[Scored] = field(default_factory=list)
+    memory: Mixture | None = None
 
     @property
     def ready(self) -> bool:
@@ -134,7 +136,7 @@ class Context:
 
     def fork(self) -> "Context":
         """The context of another row; tensors are shared, for no one changes them."""
-        return Context(self.state, self.ids, self.at, self.scored)
+        return Context(self.state, self.ids, self.at, self.scored, self.memory)
 
     def advance(self, state: LiquidState, token: int) -> None:
         """Continue after the last token was read and another one drawn."""

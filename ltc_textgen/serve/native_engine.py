@@ -11,6 +11,7 @@ from ltc_textgen.errors import LogitsError
 from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.generation.sampling import broken_logits
 from ltc_textgen.kernels.decoder_rows import Choice, Hold, Rows, Work, Written
+from ltc_textgen.memory.ngrams import LONGEST
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.serve.engine import SLICE, Clamp, Context, Drawn, Options, RowState, Scored
@@ -40,8 +41,8 @@ class NativeEngine:
         self._neurons = [(layer, neuron) for layer in range(core.L) for neuron in range(core.N)]
 
     def supports(self, options: Options) -> bool:
-        """Everything but the n-gram memory."""
-        return options.memory is None
+        """Everything is supported."""
+        return True
 
     def read(self, context: Context, elapsed: float = 1.0, score: int | None = None) -> None:
         """As `Engine.read`."""
@@ -49,6 +50,9 @@ class NativeEngine:
         ids, following = context.ids[context.at : end].numpy(), context.ids[context.at + 1 : end + 1].numpy()
         slot = self._reader.join(Choice(), *_stacked(context.state), elapsed=elapsed)
         try:
+            if score is not None and context.memory is not None:
+                before = context.ids[: context.at][-LONGEST:].tolist()
+                self._reader.mix(slot, context.memory.native(), context.memory.contexts_of(before)[0])
             work = Work(slot, ids, logprobs=score is not None, targets=None if score is None else following)
             (written,) = self._reader.run([work], best=score or 0)
             context.state = _state(*self._reader.state(slot))
@@ -87,6 +91,9 @@ class NativeEngine:
     def _join(self, row: RowState) -> int:
         seen = [] if row.seen is None else row.seen[0].nonzero()[:, 0].tolist()
         slot = self._rows.join(_choice(row), *_stacked(row.context.state), elapsed=row.options.elapsed, seen=seen)
+        if (memory := row.options.memory) is not None:
+            before = row.context.ids[:-1][-LONGEST:].tolist()
+            self._rows.mix(slot, memory.native(), memory.contexts_of(before)[0])
         if row.options.observe:
             self._rows.watch(slot, self._neurons)
         return slot

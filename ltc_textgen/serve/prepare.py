@@ -85,7 +85,7 @@ class Plan:
             state, ids = served.initial_state, prompt.ids
         else:
             state, ids = self.before.liquid, [int(self.before.last), *prompt.ids]
-        context = Context(state, torch.tensor(ids))
+        context = Context(state, torch.tensor(ids), memory=self.options.memory)
         keys: list[bytes] = []
         if self.request.ltc.cache and self.score is None:
             base = "" if self.before is None else state_name(self.before)

@@ -13,6 +13,9 @@ import torch
 
 from ltc_textgen.errors import LogitsError, UsageError
 from ltc_textgen.generation.sampling import draw, penalize_counts, shape_logits
+from ltc_textgen.memory import Mixture
+from ltc_textgen.memory.mixture import Contexts
+from ltc_textgen.memory.ngrams import LONGEST
 from ltc_textgen.model.network import LiquidNetwork
 from ltc_textgen.model.state import LiquidState
 from ltc_textgen.serve.engine import SLICE, Clamp, Context, Drawn, Options, RowState, Scored
@@ -51,6 +54,10 @@ class TorchEngine:
         hidden, context.state = self._model.advance(ids, context.state, elapsed)
         if score is not None:
             logits = self._model.lm_head.logits(hidden)[0]
+            if context.memory is not None:
+                read = [context.ids[:at][-LONGEST:].tolist() for at in range(context.at + 1, end + 1)]
+                places = np.concatenate([context.memory.contexts_of(tokens) for tokens in read])
+                logits = mixed(context.memory, logits, places)
             context.scored += scores(logits, context.ids[context.at + 1 : end + 1], score)
         context.at = end
 
@@ -75,6 +82,8 @@ class TorchEngine:
                 tau = torch.cat([seen.tau[0] for seen in layers], dim=1).cpu()
         after = held(after, clamps)
         logits = self._model.lm_head.logits(hidden[:, -1])
+        if options.memory is not None and row.contexts is not None:
+            logits = mixed(options.memory, logits, row.contexts)
         try:
             token = self._choose(logits, row)
         except LogitsError as error:
@@ -88,8 +97,6 @@ class TorchEngine:
 
     def _choose(self, logits: Float[Tensor, "1 V"], row: RowState) -> int:
         options, sampling, memory = row.options, row.options.sampling, row.options.memory
-        if memory is not None and row.contexts is not None:
-            logits = torch.from_numpy(memory.apply(logits.float().cpu().numpy(), row.contexts)).to(self._device)
         logits = biased(logits, options.logit_bias)
         if row.counts is not None:
             logits = penalize_counts(logits, row.counts, options.presence_penalty, options.frequency_penalty)
@@ -103,6 +110,11 @@ class TorchEngine:
         if memory is not None and row.contexts is not None:
             row.contexts = memory.advance(row.contexts, np.array([[token]]))
         return token
+
+
+def mixed(memory: Mixture, logits: Float[Tensor, "T V"], contexts: Contexts) -> Float[Tensor, "T V"]:
+    """Log-probabilities of the mixture of network and n-gram memory, each row after its own text."""
+    return torch.from_numpy(memory.apply(logits.float().cpu().numpy(), contexts)).to(logits.device)
 
 
 def biased(logits: Float[Tensor, "1 V"], bias: tuple[tuple[int, float], ...]) -> Float[Tensor, "1 V"]:

@@ -1,6 +1,7 @@
 """Both engines draw the same tokens with every option, and a row does not depend on the rows beside it."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.generation.sample_text import SampleText
 from ltc_textgen.kernels.library import LIBRARY
-from ltc_textgen.runs import Run
+from ltc_textgen.runs import Run, load_run, memory_of
 from ltc_textgen.serve.engine import Clamp, Context, Drawn, Engine, Neuron, Options
 from ltc_textgen.serve.engines import engines_for
 from ltc_textgen.serve.jobs import Channel, Job
@@ -104,3 +105,20 @@ def test_a_prompt_is_scored_alike(loaded: dict[str, Run]) -> None:
     for ours, theirs in zip(*scored, strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
         assert [value for _, value in ours.top] == pytest.approx([value for _, value in theirs.top], abs=1e-4)
+
+
+@pytest.mark.parametrize("score", [None, 2])
+def test_the_memory_is_the_same_in_both_engines(trained_story: Path, score: int | None) -> None:
+    run = load_run(trained_story)
+    options = Options(SamplingConfig(max_tokens=TOKENS), logprobs=1, memory=memory_of(run).with_share(0.8))
+    found = []
+    for engine in engines_for(run.network, "native", 2):
+        one = job(run, engine, options, "On day 3 the sea was calm. " * 30, 4)
+        one.context.memory = options.memory
+        while not one.context.ready:
+            engine.read(one.context, 1.0, score)
+        found.append((one.context.scored, drawn([one], 5)[0]))
+    (ours, mine), (theirs, other) = found
+    assert mine[0] == other[0]
+    assert mine[1] == pytest.approx(other[1], abs=1e-4)
+    assert [s.logprob for s in ours] == pytest.approx([s.logprob for s in theirs], abs=1e-4)
