@@ -18,7 +18,7 @@ from ltc_textgen.data.batches import release_pages
 from ltc_textgen.errors import DataError
 from ltc_textgen.memory import Mixture, NgramMemory
 from ltc_textgen.model.blocks import evaluating
-from ltc_textgen.model.network import CHUNK, LiquidNetwork
+from ltc_textgen.model.network import CHUNK, LiquidNetwork, read_chunks
 
 CALIBRATION = 50_000
 """Tokens that are held back from training to fit the mixture's weights, at most; and no more than a twentieth."""
@@ -140,11 +140,9 @@ def _score(
 
 def _predictions(model: LiquidNetwork, tokens: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Log-probabilities, (t, V), and the tokens that came, (t,), in chunks, with carried state."""
-    state, device = None, model.embed_tokens.weight.device
+    starts = range(0, len(tokens) - 1, CHUNK)
     with evaluating(model), torch.inference_mode():
-        for start in range(0, len(tokens) - 1, CHUNK):
-            part = torch.from_numpy(np.asarray(tokens[start : start + CHUNK + 1]).astype(np.int64))
-            hidden, state = model.advance(part[None, :-1].to(device), state)
+        for start, (hidden, _) in zip(starts, read_chunks(model, tokens[None, :-1]), strict=True):
             log_probs = torch.log_softmax(model.lm_head.logits(hidden)[0].float(), -1)
-            yield log_probs.cpu().numpy(), part[1:].numpy()
+            yield log_probs.cpu().numpy(), tokens[start + 1 : start + CHUNK + 1].astype(np.int64)
             release_pages(tokens)
