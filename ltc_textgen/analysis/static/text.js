@@ -17,7 +17,7 @@ export function colouredText(pieces, views) {
   const box = element("div", { class: "text", tabindex: "0", role: "region", "aria-label": "coloured text" });
   const spans = pieces.map((piece, index) => element("span", { "data-index": index }, piece));
   box.append(...spans);
-  const legend = element("p", { class: "note" });
+  const legend = element("p");
   const paint = () => {
     const view = views[Number(choice.value)];
     legend.replaceChildren(element("span", { style: "background: " + mixed(view.neutral ?? 0) }, view.low), " to ",
