@@ -16,6 +16,7 @@ from ltc_textgen.config import DataConfig
 from ltc_textgen.data import corpora, token_cache
 from ltc_textgen.data.corpora import Corpus
 from ltc_textgen.presets.recipes import load_preset
+from ltc_textgen.training.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +162,20 @@ def test_more_extends_a_run_beyond_its_budget(
     assert facts["run"]["train"]["max_steps"] is None
     for wrong in (("--more", "1m"), ("--resume", "--more", "1m", "--epochs", 2), ("--resume", "--more", "-1m")):
         assert ltc("train", *wrong, "--out", out).code == 2
+
+
+def test_a_loss_that_still_falls_is_said_with_what_to_do(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Progress(val_loss=2.0, gained=0.1).still_falling
+    assert not Progress(val_loss=2.0, gained=0.001).still_falling
+    assert not Progress(val_loss=2.0).still_falling
+    for falling in (True, False):
+        monkeypatch.setattr(Progress, "still_falling", property(lambda _, answer=falling: answer))
+        out = tmp_path / str(falling)
+        result = ltc("train", "--data", story, "--time-budget", "0.1s", "--out", out, *TINY)
+        assert result.code == 0, result.err
+        assert (f"--resume --more 1s --out {out}" in result.out) == falling
 
 
 def test_a_solver_over_a_preset_is_explained_before_the_first_step(
