@@ -162,7 +162,10 @@ def run_loop(session: Session, watch: Watch) -> str | None:
         else:
             stopped_by = train_step(session, watch)
             monitor.check(session)
-            _report_step(session, threads)
+            if threads.free and progress.step % log_interval(progress.step) == 0:
+                threads.watch(_speed(session))
+                watch.lap(session)
+            _report_step(session)
     if not stopped_by and progress.validated_step != progress.step:
         _timed_validation(session, watch)
         session.saved_step = -1  # the checkpoint of a run resumed at its last step lacks this validation
@@ -258,12 +261,18 @@ def _look_ahead(session: Session, watch: Watch, threads: ThreadChoice) -> None:
             session.reporter.note(line)
 
 
-def _report_step(session: Session, threads: ThreadChoice) -> None:
-    """Report a step; at intervals write a line of metrics, and look at the speed."""
+def _speed(session: Session) -> float:
+    """Training tokens per second since the last line of metrics."""
+    progress, train = session.progress, session.run.train
+    tokens = train.batch_size * train.sequence_length * progress.window_steps
+    return tokens / max(progress.window_seconds, 1e-9)
+
+
+def _report_step(session: Session) -> None:
+    """Report a step, and at intervals write a line of metrics."""
     progress, budget = session.progress, session.budget
     loss = progress.window_loss / progress.window_steps if progress.window_steps else None
-    tokens_per_step = session.run.train.batch_size * session.run.train.sequence_length
-    speed = tokens_per_step * progress.window_steps / max(progress.window_seconds, 1e-9)
+    speed = _speed(session)
     session.reporter.step(
         Pace(
             step=progress.step,
@@ -277,7 +286,6 @@ def _report_step(session: Session, threads: ThreadChoice) -> None:
         )
     )
     if progress.step % log_interval(progress.step) == 0:
-        threads.watch(speed)
         progress.window_loss, progress.window_steps, progress.window_seconds = 0.0, 0, 0.0
         if session.runtime.is_main:
             values = {"step": progress.step, "loss": loss, "learning_rate": progress.learning_rate}

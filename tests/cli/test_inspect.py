@@ -9,7 +9,6 @@ from outcomes import TINY, Outcome
 
 from ltc_textgen.cli import curves, inspect, main
 from ltc_textgen.training import loop
-from ltc_textgen.training.threads import ThreadChoice
 
 SHOWN = 30
 
@@ -30,8 +29,8 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
             code = main.run(["inspect", str(run), *map(str, arguments)])
         told[name] = Outcome(code, out.text, err.text)
 
-    def tell(session: loop.Session, threads: ThreadChoice) -> None:
-        original(session, threads)
+    def tell(session: loop.Session) -> None:
+        original(session)
         if session.progress.step != SHOWN:
             return
         with (run / "metrics.jsonl").open("a") as file:
