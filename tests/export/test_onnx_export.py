@@ -137,7 +137,7 @@ def test_the_program_alone_writes_the_text_of_ltc_generate(
     ours = alone(exported, "On day 7", "--max-tokens", 120, *options)
     assert ours.returncode == 0, ours.stderr
     assert "tokens/s" in ours.stderr
-    theirs = ltc("generate", run, "--prompt", "On day 7", "--max-tokens", 120, *options)
+    theirs = ltc("generate", run, "--memory", 0, "--prompt", "On day 7", "--max-tokens", 120, *options)
     assert ours.stdout == theirs.out
 
 
