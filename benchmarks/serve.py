@@ -116,7 +116,7 @@ async def streams(url: str, count: int, tokens: int) -> dict[str, Any]:
 
 def decoder_alone(run: Path, count: int, tokens: int) -> float:
     """Tokens per second of the engine without HTTP, text or scheduler, in this process."""
-    import torch
+    import numpy as np
 
     from ltc_textgen.config import SamplingConfig
     from ltc_textgen.generation.sampling import UniformStreams
@@ -129,9 +129,7 @@ def decoder_alone(run: Path, count: int, tokens: int) -> float:
     engine = engines_for(loaded.network, "auto", count)[0]
     state, eos = loaded.network.initial_state(1).detach(), loaded.tokenizer.eos_token_id
     options = Options(SamplingConfig(max_tokens=tokens, temperature=1.0, ignore_eos=True))
-    rows = [
-        RowState(Context(state, torch.tensor([eos])), options, UniformStreams(n, range(1)), eos) for n in range(count)
-    ]
+    rows = [RowState(Context(state, np.array([eos])), options, UniformStreams(n, range(1)), eos) for n in range(count)]
     start = time.perf_counter()
     while rows[0].drawn < tokens:
         engine.draw(rows, 32)
@@ -169,7 +167,7 @@ def main() -> None:
     ]
     alone = decoder_alone(options.run, options.streams, options.tokens) if options.streams else None
     start = time.perf_counter()
-    server = subprocess.Popen([*command, "--max-tokens", "1000000"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--max-tokens", "1000000", "--slots", "96"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url = server.stdout.readline().strip()
     process, ready = psutil.Process(server.pid), time.perf_counter() - start

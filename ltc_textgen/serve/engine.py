@@ -7,7 +7,7 @@ are given in the same call.
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
+import numpy as np
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.errors import LogitsError
@@ -119,7 +119,7 @@ class Context:
     """
 
     state: LiquidState
-    ids: Int[Tensor, " T"]
+    ids: Int[np.ndarray, " T"]
     at: int = 0
     scored: list[Scored] = field(default_factory=list)
     memory: Mixture | None = None
@@ -140,7 +140,7 @@ class Context:
 
     def advance(self, state: LiquidState, token: int) -> None:
         """Continue after the last token was read and another one drawn."""
-        self.state, self.ids, self.at = state, torch.tensor([token]), 0
+        self.state, self.ids, self.at = state, np.array([token], np.int64), 0
 
 
 @dataclass(eq=False)
@@ -158,6 +158,7 @@ class RowState:
         drawn: Tokens drawn so far.
         keep: Keep `context.state` up to date: it will be asked for.
         slot: Where the engine has it, between the first draw and `Engine.release`.
+        numbers: Random numbers that the engine has taken out of `uniform` and not used yet.
     """
 
     context: Context
@@ -170,6 +171,7 @@ class RowState:
     drawn: int = 0
     keep: bool = False
     slot: int | None = None
+    numbers: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
 
 
 @runtime_checkable

@@ -119,14 +119,14 @@ class Row:
         index: Number of the choice in the request.
         state: What the engine keeps.
         text: Its text so far.
-        heard: When its last piece was made, by `time.perf_counter`; 0 before the first.
+        heard: Whether it has given a piece.
     """
 
     job: "Job"
     index: int
     state: RowState
     text: SampleText
-    heard: float = 0.0
+    heard: bool = False
 
 
 @dataclass(eq=False)

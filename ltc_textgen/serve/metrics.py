@@ -84,19 +84,14 @@ class Metrics:
         self._rows.observe(rows)
         self._call.observe(seconds)
 
-    def generated(self, model: str, tokens: int, seconds: float, *, first: bool) -> None:
-        """A text has grown.
+    def first(self, model: str, seconds: float) -> None:
+        """A text has got its first token, some time after its request came."""
+        self._first.labels(model).observe(seconds)
 
-        Args:
-            model: Name of the model.
-            tokens: Tokens drawn, at least one.
-            seconds: Since the request came, or since the text grew before.
-            first: Whether these are its first tokens.
-        """
-        self._generated.labels(model).inc(tokens)
-        if first:
-            self._first.labels(model).observe(seconds)
-        else:
+    def generated(self, model: str, tokens: int, seconds: float) -> None:
+        """Texts have grown together by some tokens, in as many seconds as all of them waited for them."""
+        if tokens:
+            self._generated.labels(model).inc(tokens)
             self._between.labels(model).observe(seconds / tokens)
 
     def finished(self, model: str, reason: str) -> None:

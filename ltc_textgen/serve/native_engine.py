@@ -9,7 +9,7 @@ import torch
 
 from ltc_textgen.errors import LogitsError
 from ltc_textgen.generation.native import NativeDecoder
-from ltc_textgen.generation.sampling import broken_logits
+from ltc_textgen.generation.sampling import DRAW_BLOCK, broken_logits
 from ltc_textgen.kernels.decoder_rows import Choice, Hold, Rows, Work, Written
 from ltc_textgen.memory.ngrams import LONGEST
 from ltc_textgen.model.network import LiquidNetwork
@@ -47,7 +47,7 @@ class NativeEngine:
     def read(self, context: Context, elapsed: float = 1.0, score: int | None = None) -> None:
         """As `Engine.read`."""
         end = min(context.at + SLICE, len(context.ids) - 1)
-        ids, following = context.ids[context.at : end].numpy(), context.ids[context.at + 1 : end + 1].numpy()
+        ids, following = context.ids[context.at : end], context.ids[context.at + 1 : end + 1]
         slot = self._reader.join(Choice(), *_stacked(context.state), elapsed=elapsed)
         try:
             if score is not None and context.memory is not None:
@@ -81,11 +81,13 @@ class NativeEngine:
         options = row.options
         if row.slot is None:
             row.slot = self._join(row)
-        starts = sorted({clamp.start for clamp in options.clamps})
-        if row.drawn in starts or (row.drawn == 0 and starts):
-            self._rows.hold(row.slot, [_hold(clamp) for clamp in options.clamps if clamp.start <= row.drawn])
-        count = min([count, options.sampling.max_tokens - row.drawn, *(s - row.drawn for s in starts if s > row.drawn)])
-        uniform = None if options.sampling.greedy else row.uniform.ahead(count)[0].numpy()
+        count = min(count, options.sampling.max_tokens - row.drawn)
+        if options.clamps:
+            starts = {clamp.start for clamp in options.clamps}
+            if row.drawn in starts:
+                self._rows.hold(row.slot, [_hold(clamp) for clamp in options.clamps if clamp.start <= row.drawn])
+            count = min([count, *(start - row.drawn for start in starts if start > row.drawn)])
+        uniform = None if options.sampling.greedy else _numbers(row, count)
         return Work(row.slot, [row.context.last], count, uniform, logprobs=options.logprobs is not None)
 
     def _join(self, row: RowState) -> int:
@@ -109,11 +111,19 @@ class NativeEngine:
             tau = torch.from_numpy(written.watched[: len(tokens), :, 0].copy())
         row.drawn += len(tokens)
         if not options.sampling.greedy:
-            row.uniform.skip(len(tokens))
+            row.numbers = row.numbers[len(tokens) :]
         assert row.slot is not None
         state = _state(*self._rows.state(row.slot)) if row.keep else row.context.state
         row.context.advance(state, tokens[-1])
         return Drawn(tokens, scored, tau)
+
+
+def _numbers(row: RowState, count: int) -> Float[np.ndarray, " _"]:
+    """The next random numbers of a row; they are taken out of its stream in blocks, which is faster."""
+    while len(row.numbers) < count:
+        row.numbers = np.concatenate([row.numbers, row.uniform.ahead(DRAW_BLOCK)[0].numpy()])
+        row.uniform.skip(DRAW_BLOCK)
+    return row.numbers[:count]
 
 
 def _choice(row: RowState) -> Choice:

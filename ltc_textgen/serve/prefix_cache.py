@@ -60,6 +60,6 @@ def prefix_keys(base: str, context: Context) -> list[bytes]:
     """
     key, keys = hashlib.sha256(base.encode()).digest(), []
     for end in range(SLICE, len(context.ids), SLICE):
-        key = hashlib.sha256(key + context.ids[end - SLICE : end].numpy().tobytes()).digest()
+        key = hashlib.sha256(key + context.ids[end - SLICE : end].tobytes()).digest()
         keys.append(key)
     return keys

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.tokenizers import TextTokenizer
@@ -85,7 +85,7 @@ class Plan:
             state, ids = served.initial_state, prompt.ids
         else:
             state, ids = self.before.liquid, [int(self.before.last), *prompt.ids]
-        context = Context(state, torch.tensor(ids), memory=self.options.memory)
+        context = Context(state, np.array(ids, np.int64), memory=self.options.memory)
         keys: list[bytes] = []
         if self.request.ltc.cache and self.score is None:
             base = "" if self.before is None else state_name(self.before)

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
+import numpy as np
 
 from ltc_textgen.errors import LTCError
 from ltc_textgen.serve.api_error import ApiError, engine_error
@@ -21,7 +21,7 @@ from ltc_textgen.serve.jobs import Channel, Job, Piece, Row
 from ltc_textgen.serve.metrics import Metrics
 from ltc_textgen.serve.prefix_cache import PrefixCache
 
-MAX_SECONDS = 0.008
+MAX_SECONDS = 0.025
 """Longest time that one call of an engine should take: nothing is noticed, and no text shown, before it returns."""
 
 MAX_TOKENS_PER_CALL = 256
@@ -299,15 +299,17 @@ class Scheduler:
             self._count = max(1, self._count // 2)
         elif seconds < MAX_SECONDS / 2:
             self._count = min(2 * self._count, MAX_TOKENS_PER_CALL)
+        total, now = 0, time.perf_counter()
         for row, before, result in zip(rows, befores, results, strict=True):
             if isinstance(result, LTCError):
                 self._leave(row)
                 self._fail(row.job.model, [(row.job.channel, row.index)], result)
             else:
-                self._push(row, before, result)
+                total += self._push(row, before, result, now)
+        self._metrics.generated(rows[0].job.model, total, seconds * len(rows))
 
-    def _push(self, row: Row, before: Context | None, drawn: Drawn) -> None:
-        """Turn drawn tokens into text; what was drawn after the end is dropped."""
+    def _push(self, row: Row, before: Context | None, drawn: Drawn, now: float) -> int:
+        """Turn drawn tokens into text, and count them; what was drawn after the end is dropped."""
         offsets: list[int] = []
         if drawn.scored is None:
             text, count, reason = row.text.push_all(drawn.tokens)
@@ -318,19 +320,20 @@ class Scheduler:
                 more, reason = row.text.push(drawn.tokens[count])
                 text, count = text + more, count + 1
         taken = drawn if count == len(drawn.tokens) else drawn.first(count)
-        now = time.perf_counter()
-        self._metrics.generated(row.job.model, count, now - (row.heard or row.job.arrived), first=not row.heard)
-        prompt = None if row.heard else self._prompt(row)
-        row.heard = now
+        prompt = None
+        if not row.heard:
+            row.heard, prompt = True, self._prompt(row)
+            self._metrics.first(row.job.model, now - row.job.arrived)
         stop = row.text.stop or ("separator" if reason == "stop" else None)
         piece = Piece(row.index, text, taken, offsets, reason, stop, prompt)
         if reason is None:
             row.job.channel.put(piece)
-            return
+            return count
         self._leave(row)
         if before is not None and count < len(drawn.tokens):  # what was drawn after the end is in the state
             row.state.context = reread(row.job, before, taken.tokens)
         self._end(row, piece)
+        return count
 
     def _leave(self, row: Row) -> None:
         """Give the slot of a row to others."""
@@ -361,7 +364,7 @@ class Scheduler:
 
 def reread(job: Job, before: Context, taken: Sequence[int]) -> Context:
     """The context after some tokens were drawn, from that before them."""
-    ids = torch.tensor([before.last, *taken])
+    ids = np.array([before.last, *taken], np.int64)
     context = Context(before.state, ids)
     while not context.ready:
         job.engine.read(context, job.options.elapsed)

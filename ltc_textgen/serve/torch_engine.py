@@ -50,7 +50,7 @@ class TorchEngine:
     def read(self, context: Context, elapsed: float = 1.0, score: int | None = None) -> None:
         """As `Engine.read`."""
         end = min(context.at + SLICE, len(context.ids) - 1)
-        ids = context.ids[None, context.at : end].to(self._device)
+        ids = torch.from_numpy(context.ids[None, context.at : end]).to(self._device)
         hidden, context.state = self._model.advance(ids, context.state, elapsed)
         if score is not None:
             logits = self._model.lm_head.logits(hidden)[0]
@@ -58,7 +58,7 @@ class TorchEngine:
                 read = [context.ids[:at][-LONGEST:].tolist() for at in range(context.at + 1, end + 1)]
                 places = np.concatenate([context.memory.contexts_of(tokens) for tokens in read])
                 logits = mixed(context.memory, logits, places)
-            context.scored += scores(logits, context.ids[context.at + 1 : end + 1], score)
+            context.scored += scores(logits, torch.from_numpy(context.ids[context.at + 1 : end + 1]), score)
         context.at = end
 
     @torch.inference_mode()

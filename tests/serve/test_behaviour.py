@@ -5,7 +5,12 @@ import contextlib
 import http.client
 import json
 import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +141,27 @@ def test_streams_end_with_a_reason_when_the_server_does(runs: dict[str, Path], s
     assert events[-1] == b"[DONE]"
     assert json.loads(events[-2])["choices"][0]["finish_reason"] == "abort"
     assert serving.process.wait(30) == 0
+
+
+def test_a_server_that_still_loads_says_so_and_can_be_ended(runs: dict[str, Path]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ltc_textgen", "serve", str(runs["chars"]), "--port", str(port), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def answered() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read()) == {"status": "loading"}
+        except OSError:
+            return False
+
+    eventually(answered)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
 
 
 def test_a_reader_that_takes_nothing_is_dropped() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ def job(run: Run, engine: Engine, options: Options, prompt: str, seed: int) -> J
     return Job(
         model="chars",
         engine=engine,
-        context=Context(run.network.initial_state(1).detach(), torch.tensor(ids)),
+        context=Context(run.network.initial_state(1).detach(), np.array(ids, np.int64)),
         options=Options(**{**vars(options), "sampling": sampling}),
         seed=seed,
         text=SampleText(run.tokenizer, ids, sampling),

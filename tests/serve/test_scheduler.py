@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from openai._streaming import SSEDecoder
@@ -63,7 +64,7 @@ class Counting:
 
 
 def job(engine: Counting, channel: Channel, tokens: int = 5, prompt: int = 1, kind: int = 0, samples: int = 1) -> Job:
-    ids = torch.tensor([kind, *[0] * (prompt - 1)])
+    ids = np.array([kind, *[0] * (prompt - 1)], np.int64)
     sampling = SamplingConfig(max_tokens=tokens)
     return Job(
         model=f"model {kind}",
