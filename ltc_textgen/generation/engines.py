@@ -5,6 +5,7 @@ An engine reads the prompt when it is made. `draw` returns the next tokens of ev
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, runtime_checkable
 
@@ -45,6 +46,7 @@ class Request:
         state: State before the prompt, of one sequence; the initial state if None.
         memory: N-gram memory that is mixed with the network's distribution; None, or one whose share is 0, for the
             network alone.
+        before: Tokens before the prompt, which the state has read: the memory looks back at them.
     """
 
     prompt: list[int]
@@ -53,6 +55,7 @@ class Request:
     eos_token_id: int
     state: LiquidState | None = None
     memory: Mixture | None = None
+    before: Sequence[int] = ()
 
     def fork(self) -> Int[Tensor, " B"]:
         """Batch rows from which the samples start: row 0 for each."""
@@ -124,7 +127,7 @@ class TorchEngine:
         self._state = state.select(fork)
         self._memory = request.memory if request.memory is not None and request.memory.share else None
         if self._memory is not None:
-            self._contexts = self._memory.contexts_of(request.prompt, len(self._last))
+            self._contexts = self._memory.contexts_of([*request.before, *request.prompt], len(self._last))
         self._streams = request.streams()
         self._seen = request.seen(model.settings.vocabulary)
         if self._seen is not None:
@@ -173,7 +176,10 @@ class NativeEngine:
             # The EOS token that stands for an empty prompt is no text that could be repeated.
             self._rows.see(slot, [token for token in request.prompt if token != request.eos_token_id])
         if request.memory is not None and request.memory.share:
-            mixture, (context,) = request.memory.native(), request.memory.contexts_of(request.prompt[:-1])
+            mixture, (context,) = (
+                request.memory.native(),
+                request.memory.contexts_of([*request.before, *request.prompt[:-1]]),
+            )
             for slot in self._slots:
                 self._rows.mix(slot, mixture, context)
         self._last = [[request.prompt[-1]] for _ in self._slots]

@@ -12,7 +12,7 @@ rounding of a larger matrix product changes a draw near the boundary between two
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ def generate_stream(
     if state.batch_size != 1:
         raise UsageError(f"state: expected one text, got {state.batch_size}: choose one with select")
     ids = [int(state.last), *(encode_prompt(tokenizer, prompt, notify) if prompt else [])]
-    return _stream(model, tokenizer, ids, sampling, state.liquid, memory, engine)
+    return _stream(model, tokenizer, ids, sampling, state.liquid, memory, engine, state.before[0])
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str], None]) -> list[int]:
@@ -192,6 +192,7 @@ def _stream(
     state: LiquidState | None,
     memory: Mixture | None,
     engine: EngineName,
+    before: Sequence[int] = (),
 ) -> Iterator[TextChunk]:
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
     if not sampling.max_tokens:
@@ -201,7 +202,9 @@ def _stream(
     fresh = SampleText(tokenizer, prompt, sampling)
     samples = {i: fresh.fork() for i in range(sampling.num_samples)}
     with evaluating(model):
-        source = open_engine(model, Request(prompt, sampling, seed, tokenizer.eos_token_id, state, memory), engine)
+        source = open_engine(
+            model, Request(prompt, sampling, seed, tokenizer.eos_token_id, state, memory, before), engine
+        )
         start, rows = time.perf_counter(), list(samples)
         while rows:
             tokens = source.draw()

@@ -262,7 +262,7 @@ class Rows:
         return slot
 
     def leave(self, slot: int) -> None:
-        """Free a slot."""
+        """Free the slot of a row."""
         self._of(slot)
         self._held[slot] = self._mixing[slot] = None
         self._free.append(slot)

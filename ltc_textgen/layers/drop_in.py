@@ -41,12 +41,12 @@ class WiringOf:
 def FullyConnected(
     units: int, output_dim: int | None = None, erev_init_seed: int = 1111, self_connections: bool = True
 ) -> WiringOf:
-    """As `ncps.wirings.FullyConnected`."""
+    """The same as `ncps.wirings.FullyConnected`."""
     return WiringOf(lambda inputs: fully_connected(units, inputs, output_dim, erev_init_seed, self_connections))
 
 
 def Random(units: int, output_dim: int | None = None, sparsity_level: float = 0.0, random_seed: int = 1111) -> WiringOf:
-    """As `ncps.wirings.Random`."""
+    """The same as `ncps.wirings.Random`."""
     return WiringOf(lambda inputs: random(units, inputs, output_dim, sparsity_level, random_seed))
 
 
@@ -60,13 +60,13 @@ def NCP(
     motor_fanin: int,
     seed: int = 22222,
 ) -> WiringOf:
-    """As `ncps.wirings.NCP`."""
+    """The same as `ncps.wirings.NCP`."""
     sizes = inter_neurons, command_neurons, motor_neurons, sensory_fanout, inter_fanout
     return WiringOf(lambda inputs: ncp(inputs, *sizes, recurrent_command_synapses, motor_fanin, seed))
 
 
 def AutoNCP(units: int, output_size: int, sparsity_level: float = 0.5, seed: int = 22222) -> WiringOf:
-    """As `ncps.wirings.AutoNCP`."""
+    """The same as `ncps.wirings.AutoNCP`."""
     return WiringOf(lambda inputs: auto_ncp(units, inputs, output_size, sparsity_level, seed))
 
 

@@ -36,7 +36,7 @@ from ltc_textgen.model.blocks import (
 from ltc_textgen.model.blocks import evaluating as evaluating
 from ltc_textgen.model.heads import AdaptiveHead, FullHead, build_head
 from ltc_textgen.model.state import LiquidState
-from ltc_textgen.model.text_state import TextState
+from ltc_textgen.model.text_state import BEFORE, TextState
 from ltc_textgen.shapes import Bool, Float, Int, Shaped, Tensor
 
 FIRST_STD = 0.02
@@ -224,7 +224,11 @@ class LiquidNetwork(nn.Module):
         with evaluating(self):
             last = deque(read_chunks(self, ids[:, :-1], liquid, time[:, :-1]), maxlen=1)
         after = last[0][1] if last else self.initial_state(batch)
-        return TextState(after.detach(), ids[:, -1], count, self.fingerprint())
+        kept = ids[:, :-1][:, -BEFORE:].tolist()
+        if state is not None:
+            kept = [[*old, *new][-BEFORE:] for old, new in zip(state.before, kept, strict=True)]
+        before = tuple(map(tuple, kept))
+        return TextState(after.detach(), ids[:, -1], count, self.fingerprint(), before)
 
     def token_ids(self, text: str | Tensor, tokenizer: Any = None) -> Int[Tensor, "B T"]:
         """The ids of a text, or checked ids, on the device of the weights.

@@ -27,6 +27,8 @@ from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Int, Tensor
 
 FORMAT = "1"
+BEFORE = 16
+"""Most tokens before the last that a state keeps of each text: no n-gram memory looks further back."""
 
 
 @runtime_checkable
@@ -51,12 +53,18 @@ class TextState:
         last: The last token of each text.
         tokens: Tokens of each text.
         model: Fingerprint of the model that read them.
+        before: Of each text some tokens before its last, the newest last, for an n-gram memory; none if not known.
     """
 
     liquid: LiquidState
     last: Int[Tensor, " B"]
     tokens: tuple[int, ...]
     model: str
+    before: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.before:
+            object.__setattr__(self, "before", ((),) * len(self.tokens))
 
     @property
     def batch_size(self) -> int:
@@ -76,7 +84,8 @@ class TextState:
         """Texts by number, in that order; repeats fork a state."""
         index = torch.tensor(rows, dtype=torch.int64)
         last = self.last.index_select(0, index.to(self.last.device))
-        return TextState(self.liquid.select(index), last, tuple(self.tokens[row] for row in rows), self.model)
+        tokens, before = tuple(self.tokens[row] for row in rows), tuple(self.before[row] for row in rows)
+        return TextState(self.liquid.select(index), last, tokens, self.model, before)
 
     @classmethod
     def stack(cls, states: list["TextState"]) -> "TextState":
@@ -94,7 +103,8 @@ class TextState:
             tuple(torch.cat(parts) for parts in zip(*(state.conv_state for state in every), strict=True)),
         )
         tokens = tuple(count for state in states for count in state.tokens)
-        return cls(liquid, torch.cat([state.last for state in states]), tokens, states[0].model)
+        before = tuple(row for state in states for row in state.before)
+        return cls(liquid, torch.cat([state.last for state in states]), tokens, states[0].model, before)
 
     def save(self, path: Path | str) -> None:
         """Write the state to a safetensors file, whole or not at all.
@@ -111,6 +121,7 @@ class TextState:
         tensors["last"] = self.last.detach().cpu().clone(memory_format=torch.contiguous_format)
         header = {"kind": "ltc state", "format": FORMAT, "model": self.model, "sha256": digest(tensors)}
         header["tokens"] = ",".join(map(str, self.tokens))
+        header["before"] = json.dumps(self.before)
         return save(tensors, metadata=header)
 
     @classmethod
@@ -177,7 +188,27 @@ class TextState:
                 raise ArtifactError(f"{path} is damaged: {name} holds numbers that are not finite")
         device = next(iter(expected.values())).device
         liquid = LiquidState.from_tensors(tensors).to(device)
-        return cls(liquid, last.to(device), tuple(map(int, counts)), header["model"])
+        before = _before(path, header.get("before"), len(counts), model.settings.input_size)
+        return cls(liquid, last.to(device), tuple(map(int, counts)), header["model"], before)
+
+
+def _before(path: str, text: str | None, batch_size: int, vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens before the last ones, from a header; files of earlier versions have none."""
+    if text is None:
+        return ()
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        rows = None
+    if not (isinstance(rows, list) and len(rows) == batch_size and all(_is_row(row, vocabulary) for row in rows)):
+        raise ArtifactError(f"{path} is damaged: the tokens before its last ones are not in the vocabulary")
+    return tuple(map(tuple, rows))
+
+
+def _is_row(row: object, vocabulary: int) -> bool:
+    if not isinstance(row, list) or len(row) > BEFORE:
+        return False
+    return all(type(token) is int and 0 <= token < vocabulary for token in row)
 
 
 def mix(a: TextState, b: TextState, weight: float = 0.5) -> TextState:
@@ -193,7 +224,9 @@ def mix(a: TextState, b: TextState, weight: float = 0.5) -> TextState:
         raise UsageError(f"mix: the states hold {a.batch_size} and {b.batch_size} texts")
     other = iter([*b.liquid.neurons, *b.liquid.conv_state])
     near = a if weight <= 0.5 else b
-    return TextState(a.liquid.map(lambda tensor: tensor.lerp(next(other), weight)), near.last, near.tokens, a.model)
+    return TextState(
+        a.liquid.map(lambda tensor: tensor.lerp(next(other), weight)), near.last, near.tokens, a.model, near.before
+    )
 
 
 def metadata(content: bytes) -> dict[str, str]:

@@ -77,17 +77,17 @@ async def models(request: Request) -> Response:
 
 
 async def model(request: Request) -> Response:
-    """One model."""
+    """The description of one model."""
     return JSONResponse(server_of(request).ready_models().find(request.path_params["name"]).describe())
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus' text format."""
+    """The metrics in Prometheus' text format."""
     return Response(server_of(request).metrics.text(), media_type=metrics_text.CONTENT_TYPE)
 
 
 async def page(request: Request) -> Response:
-    """The page."""
+    """The page for a browser."""
     return FileResponse(STATIC / "index.html")
 
 

@@ -50,7 +50,7 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(GenerationRequest):
-    """POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="Most tokens of the answer.")
@@ -72,7 +72,7 @@ class ChatRequest(GenerationRequest):
 
 
 async def chat_completions(request: Request) -> Response:
-    """The handler."""
+    """Handler of POST /v1/chat/completions."""
     server = server_of(request)
     if server.settings.chat_template == "none":
         raise ApiError(404, "this server has no chat template: use /v1/completions", code="no_chat_template")

@@ -28,7 +28,7 @@ class Choice:
     error: ApiError | None = None
 
     def add(self, piece: Piece) -> None:
-        """Append a piece."""
+        """Append a piece of text."""
         self.text += piece.text
         self.tokens += piece.drawn.tokens
         self.scored += piece.drawn.scored or []

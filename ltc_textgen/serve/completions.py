@@ -26,7 +26,7 @@ from ltc_textgen.serve.state_store import find_state
 
 
 async def completions(request: Request) -> Response:
-    """The handler."""
+    """Handler of POST /v1/completions."""
     server = server_of(request)
     body = parse(CompletionRequest, await read_json(request))
     served = server.ready_models().find(body.model)

@@ -17,7 +17,7 @@ TRANSPORT = "ltc_transport"
 
 
 class HttpProtocol(H11Protocol):
-    """One connection."""
+    """One connection of a client."""
 
     _head: asyncio.TimerHandle | None = None
 
@@ -39,7 +39,7 @@ class HttpProtocol(H11Protocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Cancel the timer of the connection."""
         self._forget()
         super().connection_lost(exc)
 

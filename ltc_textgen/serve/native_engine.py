@@ -41,11 +41,11 @@ class NativeEngine:
         self._neurons = [(layer, neuron) for layer in range(core.L) for neuron in range(core.N)]
 
     def supports(self, options: Options) -> bool:
-        """Everything is supported."""
+        """Always true: every option is supported."""
         return True
 
     def read(self, context: Context, elapsed: float = 1.0, score: int | None = None) -> None:
-        """As `Engine.read`."""
+        """The same as `Engine.read`."""
         end = min(context.at + SLICE, len(context.ids) - 1)
         ids, following = context.ids[context.at : end], context.ids[context.at + 1 : end + 1]
         slot = self._reader.join(Choice(), *_stacked(context.state), elapsed=elapsed)
@@ -65,14 +65,14 @@ class NativeEngine:
         context.at = end
 
     def draw(self, rows: list[RowState], count: int) -> list[Drawn | LogitsError]:
-        """As `Engine.draw`."""
+        """The same as `Engine.draw`."""
         work = [self._work(row, count) for row in rows]
         best = max((row.options.logprobs or 0 for row in rows), default=0)
         written = self._rows.run(work, best=best)
         return [self._drawn(row, one) for row, one in zip(rows, written, strict=True)]
 
     def release(self, row: RowState) -> None:
-        """As `Engine.release`."""
+        """The same as `Engine.release`."""
         if row.slot is not None:
             self._rows.leave(row.slot)
             row.slot = None

@@ -116,12 +116,12 @@ class GenerationRequest(Body):
         return self
 
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions."""
+    """Body of POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
         "", description="Texts or token ids to continue; an empty text begins as a document does."

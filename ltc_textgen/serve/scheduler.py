@@ -63,7 +63,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the scheduler's thread."""
         self._thread.start()
 
     @property

@@ -25,7 +25,7 @@ BINARY = "application/octet-stream"
 
 
 class ReadRequest(Body):
-    """POST /v1/ltc/states/{id}/read."""
+    """Body of POST /v1/ltc/states/{id}/read."""
 
     text: str | None = Field(None, description="Text to read.")
     tokens: list[Any] | None = Field(None, description="Token ids to read, in place of a text.")
@@ -33,7 +33,7 @@ class ReadRequest(Body):
 
 
 class MixRequest(Body):
-    """POST /v1/ltc/states/mix."""
+    """Body of POST /v1/ltc/states/mix."""
 
     a: str
     b: str
@@ -61,7 +61,7 @@ async def download(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """Drop a state."""
+    """Drop a saved state."""
     server_of(request).states.delete(request.path_params["id"])
     return JSONResponse({"id": request.path_params["id"], "deleted": True})
 

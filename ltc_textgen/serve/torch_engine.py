@@ -48,7 +48,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def read(self, context: Context, elapsed: float = 1.0, score: int | None = None) -> None:
-        """As `Engine.read`."""
+        """The same as `Engine.read`."""
         end = min(context.at + SLICE, len(context.ids) - 1)
         ids = torch.from_numpy(context.ids[None, context.at : end]).to(self._device)
         hidden, context.state = self._model.advance(ids, context.state, elapsed)

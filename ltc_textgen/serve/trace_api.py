@@ -31,7 +31,7 @@ What = Literal["tau", "state", "logprob"]
 
 
 class TraceRequest(Body):
-    """POST /v1/ltc/trace."""
+    """Body of POST /v1/ltc/trace."""
 
     model: str | None = None
     text: str | None = None
@@ -65,7 +65,7 @@ class Trace:
 
 
 async def trace(request: Request) -> Response:
-    """The handler."""
+    """Handler of POST /v1/ltc/trace."""
     server = server_of(request)
     body = parse(TraceRequest, await read_json(request))
     served = server.ready_models().find(body.model)

@@ -204,7 +204,7 @@ def more(path: Path) -> None:
 @pytest.mark.parametrize("name", ["train.bin", "train.jsonl"])
 def test_a_damaged_beginning_is_cut_off(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
     def shard(n: int) -> tuple[np.ndarray, tokenize.Counts]:
-        return np.full(10, n, np.uint16), tokenize.Counts(10, 0, n, n, "ab")
+        return np.full(10, n, np.uint16), tokenize.Counts(10, 0, n, n, characters="ab")
 
     path = tmp_path / "train.bin"
     list(TokenWriter(path).write(shard(n) for n in range(6)))

@@ -138,6 +138,6 @@ def test_the_only_checkpoint_is_not_lost_while_it_is_replaced(corpus, tmp_path):
     given = {"eval_steps": 3, "save_total_limit": 1, "sample_tokens": 0}
     train(settings(corpus, max_steps=6, **given), out, reporter=Listener())
     (only,) = list_checkpoints(out)
-    checkpoint._set_aside(only)
+    only.rename(checkpoint._aside(only))
     train(settings(corpus, max_steps=8, **given), out, resume=True, reporter=heard)
     assert heard.paces[0].step == 7

@@ -13,6 +13,7 @@ from training_runs import Listener, settings
 from ltc_textgen import runs
 from ltc_textgen.errors import ArtifactError, UsageError
 from ltc_textgen.io.checked import sha256_file
+from ltc_textgen.io.hashing import sha256_json
 from ltc_textgen.runs import load_run
 from ltc_textgen.training import checkpoint
 from ltc_textgen.training.checkpoint import list_checkpoints
@@ -33,7 +34,7 @@ def resealed(directory: Path, name: str) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest.pop("sha256")
     manifest["files"][name] = sha256_file(directory / name)
-    manifest["sha256"] = checkpoint._digest(manifest)
+    manifest["sha256"] = sha256_json(manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
