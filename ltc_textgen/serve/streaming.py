@@ -18,7 +18,7 @@ PING_SECONDS = 15.0
 
 
 def event(document: Any) -> bytes:
-    """One server-sent event."""
+    """The bytes of one server-sent event."""
     return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

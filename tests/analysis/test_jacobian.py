@@ -57,6 +57,7 @@ def test_exponents_add_up_to_the_growth_of_volume(kind: str, ids: torch.Tensor) 
     assert np.all(np.diff(rates) <= 0)
 
 
+@pytest.mark.slow
 def test_leading_exponents_are_those_of_all(ids: torch.Tensor) -> None:
     model = network("full", num_layers=1).double()
     long = ids.repeat(1, 4)

@@ -59,6 +59,7 @@ def test_it_is_small_and_names_its_origin() -> None:
     assert "86c4e6aa" in (DEMO / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_writing_with_it_imports_no_transformers() -> None:
     code = (
         "import sys; from ltc_textgen.cli import main;"

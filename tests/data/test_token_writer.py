@@ -46,6 +46,7 @@ def made(path: Path, kind: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> 
     return data, json.loads((folder / "facts.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece"])
 def test_several_threads_make_what_one_makes(text_file: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, facts = made(text_file, kind, "one", monkeypatch)

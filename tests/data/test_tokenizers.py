@@ -32,6 +32,7 @@ KINDS = ["char", "byte", "wordpiece", "bert", "gpt2", "metaspace", "fallback"]
 LOSSLESS = ["byte", "wordpiece", "gpt2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOSSLESS)
 @given(text=st.text())
 @settings(max_examples=150, deadline=None)
@@ -67,6 +68,7 @@ def test_characters_outside_the_vocabulary_are_unknown() -> None:
     assert tokenizer.lossless
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)

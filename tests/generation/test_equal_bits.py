@@ -31,6 +31,7 @@ def any_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("any_threads")
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -154,6 +154,7 @@ def pass_over(engine: NativeEngine, count: int) -> None:
         count -= engine.draw().shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", OPTIONS, ids=str)
 def test_it_writes_what_the_reference_writes(sampling: SamplingConfig) -> None:
     model, count, prompt, seed = make_model(), 2000, [1, 2, 3], sampling.seed or 0

@@ -47,6 +47,7 @@ def test_registration(kind, code):
     torch.library.opcheck(operator, (*inputs, 2, code, True, True))
 
 
+@pytest.mark.slow
 def test_registration_of_the_sums():
     shapes = {"values": (4, 3), "w": (3, 5), "sigma": (3, 5), "mu": (3, 5), "reversal": (3, 5)}
     inputs = [torch.rand(shape).requires_grad_() for shape in shapes.values()]

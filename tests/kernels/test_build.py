@@ -51,6 +51,7 @@ def test_one_openmp_in_the_process():
     assert len(runtimes) <= 1, runtimes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SETS, reason="no library")
 def test_ltc_isa_chooses_the_instruction_set():
     script = "from ltc_textgen.kernels.library import instruction_set; print(instruction_set())"
@@ -59,6 +60,7 @@ def test_ltc_isa_chooses_the_instruction_set():
     assert result.stdout.strip() == "baseline"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SETS, reason="no library")
 def test_an_unknown_instruction_set_is_one_line():
     result = subprocess.run(

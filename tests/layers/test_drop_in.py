@@ -132,6 +132,7 @@ def test_a_wiring_object_of_ncps_is_taken(name: str) -> None:
     assert rnn(torch.randn(2, 5, 3))[0].shape == (2, 5, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LTC", "CfC"])
 def test_the_example_of_ncps_trains(name: str) -> None:
     """Sine and cosine to a square pulse, as in their quickstart, but for Lightning."""

@@ -189,6 +189,7 @@ def test_writing_imports_no_transformers(run: Path, tmp_path: Path, engine: str)
     assert lines[-1] == "imported:"
 
 
+@pytest.mark.slow
 def test_measuring_imports_no_transformers(run: Path, tmp_path: Path) -> None:
     (text := tmp_path / "text.txt").write_text("On day 7 the sea was grey.\n" * 20)
     more = ["--dynamic", "--cache", 10, "--sample", 5]

@@ -123,6 +123,7 @@ def test_requests_have_ids(limited: Serving) -> None:
     assert limited.send("PUT", "/v1/completions", b"", X_Api_Key=KEY)[0] == 405
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_streams_end_with_a_reason_when_the_server_does(runs: dict[str, Path], signals: int) -> None:
     serving = Serving(runs, *SMALL[:-3], "1h" if signals == 2 else "500ms", "--engine", "torch")

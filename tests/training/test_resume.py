@@ -294,6 +294,7 @@ def test_a_process_that_gets_a_signal_saves_and_exits_with_its_code(uninterrupte
     assert_same_run(out, uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_second_of_two_runs_on_one_directory_is_told_the_pid(corpus, tmp_path):
     run, out = plan(corpus, max_steps=100_000, eval_steps=100_000, save_steps=100_000), tmp_path / "run"
     first = Process(run, out)

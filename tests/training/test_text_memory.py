@@ -133,6 +133,7 @@ def test_a_run_that_was_killed_before_its_memory_makes_it_when_resumed(
     assert all((again[name] == whole[name]).all() for name in whole)
 
 
+@pytest.mark.slow
 def test_what_is_copied_is_measured_beside_the_held_out_text(remembering: Path, ltc: Callable[..., Outcome]) -> None:
     told = json.loads(ltc("eval", remembering, "--sample", 300, "--temperature", 0.5, "--json").out)
     copied = told["sample"]["copied"]

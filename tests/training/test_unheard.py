@@ -39,7 +39,7 @@ def test_everything_is_passed_on_and_other_errors_come_through():
     methods = {name for name in vars(Reporter) if not name.startswith("_")}
     given = {"checkpoint": (1, 2.0), "close": (), "note": ("text",), "start": ({},), "end": ({},)}
     surviving = SurvivingReporter(Recording())
-    given |= dict.fromkeys(("step", "tokenizing", "validation"), (None,))
+    given |= dict.fromkeys(("step", "tokenizing", "validating", "validation"), (None,))
     assert methods == given.keys()
     for name in methods:
         getattr(surviving, name)(*given[name])
