@@ -53,6 +53,7 @@ def test_every_solver_has_an_order():
     assert set(ORDER) == set(SOLVERS) == set(Solver)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("solver", Solver)
 def test_measured_order_of_convergence(solver, problem):

@@ -39,6 +39,7 @@ def test_a_value_before_the_last_token_cannot_change_the_past(ids: torch.Tensor)
     assert change[21:].all()
 
 
+@pytest.mark.slow
 def test_silencing_is_clamping_to_the_mean_or_to_zero(ids: torch.Tensor) -> None:
     model = network("synaptic")
     seen = trace(model, ids)

@@ -31,6 +31,7 @@ def by_differences(model: LiquidNetwork, ids: torch.Tensor) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_jacobians_are_the_derivatives_of_a_token(every: LiquidNetwork, ids: torch.Tensor) -> None:
     model, ids = every.double(), ids[:, :9]
     for ours, theirs in zip(jacobian(model, ids), by_differences(model, ids), strict=True):
@@ -48,6 +49,7 @@ def test_exponents_of_a_leaky_layer_are_its_rates(ids: torch.Tensor) -> None:
     np.testing.assert_allclose(rates, np.sort(-np.exp(-np.linspace(0, 3, len(rates))))[::-1], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "synaptic", "pure cfc"])
 def test_exponents_add_up_to_the_growth_of_volume(kind: str, ids: torch.Tensor) -> None:
     """The sum of all exponents is the mean log |det J|, exactly."""

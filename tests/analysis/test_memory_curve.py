@@ -17,6 +17,7 @@ def test_all_of_the_past_gives_the_plain_loss(every: LiquidNetwork, ids: torch.T
     assert np.abs(curve.increase[0]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_distance_is_the_tokens_that_are_read(every: LiquidNetwork, ids: torch.Tensor) -> None:
     """The loss of each token by hand: from the k tokens before it, and no others."""
     k, losses = 3, []

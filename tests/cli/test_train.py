@@ -25,6 +25,7 @@ def settings_of(run: Path) -> dict:
     return json.loads((run / "training.json").read_text())["run"]
 
 
+@pytest.mark.slow
 def test_the_automatic_recipe_brings_its_vocabulary(
     tmp_path: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, fresh_cache: Path
 ) -> None:
@@ -49,6 +50,7 @@ def test_the_automatic_recipe_brings_its_vocabulary(
     assert settings_of(tmp_path / "mine")["data"]["vocab_size"] == 300
 
 
+@pytest.mark.slow
 def test_an_automatic_preset_lies_below_a_config_file(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[model]\nhidden_size = 24\nnum_layers = 1\n[train]\nbatch_size = 4\nsequence_length = 16\n")
@@ -178,6 +180,7 @@ def test_a_loss_that_still_falls_is_said_with_what_to_do(
         assert (f"--resume --more 1s --out {out}" in result.out) == falling
 
 
+@pytest.mark.slow
 def test_a_solver_over_a_preset_is_explained_before_the_first_step(
     story: Path, tmp_path: Path, ltc: Callable[..., Outcome]
 ) -> None:

@@ -103,6 +103,7 @@ def test_the_embedded_corpus_is_prose_and_always_the_same() -> None:
     assert len("".join(corpus.valid())) == pytest.approx(len("".join(documents)) / 10, abs=1)
 
 
+@pytest.mark.slow
 def test_the_embedded_corpus_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     files = python_docs.source_files()
     some = [*files[:20], Path(ast.__file__)]

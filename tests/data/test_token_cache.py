@@ -59,6 +59,7 @@ def test_documents_are_set_apart_and_unknown_tokens_counted(tmp_path: Path, fres
     assert np.count_nonzero(data.valid == data.tokenizer.eos_token_id) == len(list(data.corpus.valid()))
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path, fresh_cache: Path) -> None:
     text = "".join(chr(code) for code in range(0x10000, 0x10000 + 70_000))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")

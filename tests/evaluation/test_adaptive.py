@@ -128,6 +128,7 @@ def test_frozen_weights_learn_and_a_caller_in_inference_mode_changes_nothing():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["full", "adaptive"])
 @pytest.mark.parametrize("changed", [7, 16, 25])
 def test_a_score_depends_on_earlier_tokens_only(changed, head, monkeypatch):

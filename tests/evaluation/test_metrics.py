@@ -141,6 +141,7 @@ def test_rows_equal_a_slow_loop_over_each():
     assert nll == pytest.approx(sum(by_hand(model, part) for part in parts), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 7, 16, 1000])
 @pytest.mark.parametrize(
     "more", [{}, {"head": "adaptive", "adaptive_cutoffs": (20, 100)}, {"coupling": "full", "block": "plain"}]

@@ -189,6 +189,7 @@ def copy_of(exported: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["export.json", "model.onnx", "tokenizer.json", "decoding.json", "detokenize.py"])
 def test_a_changed_or_missing_file_is_named(name: str, exported: Path, tmp_path: Path) -> None:
     directory = copy_of(exported, tmp_path / "out")

@@ -133,6 +133,7 @@ def test_draw_inverts_the_distribution():
     assert draw(logits.expand(6, -1), uniform).tolist() == [1, 1, 2, 2, 4, 4]
 
 
+@pytest.mark.slow
 def test_draws_have_the_right_frequencies():
     probability = torch.tensor([0.6, 0.3, 0.1])
     streams = UniformStreams(seed=3, samples=range(1))

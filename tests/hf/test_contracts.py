@@ -86,6 +86,7 @@ class Step(nn.Module):
         return self.network.lm_head.logits(hidden), after
 
 
+@pytest.mark.slow
 def test_a_network_with_its_state_is_exported(model: LiquidTimeConstantNetwork) -> None:
     state = model.advance(ids())[1].detach()
     exported = torch.export.export(Step(model), (ids(), state), strict=False).module()

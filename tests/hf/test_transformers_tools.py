@@ -217,6 +217,7 @@ CONSTRAINTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SETTINGS, PLAIN], ids=["liquid", "plain"])
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=["bad words", "least", "prefix", "repetition"])

@@ -88,6 +88,7 @@ def test_an_exported_program_takes_any_batch(monkeypatch):
     assert program.module()(torch.randn(999, 16)).shape == (999, 16)
 
 
+@pytest.mark.slow
 def test_registration():
     x, weight, bias = (torch.randn(shape).requires_grad_() for shape in ((4, 3), (5, 3), (5,)))
     torch.library.opcheck(torch.ops.ltc.linear.default, (x, weight, bias))

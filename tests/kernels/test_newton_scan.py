@@ -73,6 +73,7 @@ def gradients(scan, arguments, method):
     return torch.autograd.grad((weights * states).sum() + (last**2).sum(), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("tokens", [1, 2, 37, 64])

@@ -36,6 +36,7 @@ def test_equals_the_float64_reference(kind, solver, adaptive, steps):
         assert disagreements(case.run(cell), reference) == {}, (batch, tokens, neurons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("solver", [Solver.semi_implicit, Solver.exponential])
 @pytest.mark.parametrize("adaptive", [True, False])

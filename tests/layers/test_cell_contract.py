@@ -28,6 +28,7 @@ def state(batch=4, neurons=NEURONS, seed=2):
     return torch.rand(batch, neurons, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "solver", "adaptive"), ALL_CASES)
 @torch.no_grad()
 def test_whole_sequence_equals_chunks_and_single_tokens(kind, solver, adaptive):
@@ -80,6 +81,7 @@ def test_types_are_checked_and_the_argument_is_named(name, arguments):
 
 
 # 8 = N: where batch, tokens and neurons are as many, a wrong broadcast raises no error.
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "tokens"), [(4, 6), (NEURONS, NEURONS), (1, 3), (3, 1)])
 @pytest.mark.parametrize("shape", ["()", "(B,)", "(B, 1)", "(B, T)"])
 @torch.no_grad()
@@ -131,6 +133,7 @@ def check_padding(cell, mask, noise):
         assert_close(outputs[:, t : t + 1], cell.readout(here), **SAME)
 
 
+@pytest.mark.slow
 def test_padding_anywhere_with_any_content_moves_no_state(kind):
     check_padding(make(kind))
 
@@ -165,6 +168,7 @@ def test_nothing_is_remembered_but_the_state(kind):
     assert_close(first, cell(u, torch.zeros(4, NEURONS, dtype=torch.float64)), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "solver", "adaptive"), ALL_CASES)
 def test_gradients_against_finite_differences(kind, solver, adaptive):
     cell = make(kind, solver, adaptive, inputs=2, neurons=6)

@@ -45,6 +45,7 @@ def leak_and_most(cell):
 loud = st.sampled_from([0.0, 1.0, -1.0, 30.0, 1e6, -1e6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", BOUNDED)
 def test_states_stay_between_reversal_potentials(membrane_kind, solver):
     """Theorem 2 of Hasani et al. 2021, for any input, any start and any time."""
@@ -85,6 +86,7 @@ def test_endless_time_is_the_equilibrium_of_the_conductances_at_the_start(membra
     assert_close(cell(u, x, 1e14)[1], current / conductance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "adaptive"), list(product(Solver, [True, False])))
 @torch.no_grad()
 def test_state_at_equilibrium_does_not_move(membrane_kind, solver, adaptive):
@@ -103,6 +105,7 @@ def test_state_at_equilibrium_does_not_move(membrane_kind, solver, adaptive):
     assert_close(last, x, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [True, False])
 @torch.no_grad()
 def test_solvers_agree_on_the_same_horizon_as_sub_steps_shrink(membrane_kind, adaptive):

@@ -144,6 +144,7 @@ def test_streams_end_with_a_reason_when_the_server_does(runs: dict[str, Path], s
     assert serving.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_still_loads_says_so_and_can_be_ended(runs: dict[str, Path]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

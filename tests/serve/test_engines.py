@@ -76,6 +76,7 @@ def drawn(jobs: list[Job], count: int) -> list[tuple[list[int], list[float], tor
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES, ids=lambda options: str(options.sampling.temperature))
 def test_engines_agree_and_rows_are_independent(loaded: dict[str, Run], options: Options) -> None:
     run = loaded["chars"]

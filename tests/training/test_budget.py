@@ -65,6 +65,7 @@ def test_a_run_by_time_validates_no_more_than_its_fraction():
     assert not budget.validation_is_due(progress(97.0, validation_seconds=1.0, validated_at=60.0)), "the last is near"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 4.0])
 def test_a_run_ends_with_its_budget_and_has_validated(tmp_path, monkeypatch, seconds):
     monkeypatch.setenv("LTC_CACHE", str(tmp_path / "cache"))

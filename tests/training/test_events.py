@@ -67,6 +67,7 @@ def failing(*_: object, **__: object) -> None:
     raise RuntimeError("no\nnetwork")
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_does_not_end_the_run(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

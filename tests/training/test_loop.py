@@ -126,6 +126,7 @@ def test_two_lengths_are_refused(corpus, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_the_schedule(corpus, tmp_path):
     heard = Listener()
     run = settings(corpus, max_steps=50, warmup_ratio=0.2, learning_rate=0.01, min_learning_rate_ratio=0.1)
@@ -149,6 +150,7 @@ def test_an_adaptive_head_is_ranked_by_the_counts_of_the_training_text(corpus, t
     assert loaded.model.lm_head.rank[loaded.tokenizer.encode(" ")[0]] == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_and_states_stay_float32(corpus, tmp_path):
     dtypes = set()
 
@@ -176,6 +178,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(corpus, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.slow
 def test_validating_does_not_change_what_is_learnt(corpus, tmp_path, monkeypatch):
     """Not even if scoring and writing draw from torch's generator, which dropout draws from too."""
     from ltc_textgen.training import validation

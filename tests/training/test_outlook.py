@@ -70,6 +70,7 @@ def test_a_duration_is_as_a_user_writes_it(seconds, text) -> None:
     assert read(text) == max(1, round(seconds))
 
 
+@pytest.mark.slow
 def test_a_run_says_them_before_its_first_step(corpus, tmp_path) -> None:
     heard = Listener(lambda pace: heard.notes.append("step") if pace.step == 1 else None)
     train(settings(corpus, time_budget=0.5), tmp_path / "run", reporter=heard)
