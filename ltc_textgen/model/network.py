@@ -96,8 +96,7 @@ class LiquidNetwork(nn.Module):
     def stack(self) -> Iterator[PlainLayer | LiquidBlock]:
         """The layers, from the embedding to the output."""
         for layer in self.layers:
-            assert isinstance(layer, PlainLayer | LiquidBlock)
-            yield layer
+            yield cast("PlainLayer | LiquidBlock", layer)  # or what stands in for one
 
     def advance(
         self,

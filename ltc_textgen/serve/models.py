@@ -74,9 +74,11 @@ class Served:
         raise ApiError(400, "ltc.clamp: the neurons of this model have no capacitance to clamp", "ltc.clamp")
 
     def fingerprint(self, engine: Engine) -> str:
-        """Names everything that bits may depend on: weights, engine, instruction set, version."""
+        """Names everything that bits may depend on: weights, engine, instruction set, version; PyTorch's threads too."""
         mixed = "" if self.memory is None else hashlib.sha256(self.memory.weights.tobytes()).hexdigest()
-        facts = [self.weights, mixed, self.tokenizer.fingerprint, engine.name, report()["cpu"], package_version()]
+        machine = report()["cpu"]  # "avx2, 2 threads": the native decoder's bits do not depend on the threads
+        machine = machine if engine.name == "torch" else machine.split(",")[0]
+        facts = [self.weights, mixed, self.tokenizer.fingerprint, engine.name, machine, package_version()]
         return f"fp_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
 
     def neuron(self, name: str, param: str) -> Neuron:

@@ -19,7 +19,7 @@ from ltc_textgen.generation.native import why_not
 from ltc_textgen.hf.modeling import LiquidTimeConstantNetwork
 from ltc_textgen.kernels.library import LIBRARY
 from ltc_textgen.model.network import CHUNK, FIRST_STD, LiquidNetwork, read
-from ltc_textgen.runs import load_run
+from ltc_textgen.runs import load_run, memory_of
 
 KINDS = {
     "plain": {},
@@ -182,7 +182,8 @@ def test_writing_imports_no_transformers(run: Path, tmp_path: Path, engine: str)
     assert [line for line in lines if line.startswith("<")] == ["<0>"] * 4 + ["<4>"]
     model, tokenizer = load_run(run).model, load_run(run).tokenizer
     sampling = SamplingConfig(max_tokens=12, seed=5)
-    text = generate(model, tokenizer, "On day", sampling, engine=engine)[0].text  # type: ignore[arg-type]
+    memory = memory_of(load_run(run))
+    text = generate(model, tokenizer, "On day", sampling, memory=memory, engine=engine)[0].text  # type: ignore[arg-type]
     document = next(json.loads(line) for line in lines if line.startswith("{"))
     assert document["samples"][0]["text"] == text
     assert lines[: lines.index("<0>")] == [line for line in f"On day{text}".split("\n") if line]
