@@ -74,7 +74,7 @@ class Served:
         raise ApiError(400, "ltc.clamp: the neurons of this model have no capacitance to clamp", "ltc.clamp")
 
     def fingerprint(self, engine: Engine) -> str:
-        """Names everything that bits may depend on: weights, engine, instruction set, version; PyTorch's threads too."""
+        """Names everything that bits depend on: weights, engine, instruction set, version, and PyTorch's threads."""
         mixed = "" if self.memory is None else hashlib.sha256(self.memory.weights.tobytes()).hexdigest()
         machine = report()["cpu"]  # "avx2, 2 threads": the native decoder's bits do not depend on the threads
         machine = machine if engine.name == "torch" else machine.split(",")[0]
