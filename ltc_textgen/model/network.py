@@ -9,7 +9,7 @@ need transformers; nothing here imports it, which halves their start-up time.
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
