@@ -22,6 +22,9 @@ from ltc_textgen.memory.files import save_memory
 from ltc_textgen.memory.ngrams import NgramMemory
 from ltc_textgen.model.network import LiquidNetwork
 
+DELAY = 30.0
+"""Seconds after the start of a run at which its text is counted, or at its end if that is earlier."""
+
 ORDERS = {"char": 8, "byte": 8}
 OTHER_ORDER = 5
 """Longest contexts by kind of tokenizer: a word piece is worth some characters."""
@@ -78,9 +81,10 @@ class MemoryBuilder:
         self._data, self._held_back, self._config = data, held_back, config
         self._memory: NgramMemory | None = None
         self._error: BaseException | None = None
-        # A daemon: a run that is stopped does not wait for the counts.
-        self._thread = threading.Thread(target=self._count, daemon=True)
-        self._thread.start()
+        # Not at once: the run measures its threads at the start, and would find a core busy.
+        self._timer = threading.Timer(DELAY, self._count)
+        self._timer.daemon = True  # a run that is stopped does not wait for the counts
+        self._timer.start()
 
     @staticmethod
     def unavailable() -> bool:
@@ -111,9 +115,11 @@ class MemoryBuilder:
             MemoryError: If there was no memory for the counts.
             LTCError: If the file cannot be written.
         """
-        if self._thread.is_alive():
-            note("counting the rest of the text for the n-gram memory")
-        self._thread.join()
+        self._timer.cancel()
+        self._timer.join()
+        if self._memory is None and self._error is None:
+            note("counting the text for the n-gram memory")
+            self._count()
         if self._error is not None:
             raise self._error
         memory, data = self._memory, self._data
