@@ -162,6 +162,8 @@ def generate(
     if not sampling.max_tokens and save_state is None and not interactive:
         raise UsageError("--max-tokens 0 generates nothing: it needs --save-state")
     text = "" if interactive else read_prompt(prompt, prompt_file)
+    if adapt and (memory == 0 or not text):
+        raise UsageError("--adapt lets the n-gram memory learn from the prompt: give one, and no --memory 0")
     from ltc_textgen.runs import load_run
 
     run = load_run(user_path(run_dir), prepare_torch(device, threads))

@@ -169,7 +169,7 @@ class NativeEngine:
     """The native decoder. It draws the reference's tokens, except where rounding changes a draw near a boundary."""
 
     def __init__(self, native: NativeDecoder, request: Request) -> None:
-        choice = native_choice(request)
+        choice = native_choice(request.sampling, request.eos_token_id)
         fork = request.fork()
         self._rows, self._slots = native.rows(_read_prompt(native, request).select(fork), choice)
         for slot in self._slots:
@@ -224,17 +224,16 @@ class NativeEngine:
             self._streams.keep(rows)
 
 
-def native_choice(request: Request) -> Choice:
-    """The sampling options as the native decoder takes them."""
-    sampling = request.sampling
+def native_choice(sampling: SamplingConfig, eos_token_id: int) -> Choice:
+    """The sampling options as the native decoder takes them; a row ends at the EOS token."""
     return Choice(
         temperature=0.0 if sampling.greedy else sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
-        forbidden=(request.eos_token_id,) if sampling.ignore_eos else (),
-        stops=(request.eos_token_id,),
+        forbidden=(eos_token_id,) if sampling.ignore_eos else (),
+        stops=(eos_token_id,),
     )
 
 

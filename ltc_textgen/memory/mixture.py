@@ -15,6 +15,7 @@ those of Mahoney's PAQ7 (2005). Kernel: csrc/mixture.cpp.
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -250,6 +251,7 @@ def _situations() -> tuple[int, int]:
     return int(rows[0]), int(rows[1])
 
 
+@cache
 def _library() -> ctypes.CDLL:
     """The library, with the types of its functions said: addresses would be cut to 32 bits otherwise."""
     library = LIBRARY

@@ -4,10 +4,13 @@ A row has the same bits alone and among others, on any number of threads, and ho
 (`kernels.decoder_rows`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from ltc_textgen.errors import LogitsError
+from ltc_textgen.generation.engines import native_choice
 from ltc_textgen.generation.native import NativeDecoder
 from ltc_textgen.generation.sampling import DRAW_BLOCK, broken_logits
 from ltc_textgen.kernels.decoder_rows import Choice, Hold, Rows, Work, Written
@@ -128,19 +131,14 @@ def _numbers(row: RowState, count: int) -> Float[np.ndarray, " _"]:
 
 def _choice(row: RowState) -> Choice:
     """The options of a row as the decoder takes them."""
-    options, sampling = row.options, row.options.sampling
+    options, plain = row.options, native_choice(row.options.sampling, row.eos_token_id)
     banned = [token for token, value in options.logit_bias if value <= FORBIDDEN]
-    return Choice(
-        temperature=0.0 if sampling.greedy else sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
+    return replace(
+        plain,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
         logit_bias={token: value for token, value in options.logit_bias if value > FORBIDDEN},
-        forbidden=[*banned, *([row.eos_token_id] if sampling.ignore_eos else [])],
-        stops=[row.eos_token_id],
+        forbidden=[*banned, *plain.forbidden],
     )
 
 

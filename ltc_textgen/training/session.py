@@ -106,7 +106,7 @@ def build(run: RunConfig, out: Path, data: TokenData, runtime: Runtime, reporter
     settings = run.model_config_for(data.tokenizer.vocab_size)
     require_memory(settings)
     model = LiquidTimeConstantNetwork.from_settings(settings)
-    if config.init is not None:
+    if config.init is not None and not checkpoint.list_checkpoints(out):  # a resumed run has weights of its own
         known = copy_weights(model, data.tokenizer, Path(config.init))
         reporter.note(f"begins from {config.init}, which knows {known:,} of {data.tokenizer.vocab_size:,} tokens")
     if rank_by := getattr(model.lm_head, "rank_by", None):

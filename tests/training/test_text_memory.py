@@ -112,7 +112,7 @@ def test_the_memory_of_another_tokenizer_is_rejected(
     assert ltc("generate", other).code == 4
 
 
-@pytest.mark.parametrize("options", [("--memory", 0.5), ("--adapt",)])
+@pytest.mark.parametrize("options", [("--memory", 0.5), ("--adapt", "-p", "On day")])
 def test_options_of_a_memory_need_one(
     options: tuple[object, ...], remembering: Path, ltc: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -141,3 +141,10 @@ def test_what_is_copied_is_measured_beside_the_held_out_text(remembering: Path, 
     assert copied["held_out"]["longest"] > 50  # every line of the story has the same words
     assert copied["sample"]["longest"] > copied["network_alone"]["longest"]
     assert 0 <= copied["network_alone"]["fraction"] <= copied["sample"]["fraction"] <= 1
+
+
+@pytest.mark.parametrize("options", [("--memory", 0, "-p", "On day"), (), ("-i",)])
+def test_adapting_without_anything_to_learn_from_is_rejected(
+    options: tuple[object, ...], remembering: Path, ltc: Callable[..., Outcome]
+) -> None:
+    assert ltc("generate", remembering, "--adapt", *options).code == 2

@@ -1,6 +1,7 @@
 """Runs that begin from another one: the same tokenizer, and a new vocabulary with shared tokens."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +76,14 @@ def test_what_contradicts_it_is_rejected(
 
 def test_no_run_is_rejected(story: Path, ltc: Callable[..., Outcome], tmp_path: Path) -> None:
     assert ltc("train", "--data", story, "--init", tmp_path, "--out", tmp_path / "r").code == 4
+
+
+def test_resuming_does_not_need_the_other_run(
+    trained_story: Path, story: Path, ltc: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    other, out = shutil.copytree(trained_story, tmp_path / "other"), tmp_path / "run"
+    options = ("--set", "batch_size=4", "--set", "sequence_length=16", "--no-memory")
+    assert ltc("train", "--data", story, "--init", other, "--max-steps", 2, "--out", out, *options).code == 0
+    shutil.rmtree(other)
+    resumed = ltc("train", "--resume", "--max-steps", 3, "--out", out)
+    assert resumed.code == 0, resumed.err
