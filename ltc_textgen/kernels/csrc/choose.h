@@ -1,8 +1,8 @@
-// From the logits of one row to a token, as generation/sampling.py does it: bias, penalties, temperature, top-k, top-p,
+// Sampling a token from the logits of one row, as in generation/sampling.py: bias, penalties, temperature, top-k, top-p,
 // min-p, and a draw that inverts the cumulative distribution in the order of ids.
 //
-// What the filters keep is always a prefix of the tokens sorted by logit (ties by id), so a filter only says where the
-// prefix ends. Tokens are sorted as far as that is, by a heap.
+// Every filter keeps a prefix of the tokens sorted by logit (ties by id), so it only determines where the prefix ends. A
+// heap sorts the tokens up to there.
 #pragma once
 
 #include "decoder.h"
@@ -12,7 +12,7 @@ namespace LTC_NAMESPACE {
 
 using ltc::DecoderOptions;
 
-// The largest of `count` logits (whole vectors); NaN if any is, and not finite if no token can be drawn from them.
+// The largest of `count` logits (whole vectors); NaN if any is NaN, infinite if no token can be drawn.
 LTC_INLINE float largest(const float* logits, int64_t count) {
   vfloat most = splat(-__builtin_inff());
   vint broken = {};
@@ -41,7 +41,7 @@ inline float log_sum(const float* logits, int64_t count, float top) {
   return top + static_cast<float>(__builtin_log(total));
 }
 
-// The `best` likeliest of V tokens in order, of equals the smallest id first, and their logits less `norm`.
+// The `best` likeliest of V tokens in order (ties by id), and their logits minus `norm`.
 inline void likeliest(const float* logits, int64_t V, int64_t best, float norm, int32_t* ids, float* values) {
   int64_t found = 0;
   for (int64_t i = 0; i < V; ++i) {
@@ -57,7 +57,7 @@ inline void likeliest(const float* logits, int64_t V, int64_t best, float norm, 
   for (int64_t i = 0; i < found; ++i) values[i] -= norm;
 }
 
-// Token ids as a heap whose first has the largest logit, and of equals the smallest id.
+// A max-heap of token ids by logit, ties by the smallest id.
 struct Heap {
   const float* logits;
   int32_t* ids;
@@ -78,7 +78,7 @@ struct Heap {
     for (int64_t i = 0; i < count; ++i) ids[i] = static_cast<int32_t>(i);
     for (int64_t at = count / 2; at-- > 0;) sink(at);
   }
-  // The tokens in sorted order, found one after the other; those found stand behind the heap, the first one last.
+  // Token number `index` in sorted order. Tokens are popped as far as needed and stored behind the heap, in reverse.
   int32_t sorted(int64_t index, int64_t all) {
     while (all - count <= index) {
       const int32_t first = ids[0];
@@ -90,19 +90,19 @@ struct Heap {
   }
 };
 
-// Room for a row's choice: one per thread. V is the vocabulary, P the same in whole vectors.
+// Buffers for sampling a row, one per thread. V is the size of the vocabulary, P is V in whole vectors.
 struct Chooser {
   int64_t V, P;
   float* chances;  // (P)
   int32_t* ids;    // (P)
 
-  // The last token, in sorted order, that the filters keep. Logits are shaped, the largest 0; chances are their
-  // exponentials and `total` the sum of them.
+  // The last token, in sorted order, that the filters keep. The largest of `logits`, divided by the temperature, is 0;
+  // `chances` are their exponentials and `total` the sum of these.
   int32_t last_kept(const DecoderOptions& o, const float* logits, float total) const {
     Heap heap{logits, ids, V};
     heap.build();
     int64_t end = V;
-    if (o.top_k > 0 && o.top_k < V) {  // the k likeliest, and what ties with the last of them
+    if (o.top_k > 0 && o.top_k < V) {  // the k likeliest, and ties with the last of them
       total = 0.0f;
       for (end = 0; end < V; ++end) {
         const int32_t id = heap.sorted(end, V);
@@ -121,7 +121,7 @@ struct Chooser {
     return heap.sorted(next - 1, V);
   }
 
-  // Bias, then penalties, the repetition penalty first; of what a bias forbids nothing is left to penalize.
+  // Bias, then penalties, the repetition penalty first. A token with bias -infinity keeps that logit.
   void penalize(const DecoderOptions& o, float* logits) const {
     for (int64_t i = 0; i < o.bias_count; ++i) logits[o.bias_ids[i]] += o.bias[i];
     if (o.repetition != 1.0f)
@@ -132,7 +132,7 @@ struct Chooser {
         if (o.counts[i] > 0) logits[i] -= o.frequency * static_cast<float>(o.counts[i]) + o.presence;
   }
 
-  // A token, or -1 if the logits are no distribution. Changes the logits, the largest of which is `top`.
+  // Draws a token; -1 if the largest logit is NaN or infinite. Changes the logits, the largest of which is `top`.
   int64_t choose(const DecoderOptions& o, float* logits, float top, const double* uniform) const {
     if (!finite(top)) return -1;
     penalize(o, logits);
@@ -176,7 +176,7 @@ struct Chooser {
       sum += chances[i];
       if (sum > threshold) return i;
     }
-    return last;  // a uniform number so near 1 that rounding made the threshold all
+    return last;  // `uniform` so near 1 that the threshold was rounded to the total
   }
 };
 

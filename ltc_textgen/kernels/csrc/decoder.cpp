@@ -1,14 +1,14 @@
 // A whole network of liquid blocks, token after token, in one call. The mathematics is that of model/blocks.py.
 //
-// A thread owns some neurons of every block: it reads the weights that make their drives and gates, moves their state, and
-// multiplies what leaves them by their columns of the block's last matrix. So threads meet once in a block, to add up
-// these partial results. There are as many of them whatever the number of threads, added in one order: a row has the
-// same bits on any team. For one or two rows each thread computes norms and convolutions for itself; for more they share
-// the rows, and meet twice.
+// A thread owns some neurons of every block: it computes their drives and gates, integrates their states, and multiplies
+// their outputs by their columns of the block's output projection. So there is one barrier per block, after which these
+// partial sums are added. Their number does not depend on the number of threads, and they are added in a fixed order: a
+// row has the same bits with any team. For one or two rows every thread computes all norms and convolutions; for more
+// rows the threads divide them, which takes a second barrier.
 //
-// A step takes one token of every row through the network, and more of the rows that read a text: the products of a
-// block do not depend on its neurons, so several tokens of one row share the weights as several rows do. More rows than
-// kMostRows are taken in groups, each from its first token to its last, for what a step needs should stay in the cache.
+// A step processes one token of every row, and several of a row that reads a prompt: the matrix products of a block do
+// not depend on the states of its neurons, so several tokens of one row use the weights at once, as several rows do. More
+// rows than kMostRows run in groups, each from its first token to its last, so that the buffers of a step stay in cache.
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -20,10 +20,10 @@ namespace LTC_NAMESPACE {
 namespace {
 
 constexpr int64_t kFewRows = 2;
-constexpr int64_t kApart = 16;  // floats between rows, so that they do not fall into the same cache sets
+constexpr int64_t kApart = 16;  // floats of padding between rows, so that they do not map to the same cache sets
 constexpr int64_t kLeastCaution = 128, kMostCaution = 8192;  // steps
 
-// Everything that a group of rows needs, in one piece of memory.
+// The buffers of a group of rows, in one allocation.
 template <class Kind>
 struct Workspace {
   Shared<Kind> shared;
@@ -51,7 +51,7 @@ struct Workspace {
   }
 };
 
-// The rows of a group, from begin to end, by a team or, where that is in its own way, by one thread.
+// Runs the rows of a group until all have ended: with the team or, while other programs occupy the cores, one thread.
 template <class Kind>
 void run_group(const Network<Kind>& n, DecoderCall& c, Workspace<Kind>& space) {
   Shared<Kind>& shared = space.shared;
@@ -99,7 +99,7 @@ void run_group(const Network<Kind>& n, DecoderCall& c, Workspace<Kind>& space) {
 template <class Kind>
 int run(ltc::Decoder* base, DecoderCall& c) {
   const auto& n = *reinterpret_cast<const Network<Kind>*>(base);
-  c.threads = smaller<int64_t>(c.threads, smaller<int64_t>(kShares, n.tiles));  // nobody without neurons
+  c.threads = smaller<int64_t>(c.threads, smaller<int64_t>(kShares, n.tiles));  // every thread owns neurons
   const int64_t groups = (c.rows + kMostRows - 1) / kMostRows, most = (c.rows + groups - 1) / groups;
   Workspace<Kind> space(c.threads);
   if (!space.there()) return ltc::kNoMemory;

@@ -1,5 +1,5 @@
-// A whole network of liquid blocks that reads and writes tokens: what decoder.cpp offers to api.cpp. Arrays are dense and
-// row-major. kernels/decoder.py and kernels/decoder_rows.py have the same structures.
+// A whole network of liquid blocks that reads and draws tokens: the interface of decoder.cpp to api.cpp. Arrays are dense
+// and row-major. kernels/decoder.py and kernels/decoder_rows.py declare the same structures.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct DecoderBlock {
   const float *norm;                                  // (D)
   const float *taps, *taps_bias;                      // (D, K), (D)
   const float *input, *input_bias;                    // (2N, D), (2N): drives of both synapses
-  const float *feedback, *reversal;                // (2, N)
+  const float *feedback, *reversal;                   // (2, N)
   const float *capacitance, *leak;                    // (N)
   const float *gate, *gate_bias;                      // (N, D), (N)
   const float *out;                                   // (D, N)
@@ -32,18 +32,18 @@ struct DecoderModel {
   float epsilon;
 };
 
-// A neuron that is not left to itself.
+// An intervention on one neuron.
 struct DecoderHold {
   int32_t layer, neuron;
-  float value;                                        // its state after every token; NaN: as it comes
-  float factor;                                       // of its time constant
+  float value;                                        // its state after every token; NaN: not clamped
+  float factor;                                       // multiplies its time constant
 };
 
-// How the row of a slot integrates and draws, from call to call.
+// Settings of the row in a slot, kept between calls: integration, sampling, interventions.
 struct DecoderOptions {
   float h;                                            // length of a sub-step
   float temperature, top_p, min_p;                    // temperature 0: the likeliest token
-  float repetition, presence, frequency;              // penalties: of what is `seen`, and by `counts`
+  float repetition, presence, frequency;              // penalties: repetition by `seen`, the others by `counts`
   int32_t top_k;                                      // 0: all
   int64_t bias_count, stop_count, hold_count, watch_count;
   const int64_t* bias_ids;
@@ -53,15 +53,15 @@ struct DecoderOptions {
   const int32_t* watched;                             // (watch_count, 2): layer and neuron
   uint8_t* seen;                                      // (V): tokens read or drawn; or null
   int32_t* counts;                                    // (V): how often each was drawn; or null
-  const Mixture* mixture;                             // n-gram memory that joins the network's distribution; or null
-  Context* context;                                   // its text: before, and on return after what was read
+  const Mixture* mixture;                             // n-gram memory mixed with the network's distribution; or null
+  Context* context;                                   // of the memory: before the call; on return, after what was read
 };
 
-enum DecoderEnd { kCountReached = 0, kStopped = 1, kBroken = 2 };  // broken: the logits are no distribution
+enum DecoderEnd { kCountReached = 0, kStopped = 1, kBroken = 2 };  // broken: the largest logit is NaN or infinite
 
-// What one row does in a call: it reads `given` tokens (at least one), then draws `count` and reads each but the last.
-// Every token drawn must be one of `words`. A position is a token that is read: given + count - 1 of them at most, or
-// given. The first prediction drawn from is that of position given - 1.
+// The work of one row in a call: it reads `given` tokens (at least one), then draws `count` and reads each but the last.
+// Every token drawn must be below `words`. Positions are the tokens that are read: at most given + count - 1, or given
+// if count is 0. The first token is drawn from the prediction at position given - 1.
 struct DecoderWork {
   int64_t slot, given, count;
   const int64_t *ids, *targets;                       // (given), checked by the caller. Targets: the token after each,
@@ -78,13 +78,13 @@ struct DecoderWork {
 };
 
 struct DecoderCall {
-  int64_t rows, slots, best;                          // rows of `work`; slots there are; length of lists of likeliest
+  int64_t rows, slots, best;                          // rows of `work`; slots of the state; length of `best_ids`
   int64_t threads;
   const DecoderOptions* options;                      // (slots)
   DecoderWork* work;                                  // (rows), no slot twice
   float *neurons, *columns;                           // (L, slots, N), (L, slots, K - 1, D): before, and on return after
-  // Where other programs want the cores, threads wait for each other longer than they work. Then one goes on alone for
-  // `alone` steps, twice as many (`caution`) each time that it happens again. Kept from call to call; 0 at first.
+  // Where other programs occupy the cores, threads wait at barriers for longer than they work. One thread then takes the
+  // next `alone` steps; `caution`, the number of such steps, doubles each time. Kept between calls; 0 at first.
   int64_t alone, caution;
 };
 

@@ -1,4 +1,4 @@
-// The n-gram memory: counting, prediction, and the tables as a file keeps them. See memory.h.
+// The n-gram memory: counting, prediction, and the tables in the format of the file. See memory.h.
 #include "memory.h"
 
 #include <cmath>
@@ -18,7 +18,7 @@ uint64_t hash(uint64_t h, uint64_t token) {
   return h ^ (h >> 29);
 }
 
-// Keys of the contexts of order 0 to the returned one: the memory's, or less at the beginning of a document.
+// Hashes of the contexts of order 0 to the returned order: that of the memory, or less at the beginning of a document.
 int context_keys(const Memory& m, const Context& context, uint64_t* keys) {
   const int length = static_cast<int>(context.length) < m.order ? static_cast<int>(context.length) : m.order;
   uint64_t h = 0x51ED270B153A4D2Full;
@@ -91,7 +91,7 @@ void increment(Memory& m, int order, uint32_t entry, uint32_t above) {
   e.count = count;
 }
 
-// Remove the contexts that were seen less than `least` times, the empty one aside.
+// Remove the contexts that were seen less than `least` times, except the empty one.
 Status prune(Memory& m, uint64_t least) {
   Memory kept = {};
   kept.order = m.order;
@@ -137,7 +137,7 @@ Status prune_to(Memory& m, int64_t most) {
 
 double between(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
-// What is taken off counts of 1, 2 and more in contexts of one order, from how often such counts occur.
+// Discounts d[1..3] of counts of 1, 2, and 3 or more in contexts of one order, from the counts of counts.
 void discounts(const int64_t* tallies, double* d) {
   const double n1 = tallies[1], n2 = tallies[2], n3 = tallies[3], n4 = tallies[4];
   const double y = n1 + n2 > 0 ? n1 / (n1 + 2 * n2) : 0.5;
@@ -147,7 +147,7 @@ void discounts(const int64_t* tallies, double* d) {
   d[3] = between(n3 > 0 ? 3 - 4 * y * n4 / n3 : 1.5, 0.05, 2.9);
 }
 
-// Whether every number of tables that come from a file can be used: no entry or token out of range, no endless list.
+// Whether entries read from a file are valid: tokens in range, counts positive, lists without cycles.
 bool consistent(const Memory& m) {
   for (int64_t i = 1; i < m.count; ++i) {
     const Entry& e = m.entries[i];
@@ -160,10 +160,10 @@ bool consistent(const Memory& m) {
 
 Status count_token(Memory& m, const Context& context, uint32_t token) {
   uint64_t keys[kLongest + 1];
-  // Lossy counting: what is rare goes whenever the table is full, so that its size is bounded and all of a text counts.
+  // Lossy counting: rare contexts are removed when the table is full, so its size is bounded and the whole text is counted.
   if (m.count > m.limit) {
     if (prune_to(m, m.max_entries - m.max_entries / 4) != kOk) return kNoMemory;
-    m.limit = m.count * 2 > m.max_entries ? m.count * 2 : m.max_entries;  // single tokens alone may need more
+    m.limit = m.count * 2 > m.max_entries ? m.count * 2 : m.max_entries;  // unigrams alone may need more
   }
   for (int j = context_keys(m, context, keys); j >= 0; --j) {
     if (m.contexts * 10 >= m.slots * 7 && !set_slots(m, m.slots * 2)) return kNoMemory;
@@ -228,7 +228,7 @@ LTC_EXPORT void ltc_memory_free(Memory* m) {
   std::free(m);
 }
 
-// An empty memory; null when there is no room for it.
+// An empty memory; null if it cannot be allocated.
 LTC_EXPORT Memory* ltc_memory_new(int order, int64_t vocab, int64_t eos, int64_t max_entries) {
   Memory* m = static_cast<Memory*>(std::calloc(1, sizeof(Memory)));
   if (m == nullptr) return nullptr;
@@ -242,7 +242,7 @@ LTC_EXPORT Memory* ltc_memory_new(int order, int64_t vocab, int64_t eos, int64_t
   return nullptr;
 }
 
-// Read tokens; count them, or only move on.
+// Read tokens: advance the context and, with `learn`, count them.
 LTC_EXPORT int ltc_memory_read(Memory* m, const uint32_t* tokens, int64_t count, int learn) {
   for (int64_t t = 0; t < count; ++t) {
     if (learn != 0 && count_token(*m, m->here, tokens[t]) != kOk) return kNoMemory;
@@ -251,21 +251,21 @@ LTC_EXPORT int ltc_memory_read(Memory* m, const uint32_t* tokens, int64_t count,
   return kOk;
 }
 
-// Begin a new text.
+// Reset the context, for a new text.
 LTC_EXPORT void ltc_memory_reset(Memory* m) { m->here.length = 0; }
 
 LTC_EXPORT void ltc_memory_predict(const Memory* m, double* p) { predict(*m, m->here, p); }
 
-// Remove rare contexts until there are at most `most` entries, or none but single tokens are left.
+// Remove rare contexts until there are at most `most` entries, or only unigrams are left.
 LTC_EXPORT int ltc_memory_prune(Memory* m, int64_t most) { return prune_to(*m, most); }
 
-// Entries and contexts.
+// Numbers of entries and contexts, into `sizes` (2).
 LTC_EXPORT void ltc_memory_sizes(const Memory* m, int64_t* sizes) {
   sizes[0] = m->count - 1;
   sizes[1] = m->contexts;
 }
 
-// The tables as a file keeps them: (contexts) keys and heads, (entries, 3) token, count and next, (16, 5) tallies.
+// The tables in the format of the file: (contexts) keys and heads, (entries, 3) token, count and next, (16, 5) tallies.
 LTC_EXPORT void ltc_memory_save(const Memory* m, uint64_t* keys, uint32_t* heads, uint32_t* entries, int64_t* tallies) {
   int64_t n = 0;
   for (int64_t i = 0; i < m->slots; ++i) {
@@ -277,7 +277,7 @@ LTC_EXPORT void ltc_memory_save(const Memory* m, uint64_t* keys, uint32_t* heads
   std::memcpy(tallies, m->tallies, sizeof(m->tallies));
 }
 
-// Fill an empty memory from such tables; kInvalid if they cannot be those of a memory.
+// Fill an empty memory from such tables; kInvalid if they are inconsistent.
 LTC_EXPORT int ltc_memory_load(Memory* m, int64_t contexts, const uint64_t* keys, const uint32_t* heads, int64_t entries,
                                const uint32_t* table, const int64_t* tallies) {
   int64_t slots = kFirstSlots;
@@ -291,7 +291,7 @@ LTC_EXPORT int ltc_memory_load(Memory* m, int64_t contexts, const uint64_t* keys
   for (int64_t i = 0; i < contexts; ++i) {
     if (keys[i] == 0 || heads[i] == kNone || heads[i] > entries) return kInvalid;
     for (uint32_t e = heads[i]; e != kNone; e = m->entries[e].next)
-      if (++listed > entries) return kInvalid;  // lists that share entries
+      if (++listed > entries) return kInvalid;  // an entry in two lists
     const int64_t at = slot_of(m->keys, m->slots, keys[i]);
     if (m->keys[at] != 0) return kInvalid;  // one context twice
     m->keys[at] = keys[i];

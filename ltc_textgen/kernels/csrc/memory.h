@@ -1,11 +1,11 @@
-// The tables of the n-gram memory and what its counts predict; see memory/ngrams.py.
+// The tables of the n-gram memory and the distribution that its counts predict; see memory/ngrams.py.
 //
 // Counts are kept with update exclusion: a token is counted in the longest context, and in shorter ones only while it
 // is new in all longer ones. The counts of all but the longest contexts are then the continuation counts of Kneser-Ney
-// (Kneser and Ney 1995; Chen and Goodman 1999, Eq. 17 for the three discounts), and a text that is counted token by
-// token gives the same memory as a text that is counted at once.
+// (Kneser and Ney 1995; Chen and Goodman 1999, Eq. 17 for the three discounts), and counting a text token by token gives
+// the same memory as counting it in one call.
 //
-// Its sources are compiled once, for no instruction set of their own: a look-up waits for memory, not for arithmetic.
+// These sources are compiled once, not for every instruction set: look-ups are bound by memory latency, not arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -15,16 +15,16 @@
 namespace ltc {
 
 constexpr int kLongest = 15;                // largest order
-constexpr int kTallied = 4;                 // counts 1 to 4 are tallied: the discounts are made of them
+constexpr int kTallied = 4;                 // counts of counts are kept for 1 to 4; the discounts follow from them
 constexpr uint32_t kNone = 0;               // entry 0 is not used
 enum Status { kOk = 0, kNoMemory = 1, kInvalid = 2 };
 
-// The last tokens of a text, the newest first, as far back as its document goes. Plain numbers, so that the contexts of
-// a batch are an array (B, 16).
+// The last tokens of a document, the newest first. Integers only, so that the contexts of a batch are a uint32 array
+// (B, 16).
 struct Context {
   uint32_t length, tokens[kLongest];
 
-  // A document's end is context for the next document; what stood before it is not.
+  // The EOS token is context for the next document; the tokens before it are not.
   void advance(uint32_t token, int64_t eos) {
     if (static_cast<int64_t>(token) == eos) length = 0;
     if (length < kLongest) ++length;
@@ -33,7 +33,7 @@ struct Context {
   }
 };
 
-// One token that followed a context. The entries of a context are a list; `next` is always smaller than the entry.
+// A token that followed a context. The entries of a context are a linked list; `next` is smaller than the entry's index.
 struct Entry {
   uint32_t token, count, next;
 };
@@ -50,7 +50,7 @@ struct Memory {
   Context here;                             // of the text that is being read
 };
 
-// What the counts say of the longest context that was seen before.
+// Counts of the longest context that was seen before: its order, distinct next tokens, their total and largest count.
 struct Match {
   int order, distinct;
   double total, top;
@@ -65,7 +65,7 @@ struct Mixture;                             // see mixture.cpp
 
 }  // namespace ltc
 
-// Logits (rows, V) to the log p of a mixture, in place, each row after its own context.
+// Replaces logits (rows, V) by the log-probabilities of a mixture, each row after its own context.
 LTC_EXPORT int ltc_mixture_apply(const ltc::Mixture* x, int64_t rows, const ltc::Context* contexts, float* logits);
-// Read a token in each row.
+// Appends one token to the context of each row.
 LTC_EXPORT void ltc_mixture_advance(const ltc::Mixture* x, int64_t rows, ltc::Context* contexts, const int64_t* tokens);

@@ -1,8 +1,8 @@
 // The geometric mixture of a network's distribution with those of n-gram memories; see memory/mixture.py.
 //
-//   log p(w) = sum_e a_e log p_e(w) - log Z,      a = sum over the tables of the row that fits the situation
+//   log p(w) = sum_e a_e log p_e(w) - log Z,      a = sum over the tables of the row that the situation selects
 //
-// Inputs e are the network, the memory of the training text, and the memory of what was read since.
+// Inputs e are the network, the memory of the training text, and a memory of the text read since.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -13,11 +13,11 @@
 
 namespace ltc {
 
-// As memory/mixture.py fills it. `weights` (rows, 3) and `steps` (rows) belong to the caller.
+// Filled by memory/mixture.py. The caller owns `weights` (rows, 3) and `steps` (rows).
 struct Mixture {
   Memory *counts, *recent;                  // recent: null if nothing is learned while reading
   float *weights, *steps;
-  float rate, share;                        // share of the memory, 0 to 1: 1 is the mixture as it was fitted
+  float rate, share;                        // share: 0 to 1, from the network alone to the mixture as fitted
 };
 
 namespace {
@@ -33,7 +33,7 @@ constexpr int kFirstRow[kTables + 1] = {0, kMatches, kMatches + kAgreements, kMa
                                         2 * kMatches + kAgreements + kPrevious};
 enum Adapt { kCounts = 1, kWeights = 2 };
 
-// Room for one distribution of each input and of the mixture.
+// Buffers for one distribution of each input and of the mixture.
 struct Scratch {
   std::unique_ptr<double[]> p;
   std::unique_ptr<float[]> logs;            // (kInputs + 1, V)
@@ -48,7 +48,7 @@ struct Scratch {
   }
 };
 
-// What is known before the token to come, and the weights that follow from it.
+// The rows selected before the next token, and the sum of their weights.
 struct Situation {
   int rows[kTables];
   float weights[kInputs];
@@ -80,7 +80,7 @@ Match log_predict(const Memory& m, const Context& context, Scratch& scratch, flo
   return match;
 }
 
-// The distribution after `context`: fills the logs of every input but the network's, whose are there, and the mixture's.
+// The mixture after `context`: fills the log-probabilities of the memories and the mixture, given those of the network.
 Situation mix(const Mixture& x, const Context& context, Scratch& scratch) {
   const int64_t V = x.counts->vocab;
   float *network = scratch.logs.get(), *memory = network + V, *recent = memory + V, *mixed = recent + V;
@@ -107,7 +107,7 @@ Situation mix(const Mixture& x, const Context& context, Scratch& scratch) {
   return s;
 }
 
-// One step up the gradient of log p(token) in every row used: how far each input exceeds its mean under the mixture.
+// One step of gradient ascent on log p(token) in every selected row: d log p / d a_e = log p_e(token) - E_p[log p_e].
 void adapt_weights(const Mixture& x, const Situation& s, const Scratch& scratch, uint32_t token) {
   const int64_t V = x.counts->vocab;
   const int inputs = x.recent != nullptr ? kInputs : kInputs - 1;
@@ -126,7 +126,7 @@ void adapt_weights(const Mixture& x, const Situation& s, const Scratch& scratch,
   }
 }
 
-// Log-softmax of `logits`; false if they are no distribution.
+// Log-softmax of `logits`; false if the log normalizer is NaN or infinite.
 bool normalise(const float* logits, int64_t V, float* logs) {
   float top = -INFINITY;
   for (int64_t v = 0; v < V; ++v) top = logits[v] > top ? logits[v] : top;
@@ -142,14 +142,14 @@ bool normalise(const float* logits, int64_t V, float* logs) {
 
 using namespace ltc;
 
-// Rows of the weights, and how many of them, from the first, choose by the memory's match.
+// Number of rows of the weights, and how many of the first are selected by the memory's match.
 LTC_EXPORT void ltc_mixture_rows(int64_t* rows) {
   rows[0] = kFirstRow[kTables];
   rows[1] = kMatches;
 }
 
-// -log p of tokens by the memory and by the mixture with a network's log p (count, V), or by the memory alone if that is
-// null. Every token is scored before anything learns from it.
+// -log p of tokens under the memory and under the mixture with a network's log p (count, V); under the memory alone if
+// that is null. Every token is scored before counts and weights are updated with it.
 LTC_EXPORT int ltc_mixture_score(Mixture* x, const uint32_t* tokens, int64_t count, const float* network, int adapt,
                                  float* memory_nll, float* mixed_nll) {
   Memory& m = *x->counts;
@@ -177,10 +177,10 @@ LTC_EXPORT int ltc_mixture_score(Mixture* x, const uint32_t* tokens, int64_t cou
   return kOk;
 }
 
-// Logits (rows, V) to the log p of the mixture, in place, each row after its own context. A row that is no distribution
-// stays as it is, for the caller to find.
+// Replaces logits (rows, V) by the log-probabilities of the mixture, each row after its own context. Rows whose
+// log normalizer is NaN or infinite are left unchanged; the caller reports them.
 LTC_EXPORT int ltc_mixture_apply(const Mixture* x, int64_t rows, const Context* contexts, float* logits) {
-  thread_local Scratch scratch;             // the decoder's threads each mix rows of their own
+  thread_local Scratch scratch;             // each thread of the decoder mixes its own rows
   const int64_t V = x->counts->vocab;
   if (!scratch.fits(V)) return kNoMemory;
   for (int64_t b = 0; b < rows; ++b) {
@@ -191,7 +191,7 @@ LTC_EXPORT int ltc_mixture_apply(const Mixture* x, int64_t rows, const Context* 
   return kOk;
 }
 
-// Read a token in each row.
+// Appends one token to the context of each row.
 LTC_EXPORT void ltc_mixture_advance(const Mixture* x, int64_t rows, Context* contexts, const int64_t* tokens) {
   for (int64_t b = 0; b < rows; ++b) contexts[b].advance(static_cast<uint32_t>(tokens[b]), x->counts->eos);
 }

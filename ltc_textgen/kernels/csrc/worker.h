@@ -1,4 +1,4 @@
-// What one thread does for the rows of a call: its neurons of every block, its rows, its share of the output layer.
+// The work of one thread for the rows of a call: its neurons of every block, its rows, its part of the output layer.
 #pragma once
 
 #include "choose.h"
@@ -10,22 +10,22 @@ namespace LTC_NAMESPACE {
 using ltc::DecoderCall;
 using ltc::DecoderWork;
 
-constexpr int kShares = 4;  // of the neurons of a block: what each adds to the residual stream is rounded by itself
-constexpr int64_t kMostRows = 64;              // rows, and tokens of them, that one step takes through the network
-constexpr int64_t kLate = 8, kRarely = 64;  // waits that may be long: eight, and one in so many
+constexpr int kShares = 4;  // parts of a block's neurons; each part's sum for the residual stream is rounded by itself
+constexpr int64_t kMostRows = 64;           // rows of a group, and items of a step
+constexpr int64_t kLate = 8, kRarely = 64;  // long waits that are tolerated: eight, and one for each 64 blocks
 
-// A token on its way through the network: that of a row of the group at a time (a position) of its own.
+// One token in a step: the row of the group and the position in that row.
 struct Item {
   int64_t row, time;
 };
 
-// How far a row is. `next` is the token drawn last; ended: no other will be drawn.
+// Progress of a row: tokens read and drawn. `next`: the token drawn last; `ended`: no more are drawn.
 struct Progress {
   int64_t fed, drawn, next;
   bool ended;
 };
 
-// What the threads share for a group of rows. `items` is the most of a step.
+// Data of a group of rows that all threads access. `items`: the largest number in a step.
 template <class Kind>
 struct Shared {
   Barrier barrier;
@@ -34,9 +34,9 @@ struct Shared {
   int64_t rows, items;
   Progress* progress;                        // (rows)
   float *states, *gated, *partial, *logits;  // (L, tiles, rows, kWidth), (items, Ns), (2, kShares, items, Dp), (items, Vp)
-  typename Kind::Value* leaving;             // (items, Ns): gated, as the last matrix takes it
+  typename Kind::Value* leaving;             // (items, Ns): `gated` as the output projection multiplies it
   float* leaving_scale;                      // (kShares, items)
-  bool crowded[2] = {false, false};  // at an even step, and at an odd one, so that all threads see the same
+  bool crowded[2] = {false, false};  // for even and odd steps, so that all threads read the same value
 
   bool ended(int64_t row, int64_t fed) const {
     return progress[row].ended || (work[row].count == 0 && fed == work[row].given);
@@ -44,11 +44,11 @@ struct Shared {
   const DecoderOptions& options(int64_t row) const { return call->options[work[row].slot]; }
 };
 
-// The residual stream of a step's items, and what is made of it; every thread has one if rows are few.
+// The residual stream of a step's items and what is computed from it. With few rows every thread has one of its own.
 template <class Kind>
 struct Stream {
-  float *u, *mixed, *columns;    // (items, Dp), (items, Ds), (L, rows, K, Dp): a ring in which time t stands at t mod K
-  typename Kind::Value* values;  // (items, Ds): mixed, as the products take it
+  float *u, *mixed, *columns;    // (items, Dp), (items, Ds), (L, rows, K, Dp): a ring buffer, time t at t mod K
+  typename Kind::Value* values;  // (items, Ds): `mixed` as the products multiply it
   float* scale;                  // (items)
 };
 
@@ -61,12 +61,12 @@ Stream<Kind> take_stream(const Network<Kind>& n, int64_t rows, int64_t items, Ar
   return s;
 }
 
-// What a thread needs for itself.
+// Buffers of one thread.
 struct Own {
-  Item* items;         // (items): of this step, those of a row side by side and in their order
-  int64_t* predicted;  // (items): which of them are followed by a prediction
+  Item* items;         // (items): of this step; those of a row are adjacent and in order of position
+  int64_t* predicted;  // (items): indices of the items that need logits
   int64_t* fed;        // (rows)
-  float *drives, *raw;  // (items, 2 * kDrives * kWidth), (Vp): logits as the network gives them
+  float *drives, *raw;  // (items, 2 * kDrives * kWidth), (Vp): logits before penalties and temperature
   Chooser chooser;
 };
 
@@ -91,11 +91,11 @@ struct Worker {
   Stream<Kind> stream;
   Own own;
   int me, team;
-  bool alone;  // this thread's stream is its own, of all rows
+  bool alone;  // few rows: this thread has a stream of its own, with all rows
   int64_t first_share = share(kShares, me, team), end_share = share(kShares, me + 1, team);
   int64_t first_tile = share(n.tiles, first_share, kShares), end_tile = share(n.tiles, end_share, kShares);
-  int64_t items = 0, predicted = 0, first_item = 0, end_item = 0;  // of this step; this thread's part of the items
-  int64_t sums = 0;  // how often partial results were made: they go into two places in turn
+  int64_t items = 0, predicted = 0, first_item = 0, end_item = 0;  // of this step; this thread's range of items
+  int64_t sums = 0;  // blocks computed so far: partial sums alternate between two buffers
 
   LTC_INLINE float* ring(int64_t l, int64_t row, int64_t time) const {
     const int64_t K = n.m.K;
@@ -156,8 +156,8 @@ struct Worker {
     return w.targets != nullptr && item.time < w.given && w.targets[item.time] >= 0;
   }
 
-  // The tokens of the next step: one of every row that has not ended, and more of those that read. All threads come to
-  // the same. False if there are none.
+  // Chooses the items of the next step: one of every row that has not ended, and more of rows that read. All threads
+  // compute the same plan. False if there are none.
   bool plan() {
     int64_t more = shared.items;
     for (int64_t row = 0; row < shared.rows; ++row) more -= !shared.ended(row, own.fed[row]);
@@ -184,7 +184,7 @@ struct Worker {
     return i;
   }
 
-  // u of an item plus what the shares made of it, normalised into `to`.
+  // RMS norm of u of an item into `to`. With `add`, the partial sums of the block before are first added to u.
   void normalise(int64_t i, bool add, float epsilon, const float* weight, float* to) const {
     float* u = stream.u + i * n.Dp;
     vfloat squares = {};
@@ -226,8 +226,8 @@ struct Worker {
     if (!alone) shared.barrier.wait(team);
   }
 
-  // The neurons of a tile after each item, whose drives and gates stand in rows of z. A function, so that an item's
-  // arithmetic is the same code whatever stands beside it.
+  // Integrates the neurons of a tile through each item; rows of z hold the items' drives and gates. Not inlined, so that
+  // an item's arithmetic is the same machine code whatever the number of items.
   template <int solver>
   __attribute__((noinline)) void integrate(int64_t l, int64_t tile, const float* z) const {
     const Neurons neurons(n.blocks[l].neurons + tile * kNeuron * kWidth, n.m.adaptive);
@@ -255,7 +255,7 @@ struct Worker {
     return x;
   }
 
-  // What the neurons of one share add to the residual stream.
+  // Partial sum for the residual stream of one part of the neurons.
   void leave(const Block<Kind>& b, int64_t part) const {
     const int64_t begin = share(n.tiles, part, kShares) * kWidth, count = share(n.tiles, part + 1, kShares) * kWidth - begin;
     float* scale = shared.leaving_scale + part * shared.items;
@@ -286,7 +286,7 @@ struct Worker {
     shared.barrier.wait(team);
   }
 
-  // Logits of the items that are followed by a prediction, after the last block.
+  // Logits of the items that need them, after the last block.
   void predict() const {
     for (int64_t j = alone ? 0 : share(predicted, me, team); j < (alone ? predicted : share(predicted, me + 1, team)); ++j) {
       normalise(own.predicted[j], true, n.m.epsilon, n.norm, stream.mixed + j * n.Ds);
@@ -298,7 +298,7 @@ struct Worker {
     shared.barrier.wait(team);
   }
 
-  // What follows each item of this thread's part: a token is drawn, log-probabilities are written.
+  // Draws the next token and writes logits and log-probabilities for this thread's range of the predicted items.
   void choose() const {
     for (int64_t j = share(predicted, me, team); j < share(predicted, me + 1, team); ++j) {
       const Item& item = own.items[own.predicted[j]];
@@ -321,7 +321,7 @@ struct Worker {
     shared.barrier.wait(team);
   }
 
-  // What the n-gram memory of a row has read with the token of a position. A context forgets all but its last tokens.
+  // The n-gram context of a row after the token at position `time`: only its last kLongest tokens are read.
   static ltc::Context text_until(const DecoderOptions& o, const DecoderWork& w, int64_t time) {
     const int64_t begin = time + 1 > ltc::kLongest ? time + 1 - ltc::kLongest : 0;
     ltc::Context context = begin == 0 ? *o.context : ltc::Context{};
@@ -330,7 +330,7 @@ struct Worker {
     return context;
   }
 
-  // Keeps the logits, which a draw changes, and writes the likeliest tokens. Returns what makes logits log-probabilities.
+  // Copies the logits, which a draw changes, and writes the likeliest tokens. Returns the log normalizer of the logits.
   float report(const Item& item, const float* logits, float top) const {
     const DecoderWork& w = shared.work[item.row];
     const int64_t best = shared.call->best;
@@ -340,7 +340,7 @@ struct Worker {
     return norm;
   }
 
-  // Draws a row's next token; -1 if there is none to draw.
+  // Draws a row's next token; -1 if the largest logit is NaN or infinite.
   int64_t draw(const Item& item, float* logits, float top) const {
     const DecoderOptions& o = shared.options(item.row);
     DecoderWork& w = shared.work[item.row];
@@ -360,7 +360,7 @@ struct Worker {
     return token;
   }
 
-  // Takes steps, at most `most`, until all rows have ended or the threads are in each other's way. Returns how many.
+  // Takes at most `most` steps, until all rows have ended or threads wait too long for each other. Returns how many.
   template <int solver>
   int64_t work(int64_t most) {
     load_state();
