@@ -50,14 +50,14 @@ def on_x86() -> bool:
 
 
 def compilations(sources: Path) -> list[tuple[Path, str, list[str]]]:
-    """Every (source, instruction set, flags of the set) but those of `ONCE`, which belong to none."""
+    """Every (source, instruction set, flags of the set) but those of `ONCE`, which are compiled for none."""
     kernels = sorted(path for path in sources.glob("*.cpp") if path.name not in ONCE)
     jobs = [(source, name, flags) for name, flags in instruction_sets().items() for source in kernels]
     return jobs + [(sources / "decoder.cpp", name, flags) for name, flags in DECODER_SETS.items() if on_x86()]
 
 
 class BuildKernels(build_ext):
-    """Compile every source for every instruction set, link one library, and go on without it if that fails."""
+    """Compile every source for every instruction set, link one library, and continue without it if that fails."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """No Python version in the name: the library does not know Python."""

@@ -127,7 +127,7 @@ VARIANTS = [
     Variant("plain layers", "full, fixed time constants", {**PLAIN, "coupling": "full", "adaptive": False}, rate=0.5),
     Variant("plain layers", "cfc", {**PLAIN, "coupling": "cfc"}, rate=0.5),
     Variant("3 of 10 characters missing", "elapsed time given", BASE, text="timed"),
-    Variant("3 of 10 characters missing", "not told", BASE, text="untimed"),
+    Variant("3 of 10 characters missing", "elapsed time not given", BASE, text="untimed"),
     Variant(
         "3 of 10 characters missing",
         "elapsed time given, fixed time constants",
@@ -137,7 +137,12 @@ VARIANTS = [
     Variant(
         "3 of 10 characters missing", "elapsed time given, no convolution", {**BASE, "conv_width": 1}, text="timed"
     ),
-    Variant("3 of 10 characters missing", "not told, no convolution", {**BASE, "conv_width": 1}, text="untimed"),
+    Variant(
+        "3 of 10 characters missing",
+        "elapsed time not given, no convolution",
+        {**BASE, "conv_width": 1},
+        text="untimed",
+    ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A trained run beside a text compressor: the network, an n-gram memory of its training text, both, and PPMd.
+"""A trained run compared with a text compressor: the network, an n-gram memory of its training text, both, and PPMd.
 
     ltc train --data book.txt --tokenizer char --preset char-fast --out runs/book
     python benchmarks/compressors.py runs/book --data book.txt
@@ -9,7 +9,7 @@ adapting ones learn from each token after it was scored. The two are different q
 * network, memory, mixture: `ltc_textgen.evaluation.memory_scores`. The weights of the mixture are fitted on the
   first part of the training text, which a run with a memory has held back from its network.
 * PPMd (pip install pyppmd): bits of the training text with the held-out text behind it, less bits of the training text.
-  Static: the held-out text in pieces of `--piece` characters, each behind the training text alone, so it hardly adapts.
+  Static: the held-out text in chunks of `--piece` characters, each after the training text alone, so it hardly adapts.
 
 Prints nats per character and per token, and one JSON document as the last line.
 """
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--data", help="the run's corpus, if it has moved")
     parser.add_argument("--orders", default="6,8", help="orders of the memory and of PPMd")
-    parser.add_argument("--piece", type=int, default=2000, help="characters of a piece in PPMd's static figure")
+    parser.add_argument("--piece", type=int, default=2000, help="characters of a chunk in PPMd's static figure")
     given = parser.parse_args()
     orders = [int(order) for order in given.orders.split(",")]
     rows, train, valid = ours(given.run, given.data, orders)

@@ -1,4 +1,4 @@
-"""Generation speed: the native decoder beside PyTorch, transformers' `generate`, nanoGPT and the roofline.
+"""Generation speed: the native decoder compared with PyTorch, transformers' `generate`, nanoGPT and the roofline.
 
     python benchmarks/decode.py                            a model of preset char-best's size, random weights
     python benchmarks/decode.py --nanogpt FOLDER           also nanoGPT: a clone with out-shakespeare-char/ckpt.pt

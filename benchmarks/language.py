@@ -1,4 +1,4 @@
-"""Language models at equal time, tokens or steps: this package beside nn.LSTM and a GPT-2, on the same text and seeds.
+"""Language models at equal time, tokens or steps: this package, nn.LSTM and a GPT-2, on the same text and seeds.
 
     python benchmarks/language.py --corpus tinyshakespeare.txt --tokenizer char --budget 80s --plot curves.svg
     python benchmarks/language.py --corpus wikitext2.valid.txt --tokenizer word --budget 80s --parameters 2500000 \\

@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy of the liquid layers beside nn.LSTM, nn.GRU, minGRU and ncps.
+"""Speed, memory and accuracy of the liquid layers compared with nn.LSTM, nn.GRU, minGRU and ncps.
 
     python benchmarks/speed.py                             everything: about 15 minutes on 2 cores
     python benchmarks/speed.py --only bars                 only the project's bars

@@ -59,7 +59,7 @@ def build(name: str, width: int) -> LanguageModel:
 
 
 def read(model: LanguageModel, name: str, tokens: Tensor, pauses: Tensor) -> Tensor:
-    """Hidden vectors of a batch, with its pauses told in the way of the model."""
+    """Hidden vectors of a batch, with its pauses in the form that the model takes."""
     if name == "liquid, elapsed":
         return model(tokens, None, pauses)[0]
     if name.endswith("as tokens"):

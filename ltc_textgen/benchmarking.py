@@ -60,9 +60,9 @@ class Contender:
             self.outputs()
 
     def train(self) -> None:
-        """One pass as in training: gradients of all parameters, and of the input if it wants one.
+        """One pass as in training: gradients of all parameters, and of the input if it requires one.
 
-        An input that does is what a layer inside a network reads; one that does not is data.
+        An input that requires one is that of a layer inside a network; one that does not is data.
         """
         self.layer.zero_grad(set_to_none=True)
         self.inputs.grad = None

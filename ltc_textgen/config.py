@@ -86,7 +86,7 @@ class WiringConfig(Settings):
 class ModelConfig(Settings):
     """Shape and mathematics of a `LiquidTimeConstantNetwork`."""
 
-    input_size: Positive = Field(description="Vocabulary: how many token ids the embedding knows.")
+    input_size: Positive = Field(description="Vocabulary: number of token ids.")
     hidden_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=256, description="Width D of the model; neurons of a plain layer."
     )
@@ -105,7 +105,7 @@ class ModelConfig(Settings):
     contractive: bool = Field(
         default=False,
         description="Bound the feedback of each neuron so that every token map contracts (diagonal coupling with "
-        "semi_implicit or exponential): states forget where they started, and the parallel scan converges.",
+        "semi_implicit or exponential): the influence of the initial state decays, and the parallel scan converges.",
     )
     wiring: WiringConfig | None = Field(default=None, description="Which synapses exist (synaptic, cfc).")
     cfc_mode: Literal["default", "pure", "no_gate"] = Field(
@@ -340,7 +340,7 @@ class MemoryConfig(Settings):
         False, description="Keep an n-gram memory of the training text and mix it with the network's distribution."
     )
     order: Annotated[int, Field(ge=0, le=15)] | None = Field(
-        None, description="Tokens of its longest context; 8 for characters and bytes, 5 for word pieces if not given."
+        None, description="Tokens of its longest context; if not given, 8 for characters and bytes, 5 for subwords."
     )
     max_megabytes: Annotated[float, Field(gt=0, le=4096)] = Field(
         64.0, description="Size of its file; rare contexts are removed until it fits."

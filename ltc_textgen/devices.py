@@ -1,4 +1,4 @@
-"""Where tensors live, and how many threads may work on them."""
+"""The device of a model's tensors, and the number of CPU threads."""
 
 import math
 import os

@@ -4,7 +4,7 @@
     RUN/generation_config.json ids that begin and end a text
     RUN/tokenizer.json ...     the tokenizer
     RUN/model.safetensors      the best weights so far; its header holds a checksum of the tensors, and fingerprints of
-                               the configuration and the tokenizer that they belong to
+                               the configuration and the tokenizer of these weights
     RUN/memory.safetensors     the n-gram memory of the training text, if there is one (see `memory`)
     RUN/training.json          every setting, and facts on corpus and result
     RUN/metrics.jsonl          the loss curve
@@ -45,7 +45,7 @@ FORMAT = "1"
 WEIGHTS = "model.safetensors"
 USUAL_KEYS = frozenset({"model_type", "transformers_version", "architectures", "dtype", "auto_map"})
 """Keys besides the settings in what `save_run`, `save_pretrained` and `save_for_hub` write. Only where there are others
-is transformers, which takes seconds to import, asked what it knows."""
+is transformers imported, which takes seconds, to validate them."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def with_current_names(values: Mapping[str, Any], settings: "type[BaseModel]") -
 
     Args:
         values: As in config.json or one group of training.json.
-        settings: The class that they belong to.
+        settings: Their class.
     """
     fields = settings.model_fields
     return {RENAMED[k] if k not in fields and RENAMED.get(k) in fields else k: v for k, v in values.items()}

@@ -177,7 +177,7 @@ class Awd(LanguageModel):
         hidden: Size of the other layers.
         layers: How many layers.
         drop: Dropout probabilities.
-        tied: Whether embedding and output layer share one matrix.
+        tied: Whether embedding and output layer are one matrix.
         outputs: Vocabulary size of the output layer; V if None.
     """
 

@@ -44,8 +44,8 @@ def compare(
         a: A text, or token ids (1, T).
         b: Another.
         then: What follows both. If given, the states are compared while it is read, and how the distance falls shows
-            how the network forgets whether it has read a or b; if not, the states after each token of a and b are
-            compared, up to the end of the shorter.
+            how the influence of a or b decays; if not, the states after each token of a and b are compared, up to the
+            end of the shorter.
         tokenizer: That of the run directory if None.
         bands: How many bands of neurons.
 

@@ -1,10 +1,10 @@
-"""Which neuron follows a property of the text: a search that knows how well chance does.
+"""Which neuron follows a property of the text: a search with a baseline of what chance reaches.
 
 Every neuron is scored on the first half of the text by its AUC: the probability that its value at a token with the
-property lies above that at a token without. The best is then scored on the second half, which had no say in the choice.
-With thousands of neurons some follow anything a little, and both a neuron and a property drift with the text; so the
-whole search is repeated with the labels shifted circularly by random distances, which keeps their rhythm and breaks
-their tie to the text. What the best neuron reaches there is the baseline.
+property lies above that at a token without. The best is then scored on the second half, which did not choose it.
+With thousands of neurons some correlate with any property, and both a neuron and a property drift with the text; so the
+whole search is repeated with the labels shifted circularly by random distances, which keeps their autocorrelation and
+removes their relation to the text. The AUC of the best neuron there is the baseline.
 
 This is correlation. Whether the network uses the neuron is a question for `ablate`.
 """
@@ -27,7 +27,7 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """The neurons that follow a label best, and how well chance does.
+    """The neurons that follow a label best, and the baseline of shifted labels.
 
     Args:
         neurons: Best first, by the first half of the text.
@@ -35,7 +35,7 @@ class Finding:
             direction turned around.
         sign: +1 if a neuron is high where the label is, -1 if it is low.
         baseline: AUC on the second half of the best neuron of each search with shifted labels.
-        feature: What was looked at: "state", "tau" or "log_tau".
+        feature: What was searched: "state", "tau" or "log_tau".
         threshold: Above which a label counts as 1; the median of its first half where it is not 0 and 1.
         positive: Fraction of tokens with the label.
     """
@@ -156,7 +156,7 @@ class _Half:
 
 
 def average_ranks(values: Float[Tensor, "T N"]) -> Float[Tensor, "T N"]:
-    """Ranks from 1 within each column, float64; equal values share the mean of their ranks.
+    """Ranks from 1 within each column, float64; equal values get the mean of their ranks.
 
     >>> average_ranks(torch.tensor([[3.0], [1.0], [3.0]])).flatten().tolist()
     [2.5, 1.0, 2.5]

@@ -1,6 +1,6 @@
 """How long neurons keep what they have read, by their own equation: the distribution of time constants.
 
-A difference in a neuron's state falls as exp(-t / tau): its half-life is ln 2 tau. Language asks for many time scales:
+A difference in a neuron's state falls as exp(-t / tau): its half-life is ln 2 tau. Language has many time scales:
 if the information between words falls as a power of their distance, a mixture of exponentials that matches it has
 time constants with an inverse-gamma density.
 
@@ -62,7 +62,7 @@ class HalfLives:
 
     @property
     def half_life(self) -> tuple[Float[np.ndarray, " N"], ...]:
-        """Tokens until half is forgotten: ln 2 times the median time constant."""
+        """Half-life in tokens: ln 2 times the median time constant."""
         return tuple(np.log(2) * median for median in self.median)
 
 

@@ -1,7 +1,7 @@
-"""What the prediction loses without a neuron, or with one that is moved: interventions, not correlations.
+"""What the prediction loses when a neuron is ablated or clamped: interventions, not correlations.
 
 A clamped neuron has the given state after every token, whatever its equation says; the rest of the network sees that
-state and goes on by itself. Clamping neurons to their own trajectory changes nothing, to the bit.
+state and computes as usual. Clamping neurons to their own trajectory changes nothing, to the bit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +98,7 @@ def clamp(
     """
     neurons = checked_neurons(values, trace.sizes)
     if trace.model != model.fingerprint():
-        raise UsageError("clamp: the trace is of another network, or this one has learned since: trace the text again")
+        raise UsageError("clamp: the trace is of another network, or this one was trained since: trace the text again")
     wanted = np.empty((len(trace), len(neurons)), dtype=np.float32)
     for column, (neuron, value) in enumerate(zip(neurons, values.values(), strict=True)):
         if np.ndim(value) and np.shape(value) != (len(trace),):
@@ -130,8 +130,8 @@ def ablate(
         model: Network that the trace is of.
         trace: Of a text.
         neurons: Their names.
-        how: "mean": each keeps its mean over the text, so that what is lost is what it says about the place; "zero":
-            each is zero, which is often a state that the network has never seen.
+        how: "mean": each is held at its mean over the text, so that only its variation is removed; "zero": each is
+            held at zero, which is often a state that does not occur in training.
         state: What was read before the text, if anything was.
 
     Raises:
@@ -213,10 +213,10 @@ def _moves(neurons: Sequence[Neuron], wanted: Float[Tensor, "T N"], trace: Trace
 
 
 def _clamped(index: Int[Tensor, " N"], values: Float[Tensor, "T N"]) -> Trajectory:
-    """The trajectory of a layer, some of whose neurons are given."""
+    """The trajectory of a layer with some neurons clamped to `values`."""
 
     def move(cell: LiquidLayer, u: Tensor, x: Tensor, elapsed: Tensor) -> Tensor:
-        if isinstance(cell, DiagonalLTC):  # no neuron of the layer sees another
+        if isinstance(cell, DiagonalLTC):  # its neurons are independent of each other
             own = own_trajectory(cell, u, x, elapsed).clone()
             own[:, :, index] = values.to(own.dtype)
             return own

@@ -1,10 +1,10 @@
-"""How the recurrence of each layer treats a small difference in its state: Jacobians and Lyapunov exponents.
+"""How a small difference in the state of a layer grows or decays: Jacobians and Lyapunov exponents.
 
 The Jacobian of a layer at a token is dx'/dx, the state after it by the state before it, at the input that the layer
 received. It is exactly diagonal in the diagonal coupling. The Lyapunov exponents are the mean growth rates, per token,
-of differences in its directions: all below zero, and the layer forgets how it began; the largest above zero, and it is
-chaotic. The state after a token of a layer depends on the layers below it alone, so the exponents of a network are
-those of its layers (and those of the convolutions, which forget completely).
+of differences in its directions. If all are below zero, the influence of the initial state decays; if the largest is
+above zero, the layer is chaotic. The state of a layer depends on the layers below it alone, so the exponents of a
+network are those of its layers (and those of the convolutions, which are minus infinity: their memory is finite).
 
 Source:
     Benettin et al. 1980, Meccanica 15, 9-20 (exponents by repeated QR).
@@ -121,7 +121,7 @@ class _Rates:
 
 
 def _steps(model: LiquidNetwork, text: str | Tensor, tokenizer: Any) -> Iterator[list[Step]]:
-    """What every layer computes, chunk by chunk."""
+    """The drives, states and times of every layer, chunk by chunk."""
     seen: list[Step] = []
 
     def record(cell: LiquidLayer, u: Tensor, x: Tensor, elapsed: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def labels(pieces: Sequence[str], regex: str | None = None) -> dict[str, Float[n
 
 
 def word_frequency(pieces: Sequence[str]) -> Float[np.ndarray, " T"]:
-    """How often the word to which each token belongs occurs in the text; NaN outside words."""
+    """How often the word that contains each token occurs in the text, (T,); NaN outside words."""
     return _at(np.asarray(_word_counts("".join(pieces)), dtype=np.float64), last_characters(pieces))
 
 
@@ -83,7 +83,7 @@ def _at(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def _open_quotes(text: str) -> list[float]:
-    """A paragraph ends every quotation, so that one forgotten mark does not turn the rest of a text around."""
+    """A paragraph ends every quotation, so that one missing mark does not invert the rest of a text."""
     found, closing = [], ""
     for here, after in zip(text, text[1:] + " ", strict=False):
         if closing and here == closing:

@@ -52,7 +52,7 @@ def memory_curve(
 ) -> MemoryCurve:
     """Predict tokens of a text from the last k tokens alone, for each k.
 
-    The reset takes back the whole state, that of the convolution too. A token with fewer than k before it is predicted
+    The whole state is reset, that of the convolution too. A token with fewer than k before it is predicted
     from all of them.
 
     Args:
@@ -88,7 +88,7 @@ def _places(length: int, tokens: int, seed: int) -> Int[Tensor, " B"]:
 
 
 def _loss(model: LiquidNetwork, ids: Int[Tensor, " T"], places: Int[Tensor, " B"], k: int) -> Float[Tensor, " B"]:
-    """Loss of the tokens at `places` after the k tokens before each; of no meaning where there are fewer."""
+    """Loss of the tokens at `places` after the k tokens before each; undefined where there are fewer."""
     found = []
     with evaluating(model), torch.no_grad():
         for some in places.clamp(min=k).split(max(1, TOKENS_AT_ONCE // k)):

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no other file."""
+"""The report as one self-contained HTML page, which loads no other file."""
 
 import base64
 import json
@@ -49,7 +49,7 @@ def page(report: dict[str, Any], trace: Trace, run: str, text: str) -> str:
 
 
 def view(trace: Trace, neurons: list[str]) -> dict[str, Any]:
-    """What the page draws beside the report: JSON values.
+    """What the page draws in addition to the report: JSON values.
 
     Args:
         trace: Of a text.

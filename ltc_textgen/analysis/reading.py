@@ -1,4 +1,4 @@
-"""Reading a text chunk by chunk while every neuron is seen, and perhaps moved."""
+"""Reading a text chunk by chunk while every neuron is recorded and, if asked for, clamped."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -33,14 +33,14 @@ def observe_text(
     moves: Moves | None = None,
     chunk: int = CHUNK,
 ) -> Iterator[Chunk]:
-    """Read a text of any length and see everything; the result does not depend on the chunks.
+    """Read a text of any length and record every layer; the result does not depend on the chunks.
 
     Args:
         model: Network, in any mode; it is read in evaluation mode, without gradients.
         ids: Token ids.
         state: What was read before.
         elapsed: Time from each token to the next; 1 if None.
-        moves: How neurons are moved in place of their own equation.
+        moves: Trajectories that replace the layers' own, as when neurons are clamped.
         chunk: Tokens read at once.
 
     Raises:

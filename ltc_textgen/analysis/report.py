@@ -1,4 +1,4 @@
-"""The analysis of a run on a text as one document: what `ltc analyse` prints, and its page shows."""
+"""The analysis of a run on a text as one document, which `ltc analyse` prints and its page shows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from ltc_textgen.shapes import Float
 
 DEFAULT_LABELS = ("line_position", "quotes", "speaker", "capitals", "rare_words")
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-TELLING = 10
+DESCRIBED = 10
 """Neurons that the report describes one by one."""
 
 PLACES = 5
@@ -57,7 +57,7 @@ def analyse(
     size: Size | None = None,
     progress: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Any]:
-    """Everything that the report says, as JSON values.
+    """The report, as JSON values.
 
     Args:
         model: Network that the trace is of.
@@ -145,9 +145,9 @@ def _findings(trace: Trace, wanted: Sequence[str]) -> dict[str, Finding]:
 def _telling(findings: Mapping[str, Finding]) -> list[tuple[Neuron, str, float]]:
     """The neurons that follow a label best, each once, the labels in turn."""
     chosen: dict[Neuron, tuple[str, float]] = {}
-    for rank in range(TELLING):
+    for rank in range(DESCRIBED):
         for name, found in findings.items():
-            if rank < len(found.neurons) and len(chosen) < TELLING:
+            if rank < len(found.neurons) and len(chosen) < DESCRIBED:
                 chosen.setdefault(found.neurons[rank], (name, float(found.auc[rank])))
     return [(neuron, *about) for neuron, about in chosen.items()]
 
@@ -155,7 +155,7 @@ def _telling(findings: Mapping[str, Finding]) -> list[tuple[Neuron, str, float]]
 def _neuron(
     model: LiquidNetwork, trace: Trace, short: Trace, neuron: Neuron, label: str, auc: float, lives: HalfLives
 ) -> dict[str, Any]:
-    """What is known of a neuron: what it follows, where it is extreme, and what is lost without it."""
+    """The facts on a neuron: the labels it follows, where it is extreme, and the loss without it."""
     effect = ablate(model, short, [neuron])
     expression = label.removeprefix("regex:") if label.startswith("regex:") else None
     values = labels(short.pieces, expression)["regex" if expression else label]

@@ -1,7 +1,8 @@
-"""What the solver's step size costs: the same weights, integrated more finely.
+"""The error of the solver's step size: the same weights, integrated with smaller steps.
 
-A network learns with its solver, whose error is a part of it; with the exact solution of its equation it may even
-predict worse. So both are measured: how far the states are from those of a much finer integration, and the loss.
+A network is trained with its solver, discretization error included; with the exact solution of its equation it may
+predict worse. So two things are measured: the loss, and the distance of the states from those of a much finer
+integration.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
 """How long neurons remember, by experiment: one segment is read after two different contexts.
 
-After its first token the segment is all that both readings share. How fast the states of the two readings meet again
-is the effective timescale of each neuron, whatever its equation says: a neuron with a short time constant that listens
-to a slow one is slow too.
+Only the segment is common to both readings. How fast the states of the two readings converge is the effective timescale
+of each neuron, whatever its equation says: a neuron with a short time constant that receives input from a slow one is
+slow too.
 
 Source:
     Chien, Zhang, Honey 2021, arXiv:2012.06717.
@@ -23,7 +23,7 @@ from ltc_textgen.shapes import Float, Int, Tensor
 
 @dataclass(frozen=True)
 class EffectiveTimescale:
-    """How fast each neuron forgets which context it has read.
+    """How fast the influence of the context on each neuron decays.
 
     Args:
         half_distance: Tokens of the common segment after which the two states of a neuron differ by half of what they

@@ -1,4 +1,4 @@
-"""A trace: everything that a network did while it read a text, in one pass."""
+"""A trace: tokens, time constants, states and surprise of a network on a text, recorded in one pass."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -53,7 +53,7 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The text, as the network saw it."""
+        """The text that its tokens write."""
         return "".join(self.pieces)
 
     @property
@@ -140,7 +140,7 @@ def trace(
     chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
-    """Read a text once and keep everything: tokens, time constants, states, surprise.
+    """Read a text once and record tokens, time constants, states and surprise.
 
     Args:
         model: Network, in any mode; there is no dropout.
@@ -215,7 +215,7 @@ def _metadata(model: str) -> dict[str, str]:
 
 
 def _written(pieces: list[str]) -> dict[str, np.ndarray]:
-    """The text as bytes, and where each piece ends in them."""
+    """The text as UTF-8 bytes, and where each token's text ends in them."""
     encoded = [piece.encode() for piece in pieces]
     ends = np.cumsum([len(piece) for piece in encoded], dtype=np.int64)
     return {"text": np.frombuffer(b"".join(encoded), np.uint8), "ends": ends}

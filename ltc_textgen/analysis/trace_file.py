@@ -38,7 +38,7 @@ def new_arrays(path: Path, layout: Layout, metadata: Mapping[str, str]) -> Itera
         with create_exclusive(path) as file:
             temporary = Path(file.name)
             file.write(header)
-            if hasattr(os, "posix_fallocate"):  # no space is an error here, not a signal at the first write
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, instead of a signal at the first write
                 os.posix_fallocate(file.fileno(), 0, end)
             file.truncate(end)
         arrays = _mapped(temporary, layout, places, len(header), "r+")

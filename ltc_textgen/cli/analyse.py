@@ -68,7 +68,7 @@ def analyse(
     """Show what the neurons of a run do on a text: half-lives, what they follow, and what is lost without them.
 
     A search for neurons that follow a property of the text (correlation) is confirmed on the half of the text that did
-    not choose them, beside what shifted labels reach; silencing a neuron (intervention) says whether it is used.
+    not choose them, and compared with shifted labels; silencing a neuron (intervention) shows whether it is used.
     """
     from ltc_textgen.runs import load_run
 

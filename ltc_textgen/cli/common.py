@@ -60,7 +60,7 @@ def seconds(text: str) -> float:
 
 
 def finite(value: float) -> float:
-    """A number of an option, which is to be one: "nan" is above no minimum and below no maximum.
+    """Validate that a number of an option is finite; NaN would pass every minimum and maximum.
 
     Raises:
         typer.BadParameter: If it is not finite.

@@ -20,7 +20,7 @@ CURVES: dict[str, tuple[str, ...]] = {
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl that belong to a step; a line that is incomplete or no such object is left out.
+    """Lines of metrics.jsonl that record a step; a line that is incomplete or no such object is left out.
 
     Lines end at LF alone: strings in JSON may hold every other character that ends a line of text.
     """

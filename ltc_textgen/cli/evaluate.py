@@ -42,12 +42,12 @@ EXAMPLES = """Examples:
 
 `ltc eval runs/book --adapt` (a memory that learns from what was scored, as compressors do)
 
-`ltc eval runs/book --sample 1000` (how its own text reads)
+`ltc eval runs/book --sample 1000` (statistics of its own text)
 """
 
 
 HELD_OUT = 200_000
-"""Characters of the held-out text in which copied runs are looked for, beside those of a sample."""
+"""Characters of the held-out text in which copied runs are counted, as a baseline for those of a sample."""
 
 Data = Annotated[
     list[str] | None,

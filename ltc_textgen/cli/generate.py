@@ -47,13 +47,13 @@ EXAMPLES = r"""Examples:
 
 @dataclass(frozen=True)
 class Texts:
-    """What generates texts, and how: a loaded run with its sampling options.
+    """A loaded run with its sampling options.
 
     Args:
         run: Loaded run directory.
         sampling: How to draw.
         state: State before the prompt; None to begin as a document does.
-        memory: N-gram memory of the run, with its share; None for the network alone.
+        memory: N-gram memory of the run, with its `share`; None for the network alone.
         engine: See `generation.generate_stream`.
         as_json: Print JSON instead of text.
     """
@@ -107,13 +107,11 @@ Memory = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Share of the run's n-gram memory; 0 is the network alone, 1 if not given.",
+        help="Fraction of the run's n-gram memory, 0 (the network alone) to 1; 1 if not given.",
         show_default=False,
     ),
 ]
-Adapt = Annotated[
-    bool, typer.Option("--adapt", help="Let the n-gram memory learn from the prompt before the text goes on.")
-]
+Adapt = Annotated[bool, typer.Option("--adapt", help="Let the n-gram memory learn from the prompt first.")]
 SaveState = Annotated[Path | None, typer.Option("--save-state", help="Write the state after the prompt to this file.")]
 
 
@@ -180,15 +178,15 @@ def generate(
 
 
 def open_memory(run: "Run", share: float | None, prompt: str | None) -> "Mixture | None":
-    """The n-gram memory of a run for generation; None if it has none, or the share is 0.
+    """The n-gram memory of a run for generation; None if it has none, or `share` is 0.
 
     Args:
         run: Loaded run directory.
-        share: Of the memory; all of it if None.
+        share: Fraction of the memory, 0 to 1; 1 if None.
         prompt: Text that it learns from, if it is to adapt.
 
     Raises:
-        UsageError: If a share or a prompt was given and the run has no memory.
+        UsageError: If `share` or a prompt was given and the run has no memory, or `share` is out of range.
     """
     if share == 0:
         return None

@@ -85,7 +85,7 @@ def inspect(
 
 
 def examine(run_dir: Path, text: str, plot_tau: Path | None = None) -> dict[str, Any]:
-    """What a run directory says of a run, as the command's JSON document.
+    """The facts of a run directory, as the command's JSON document.
 
     Args:
         run_dir: Run directory.
@@ -125,7 +125,7 @@ def examine(run_dir: Path, text: str, plot_tau: Path | None = None) -> dict[str,
 
 @dataclass(frozen=True)
 class Contents:
-    """What a run directory says of a run.
+    """The facts that a run directory holds.
 
     Args:
         settings: Of the model.

@@ -126,7 +126,7 @@ def _device(train: Mapping[str, Any]) -> Any:
 
 
 def _judge(preset: str, recipe: Recipe, own: Recipe, data: "TokenData", note: Callable[[str], None]) -> None:
-    """Say what does not fit.
+    """Validate that the text fills the windows of the settings, and report what does not fit.
 
     Raises:
         UsageError: If the text does not fill the preset's windows.

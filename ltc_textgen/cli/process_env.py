@@ -1,4 +1,4 @@
-"""Settings of a whole process that training wants and a library must not make: only the commands call this."""
+"""Settings of the whole process for training: a library must not change them, so only the commands call this."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def tune() -> None:
-    """Make threads wait quietly and keep freed memory. Call before torch is imported.
+    """Shorten the spinning of OpenMP threads and keep freed memory. Call before torch is imported.
 
     * OpenMP threads spin for long while they wait for each other. Alone on the machine that is no harm; with another
       program on the same cores it made training fifty times slower. A short spin costs nothing measurable.

@@ -62,7 +62,7 @@ def serve(
     ] = "plain",
     allow_origin: Annotated[list[str] | None, typer.Option(help="Origin of web pages that may call the API.")] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Host name of this server, beside loopback names; * for all.")
+        list[str] | None, typer.Option(help="Host name of this server, in addition to loopback names; * for all.")
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page at /.")] = True,
     metrics: Annotated[Literal["public", "key", "off"], typer.Option(help="Who may read /metrics.")] = "public",

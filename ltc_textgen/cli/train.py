@@ -197,7 +197,7 @@ def _warm_start(init: Path, resume: bool) -> Recipe:
 
 
 def _require_text(own: Recipe, preset: str | None, out: Path) -> None:
-    """Keep `--resume` of a mistyped directory from training on another text than the user's.
+    """Reject `--resume` of a directory without a run, which may be mistyped, unless a text is given.
 
     Raises:
         UsageError: If there is no run in `out` and no text to start one on was named; it lists the runs nearby.
@@ -279,7 +279,7 @@ def _counting(
 def _remember(
     result: "TrainResult", builder: "MemoryBuilder | None", note: Callable[[str], None]
 ) -> "MemoryResult | None":
-    """Save the n-gram memory beside the best weights; None without one, or if the run was stopped."""
+    """Save the n-gram memory in the run directory; None without one, or if the run was stopped."""
     if builder is None or result.best_val_loss is None:
         return None
     if result.stopped_by:

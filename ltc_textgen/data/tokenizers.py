@@ -96,7 +96,7 @@ class TextTokenizer:
 
     def choose_start(self, documents: int | None) -> None:
         """Choose the token that a text without a prompt starts after (`start_id`): the EOS token, which precedes every
-        document, unless a training text of few documents has hardly taught what follows it; then a line end.
+        document, unless it is rare because the training text has few documents; then a line end.
 
         Args:
             documents: Of the training text; None if it is not known.

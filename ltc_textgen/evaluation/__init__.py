@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and how its own text reads."""
+"""How well a model predicts a text, and statistics of the text that it generates."""
 
 from ltc_textgen.evaluation.metrics import EvaluationText, Scores, count_words, evaluate, read_text, tokenize
 from ltc_textgen.evaluation.scoring import score_tokens

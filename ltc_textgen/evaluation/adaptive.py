@@ -11,7 +11,7 @@ move as far as all others. Krause et al. measure s on the training text beforeha
 what has been read, since a run directory can be evaluated where its training text is not.
 
 **Continuous cache.** The cache holds the last `size` hidden vectors h_i and the token x_(i+1) that followed each. It
-says what comes next by what came after similar places,
+predicts the tokens that followed similar hidden vectors,
 
     p_cache(x) = sum_i [x_(i+1) = x] exp(theta cos(h, h_i)) / sum_i exp(theta cos(h, h_i))
     p(x)       = (1 - lambda) p_model(x) + lambda p_cache(x)
@@ -72,8 +72,8 @@ def score_adaptively(
     Args:
         model: Network, in any mode; neither its weights nor its gradients are touched.
         tokens: Token ids, (T,), any integers, T >= 2; the first is context alone.
-        dynamic: How to learn; None: not at all.
-        cache: What to remember; None: nothing.
+        dynamic: Settings of dynamic evaluation; None: weights do not change.
+        cache: Settings of the cache; None: no cache.
         progress: Called with the tokens scored so far and all that will be.
 
     Raises:
@@ -120,7 +120,7 @@ def _read(
 
 
 class Learner:
-    """A copy of a model that follows the text. `model` is the copy.
+    """A copy of a model that is trained on the text as it reads it. `model` is the copy.
 
     Args:
         model: The trained network, whose weights the copy is drawn back to.
@@ -156,7 +156,7 @@ class Learner:
 
 
 class ContinuousCache:
-    """The last places of a text, and what came after them."""
+    """The last hidden vectors of a text and the token that followed each."""
 
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
@@ -166,7 +166,7 @@ class ContinuousCache:
     def mix(
         self, hidden: Float[Tensor, "T D"], targets: Int[Tensor, " T"], losses: Float[Tensor, " T"]
     ) -> Float[Tensor, " T"]:
-        """Losses of the mixture at the next tokens of the text, each from the places before it; remembers them.
+        """Losses of the mixture at the next tokens of the text, each from the cache before it; then adds them.
 
         Args:
             hidden: Hidden vectors that predict them.

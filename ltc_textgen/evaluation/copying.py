@@ -1,4 +1,4 @@
-"""How much of a text stands word for word in another: the longest common run, and the share of long ones.
+"""How much of a text occurs verbatim in another: the longest common run, and the fraction in long ones.
 
 Runs are found by polynomial hashes of all windows of a length, modulo 2**64 (Karp and Rabin 1987, IBM Journal of
 Research and Development 31); a window of length 2 n is made of two of length n, so that numpy does the work. Two
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 RUN = 50
-"""Characters of a run that is counted as copied. Two texts of one kind share phrases, but rarely so many in a row."""
+"""Characters of a run that is counted as copied. Phrases that two texts have in common are rarely so long."""
 
 _BASE = 0x9E3779B97F4A7C15
 _Codes = npt.NDArray[np.uint64]

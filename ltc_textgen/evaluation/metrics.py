@@ -27,7 +27,7 @@ report.
 | bits_per_byte   | S / (ln 2 bytes) | any models on one text; bytes of the documents in UTF-8              |
 
 Line ends count as words because the published word perplexities of WikiText count its <eos>: its validation split has
-213,886 words and 3,760 lines, hence the 217,646 that everybody divides by.
+213,886 words and 3,760 lines, hence the 217,646 of the literature.
 
 A tokenizer that is not lossless (lower-cased, unknown words replaced) makes a text easier to predict. `lossless` and
 `unknown_rate` report it; compare such numbers only with those of the same tokenizer.

@@ -1,4 +1,4 @@
-"""How written text reads, in numbers: variety, repetition, loops, and how its words are distributed.
+"""Statistics of generated text: variety, repetition, loops, and the distribution of its words.
 
 | measure | is | reads |
 |---|---|---|

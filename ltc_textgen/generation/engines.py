@@ -44,7 +44,7 @@ class Request:
         seed: Seed of the draws, in [0, 2**63).
         eos_token_id: Token at which a sample ends.
         state: State before the prompt, of one sequence; the initial state if None.
-        memory: N-gram memory that is mixed with the network's distribution; None, or one whose share is 0, for the
+        memory: N-gram memory that is mixed with the network's distribution; None, or one whose `share` is 0, for the
             network alone.
         before: Tokens before the prompt, which the state has read: the memory looks back at them.
     """

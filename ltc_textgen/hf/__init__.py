@@ -1,1 +1,1 @@
-"""Everything that knows transformers: configuration, model, generation, sharing, registration."""
+"""The code that depends on transformers: configuration, model, generation, sharing, registration."""

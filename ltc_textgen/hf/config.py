@@ -24,7 +24,7 @@ FROM_TRANSFORMERS = frozenset(
 
 
 class LTCConfig(PreTrainedConfig):
-    """`ModelConfig` as `transformers` wants it; the fields, their defaults and their ranges are those of `ModelConfig`.
+    """`ModelConfig` as a `transformers` configuration; fields, defaults and ranges are those of `ModelConfig`.
 
     Raises:
         UsageError: If a field is out of range, or a key neither one of ours nor of transformers; the message names it.
@@ -107,7 +107,7 @@ class LiquidCache(Cache):
         return {**self.__dict__, "_model": None}
 
     def require_model(self, model: Any) -> None:
-        """Belong to `model` from now on.
+        """Bind the cache to `model`.
 
         Raises:
             UsageError: If another one has filled the cache: its state says nothing to this one.
@@ -150,10 +150,10 @@ class LiquidCache(Cache):
         """Reject cropping: the state after a text does not determine that of some tokens earlier.
 
         Raises:
-            UsageError: If a token would have to be forgotten.
+            UsageError: If a token would have to be removed.
         """
         if tokens_to_remove:
-            raise UsageError("past_key_values: a liquid state cannot forget its last tokens; keep a copy from before")
+            raise UsageError("past_key_values: a liquid state cannot be rolled back; keep a copy from before")
 
     def reset(self) -> None:
         """Reset to the state before the first token."""

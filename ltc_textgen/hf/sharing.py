@@ -1,7 +1,7 @@
 """Hub integration: model card, files alongside the weights, safetensors-only loading.
 
 A model card has a header of metadata and a text. What this module writes stands between two marks and is replaced at
-every upload; the header, and everything outside the marks, belongs to the owner of the repository.
+every upload; the header, and everything outside the marks, is the repository owner's and is kept.
 """
 
 import json
@@ -70,8 +70,8 @@ def model_card(model: Any, repository: str, directory: Path | None = None, old: 
     Args:
         model: A `LiquidTimeConstantNetwork`.
         repository: Id on the hub, as a reader loads it.
-        directory: Run directory that the model was loaded from. Its training.json is believed only if the weights are
-            still those beside it.
+        directory: Run directory that the model was loaded from. Its training.json is used only if the weights are
+            still those of the directory.
         old: The card there was: its header stays, missing fields are added, and text that is not ours is kept.
 
     Raises:
@@ -266,7 +266,7 @@ def complete_upload(model: Any, directory: Path, repository: str) -> None:
 
 
 def write_remote_code(directory: Path, config: str) -> None:
-    """Write a model's config.json, and the module beside it that `trust_remote_code=True` loads.
+    """Write a model's config.json, and the module next to it that `trust_remote_code=True` loads.
 
     Args:
         directory: Where to.

@@ -16,7 +16,7 @@ from ltc_textgen.io.paths import os_reason
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace a file by `content`: written beside it, flushed to disk, then renamed.
+    """Replace a file by `content`: written to a temporary file alongside, flushed to disk, then renamed.
 
     Raises:
         LTCError: If there is no space or no permission; a temporary file is not left behind.

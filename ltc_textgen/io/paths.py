@@ -65,7 +65,7 @@ def special_file(path: Path) -> str | None:
     """What a path is if it is no regular file: a directory, a named pipe, a device or a socket; None for a file.
 
     Raises:
-        OSError: If there is no such path, or it cannot be looked at.
+        OSError: If there is no such path, or it cannot be accessed.
     """
     mode = path.stat().st_mode
     kinds = {

@@ -1,7 +1,7 @@
 """The rows that a native decoder reads and writes, each with a state and options of its own.
 
 A row lives in a slot from `Rows.join` to `Rows.leave`. A call of `Rows.run` does the work of any of them together: some
-read a text while others write. What a row computes does not depend on the rows beside it, on how its text is split into
+read a text while others write. A row does not depend on the other rows of a call, on how its text is split into
 calls, or on the number of threads: it has the same bits alone.
 """
 
@@ -127,7 +127,7 @@ class Work:
 
     Args:
         slot: Slot of the row.
-        ids: Tokens to read, at least one; int64 if an array. To go on writing, the token drawn last.
+        ids: Tokens to read, at least one; int64 if an array. To continue drawing, the token drawn last.
         count: Tokens to draw; fewer are drawn if one is a stop.
         uniform: (count,), float64: the row's own random numbers in [0, 1). Not needed at temperature 0.
         logprobs: Whether to compute log-probabilities, and the likeliest tokens if the call asks for them.
@@ -404,13 +404,13 @@ class _Call:
     def _check(self, rows: Rows) -> None:
         slots = [w.slot for w in self._work]
         if len(set(slots)) < len(slots):
-            raise UsageError("work: a slot stands there twice")
+            raise UsageError("work: a slot occurs twice")
         words, V = rows.decoder.words, rows.decoder.V
         for w in self._work:
             if w.count < 0 or not len(w.ids):
                 raise UsageError(f"work of slot {w.slot}: expected tokens to read and a count >= 0, got {w.count}")
             if w.count and words < V:
-                raise UsageError(f"a decoder that knows {words} tokens cannot read all of the {V} it may draw")
+                raise UsageError(f"a decoder with embeddings of {words} tokens cannot read all of the {V} it may draw")
             if w.targets is not None and len(w.targets) != len(w.ids):
                 raise UsageError(f"targets: expected {len(w.ids)}, one for each of ids, got {len(w.targets)}")
 

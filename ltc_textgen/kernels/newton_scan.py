@@ -11,7 +11,7 @@ which is a linear recurrence; and because every neuron sees only the input and i
 recurrence is solved in log2(T) rounds of work on all tokens (`linear_scan`); its solution is the next guess. Where the
 solver keeps states inside known bounds, guesses are clamped into them, for the solution lies there. A guess that no
 longer moves and whose residual x_t - F_t(x_{t-1}) vanishes is the solution; if that does not happen within
-`MAX_ITERATIONS`, the sequential loop runs instead, so the answer never depends on luck.
+`MAX_ITERATIONS`, the sequential loop runs instead, so the result does not depend on convergence.
 
 The gradient is the exact one of the sequential recurrence and does not pass through the iterations: with the
 Jacobians at the solution, dL/dx_t = g_t + J_{t+1} dL/dx_{t+1} is again a linear scan, backwards in time.

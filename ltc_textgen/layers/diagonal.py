@@ -7,7 +7,7 @@ Input mixing is one matrix product over all tokens; the recurrence is elementwis
 The conductances still depend on the state, so tau_sys = C / (g_leak + f_e + f_i) is a liquid time constant, and the
 Jacobian is exactly diagonal.
 
-Contraction. A neuron that forgets its initial state has a token map F with |dF/dx| < 1. For the semi-implicit sub-step,
+Contraction. The influence of the initial state decays if the token map F has |dF/dx| < 1. For the semi-implicit step,
 with D = C + h (g_leak + f_e + f_i) and f' = f (1 - f), differentiating x' = (C x + h (f_e E_e - f_i E_i)) / D gives
 
     dx'/dx = [C + h (r_e f_e' (E_e - x') + r_i f_i' (-E_i - x'))] / D
@@ -99,7 +99,7 @@ class DiagonalLTC(MembraneLayer):
     def reset_parameters(self) -> None:
         """C and g_leak log-uniform, E = 1, r = 0.
 
-        At rest both synapses are half open, and tau_sys = C / (g_leak + 1) runs from 1/6 to 20 horizons; where an
+        At the zero state both synapses are half open; tau_sys = C / (g_leak + 1) runs from 1/6 to 20 horizons; where an
         input closes them it rises towards C / g_leak, up to thousands.
         """
         nn.init.xavier_uniform_(self.input.weight)

@@ -243,7 +243,7 @@ class _Circuit:
         self.draw = np.random.RandomState(seed)
 
     def fan_out(self, matrix: np.ndarray, sources: Sequence[int], targets: Sequence[int], fan: int) -> None:
-        """Connect each source to `fan` drawn targets; then each target that was left out to an average share."""
+        """Connect each source to `fan` drawn targets; then each target without a source to the average number."""
         for source in sources:
             self._connect(matrix, source, targets, fan)
         left_out = [target for target in targets if not matrix[sources, target].any()]

@@ -1,4 +1,4 @@
-"""The memory of a run: a file beside its weights."""
+"""The n-gram memory of a run: one file in the run directory."""
 
 from collections.abc import Mapping
 from pathlib import Path

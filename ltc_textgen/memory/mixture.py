@@ -55,7 +55,7 @@ class Scores(NamedTuple):
 
 
 class Native(ctypes.Structure):
-    """What csrc/mixture.cpp takes as a mixture. It keeps the `Mixture` that made it, whose arrays it points to."""
+    """The struct `Mixture` of csrc/mixture.cpp. It keeps a reference to the `Mixture` whose arrays it points to."""
 
     owner: "Mixture"
 
@@ -75,7 +75,7 @@ class Mixture:
         weights: Of network, memory and recent memory for every situation, (S, 3).
         steps: How many tokens each situation has learned from, (S,).
         recent: Counts of the text read since; None if nothing is learned while reading.
-        share: Share of the memories, 0 to 1: every weight is interpolated between that of the network alone and the
+        share: Fraction of the memories, 0 to 1: every weight is interpolated between that of the network alone and the
             fitted one.
     """
 
@@ -87,14 +87,14 @@ class Mixture:
 
     @classmethod
     def start(cls, memory: NgramMemory) -> "Mixture":
-        """A mixture that has learned nothing yet."""
+        """A mixture with initial weights."""
         situations, matches = _situations()
         weights = np.zeros((situations, len(START)), np.float32)
         weights[:matches] = START
         return cls(memory, weights, np.zeros(situations, np.float32))
 
     def adapting(self) -> "Mixture":
-        """A copy that also mixes a memory of what it reads from here on, and whose weights are its own.
+        """A copy with weights of its own that also mixes a memory of the text that it reads.
 
         The counts of the training text are shared, and grow with `score(adapt_counts=True)`.
         """
@@ -103,13 +103,13 @@ class Mixture:
         return replace(self, weights=self.weights.copy(), steps=self.steps.copy(), recent=recent)
 
     def with_share(self, share: float) -> "Mixture":
-        """The same mixture with another share of the memories, 0 to 1.
+        """The same mixture with another fraction of the memories, 0 to 1.
 
         Raises:
             UsageError: If it is out of range.
         """
         if not 0 <= share <= 1:
-            raise UsageError(f"memory: expected a share from 0 to 1, got {share}")
+            raise UsageError(f"memory: expected a number from 0 to 1, got {share}")
         return replace(self, share=share)
 
     def score(
@@ -120,7 +120,7 @@ class Mixture:
         adapt_counts: bool = False,
         adapt_weights: bool = False,
     ) -> Scores:
-        """Score tokens that continue what the memory has read; each is scored before anything learns from it.
+        """Score tokens that continue what the memory has read; each is scored before counts or weights change with it.
 
         Args:
             tokens: Ids, (T,).
@@ -182,7 +182,7 @@ class Mixture:
         return advanced
 
     def native(self) -> Native:
-        """The mixture as the kernels take it."""
+        """The mixture as the struct that the kernels take."""
         recent = None if self.recent is None else self.recent._handle
         native = Native(self.memory._handle, recent, address(self.weights), address(self.steps), RATE, self.share)
         native.owner = self
@@ -253,7 +253,7 @@ def _situations() -> tuple[int, int]:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The library, with the types of its functions said: addresses would be cut to 32 bits otherwise."""
+    """The library with argument types declared: ctypes would cut addresses to 32 bits otherwise."""
     library = LIBRARY
     assert library is not None  # there is no NgramMemory without it
     p, i, n = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

@@ -30,7 +30,7 @@ from ltc_textgen.errors import UsageError
 from ltc_textgen.kernels.library import LIBRARY, WHY_NOT
 
 LONGEST = 15
-"""Largest order that the kernel knows."""
+"""Largest order that the kernel supports."""
 
 BYTES_PER_ENTRY = 48
 """Upper bound of the memory in use for each entry, context tables included, while tables grow."""
@@ -44,7 +44,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class NgramMemory:
-    """Counts of n-grams, which learn as they read.
+    """Counts of n-grams, updated token by token.
 
     Args:
         vocab_size: V, number of token ids.
@@ -132,7 +132,7 @@ class NgramMemory:
                 return
 
     def tables(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-        """The counts as arrays, and the settings that belong to them, for a file; `from_tables` reads both."""
+        """The counts as arrays and their settings, for a file; `from_tables` reads both."""
         entries, contexts = self._sizes()
         keys, heads = np.empty(contexts, np.uint64), np.empty(contexts, np.uint32)
         table, tallies = np.empty((entries, 3), np.uint32), np.empty(_TALLIES, np.int64)
@@ -161,7 +161,7 @@ class NgramMemory:
             raise ValueError(str(error)) from None
         sizes = len(keys), address(keys), address(heads), len(table), address(table), address(tallies)
         if len(keys) != len(heads) or memory._library.ltc_memory_load(memory._handle, *sizes) != 0:
-            raise ValueError("its tables do not fit each other")
+            raise ValueError("its tables contradict each other")
         return memory
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class NgramMemory:
             raise MemoryError("no memory for more n-grams")
 
     def checked(self, tokens: npt.ArrayLike) -> Ids:
-        """Token ids as the kernel takes them.
+        """Token ids as contiguous uint32.
 
         Raises:
             UsageError: If they are not (T,) integers in 0..V-1.
@@ -228,12 +228,12 @@ def checked_array(array: npt.NDArray[Any], dtype: Any, shape: tuple[int | None, 
 
 
 def address(array: npt.NDArray[Any]) -> int:
-    """Where an array's numbers are in memory."""
+    """The address of an array's data."""
     return array.ctypes.data
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library, with the types of its functions said: addresses would be cut to 32 bits otherwise."""
+    """The library with argument types declared: ctypes would cut addresses to 32 bits otherwise."""
     p, i, n = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     for name, result, arguments in (
         ("new", p, (i, n, n, n)),

@@ -25,7 +25,7 @@ class LiquidState:
 
     @property
     def batch_size(self) -> int:
-        """B, the sequences that this state belongs to."""
+        """B, the number of sequences."""
         return self.neurons[0].shape[0]
 
     def require(self, layers: int, neurons: tuple[int, int], conv_state: tuple[int, int, int] | None) -> None:

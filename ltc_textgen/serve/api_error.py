@@ -53,5 +53,5 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 def engine_error(message: str) -> ApiError:
-    """The error of a model that gives no distribution. Clients are told not to try again."""
+    """The error of a model whose logits are NaN or infinite. A header asks clients not to retry."""
     return ApiError(500, message, code="engine_error", headers={"x-should-retry": "false"})

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: for clients that know nothing else. The models are no chat models.
+"""POST /v1/chat/completions: for clients without support for /v1/completions. The models are no chat models.
 
 The template "plain" joins the contents of the messages by line ends; the model continues the last one.
 """
@@ -118,7 +118,7 @@ class ChatForm(Form):
         return {**document, "finish_reason": choice.reason, **self.extension(choice)}
 
     def chunks(self, choice: Choice, first: bool) -> list[dict[str, Any]]:
-        """A role first, then text, then the reason, each alone, as clients have learned to expect."""
+        """Events of a role, of text and of the finish reason, each in one of its own, as OpenAI's server sends them."""
         parts: list[dict[str, Any]] = []
         if first:
             parts.append({"delta": {"role": "assistant", "content": None}})

@@ -1,4 +1,4 @@
-"""What has come of a request so far: the pieces of its choices, put together."""
+"""The choices of a request so far, put together from the pieces of a stream."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,6 @@
-"""What computes: reads the tokens of rows and draws new ones. The scheduler knows engines by this interface alone.
+"""The interface of engines, which read the tokens of rows and draw new ones for the scheduler.
 
-A row is one text that is being written. What an engine computes of a row does not depend, to the bit, on the rows that
-are given in the same call.
+A row is one text that is being generated. The result of a row does not depend, to the bit, on the other rows of a call.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ltc_textgen.model.state import LiquidState
 from ltc_textgen.shapes import Bool, Float, Int, Tensor
 
 SLICE = 512
-"""Tokens of a prompt that are read in one call, beside rows that write."""
+"""Tokens of a prompt that are read in one call, alongside rows that draw."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Options:
 
 
 class Scored(NamedTuple):
-    """What the model, with its n-gram memory, thought of one token before any sampling option.
+    """Log-probabilities of one token by the model with its n-gram memory, before any sampling option.
 
     Args:
         logprob: Log-probability of the token.
@@ -145,7 +144,7 @@ class Context:
 
 @dataclass(eq=False)
 class RowState:
-    """All that an engine keeps of a row between calls.
+    """The state of a row between calls of an engine.
 
     Args:
         context: What it has read.
@@ -193,14 +192,14 @@ class Engine(Protocol):
             score: Append to `context.scored`, with this many likeliest tokens; None does not score.
 
         Raises:
-            LogitsError: If they are wanted, and the model's output is no distribution.
+            LogitsError: If they are wanted, and the model's logits are NaN or infinite.
         """
 
     def release(self, row: RowState) -> None:
-        """Forget a row, which has drawn its last token."""
+        """Free the slot of a row that has drawn its last token."""
 
     def draw(self, rows: list[RowState], count: int) -> list[Drawn | LogitsError]:
         """Draw up to `count` tokens of each row, at least one, but never more than its `max_tokens` in all.
 
-        Tokens after the EOS token have no meaning. A row whose logits are no distribution gives a LogitsError.
+        Tokens after the EOS token have no meaning. A row with NaN or infinite logits gives a LogitsError.
         """

@@ -1,7 +1,7 @@
-"""What stands before every handler: request ids, hosts, origins, the key, the log and the form of errors.
+"""Middleware before every handler: request ids, hosts, origins, the key, the log and the form of errors.
 
-A browser sends what a hostile page asks for to any address, so a server on loopback checks the Host header (against DNS
-rebinding), answers no page of another origin unless it is allowed, and accepts JSON alone.
+A hostile page can make a browser send requests to any address, so a server on loopback checks the Host header (against
+DNS rebinding), rejects pages of other origins unless they are allowed, and accepts JSON alone.
 """
 
 import hmac

@@ -20,7 +20,7 @@ from ltc_textgen.serve.engine import Context, Drawn, Engine, Options, RowState, 
 Reason = Literal["stop", "length", "abort"]
 
 FULL = 1 << 12
-"""Tokens in a channel that nobody has taken, above which its rows pause."""
+"""Tokens waiting in a channel above which its rows pause."""
 
 
 NOTHING = Drawn([])
@@ -28,7 +28,7 @@ NOTHING = Drawn([])
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What happened to one choice: text that can be shown, tokens that were drawn, and why it ended.
+    """The next part of one choice: text that can be shown, tokens that were drawn, and why it ended.
 
     Args:
         index: Number of the choice in the request.
@@ -91,7 +91,7 @@ class Channel:
         self._ended.clear()
 
     def _signal(self, event: asyncio.Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens
+        with contextlib.suppress(RuntimeError):  # the event loop was closed
             self._loop.call_soon_threadsafe(event.set)
 
     async def take(self) -> list[Piece]:
@@ -115,18 +115,18 @@ class Row:
     """One choice of a job.
 
     Args:
-        job: What it belongs to.
+        job: Its job.
         index: Number of the choice in the request.
         state: What the engine keeps.
         text: Its text so far.
-        heard: Whether it has given a piece.
+        begun: Whether it has given a piece.
     """
 
     job: "Job"
     index: int
     state: RowState
     text: SampleText
-    heard: bool = False
+    begun: bool = False
 
 
 @dataclass(eq=False)
@@ -152,7 +152,7 @@ class Job:
         keys: Names of its prefixes in the cache; without any it is read from its beginning.
         cached: Tokens of the prompt that were not read because the cache had the state after them.
         started: Rows that have been given a slot.
-        cancelled: Nobody waits for its pieces.
+        cancelled: Whether its client has gone.
         arrived: When the request came, by `time.perf_counter`.
     """
 

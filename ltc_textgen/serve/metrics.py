@@ -25,9 +25,9 @@ class Metrics:
         self._finished = self._counter("finished", "Texts that ended, by reason.", "model", "reason")
         self._rejected = self._counter("rejected", "Requests rejected before they were queued.", "reason")
         self._cancelled = self._counter("cancelled", "Texts whose client had gone.", "phase")
-        self._stalled = self._counter("streams_stalled", "Streams dropped because nobody read them.")
+        self._stalled = self._counter("streams_stalled", "Streams dropped because the client did not read them.")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", "model")
-        self._cached_tokens = self._counter("cached_prompt_tokens", "Those of them that the cache knew.", "model")
+        self._cached_tokens = self._counter("cached_prompt_tokens", "Prompt tokens found in the prefix cache.", "model")
         self._generated = self._counter("generated_tokens", "Tokens drawn.", "model")
         self._evictions = self._counter("state_evictions", "Saved states dropped for age or room.")
         self._running = self._gauge("requests_running", "Texts that are being written.")
@@ -103,7 +103,7 @@ class Metrics:
         self._cancelled.labels(phase).inc()
 
     def stalled(self) -> None:
-        """A stream was dropped because nobody read it."""
+        """A stream was dropped because its client did not read it."""
         self._stalled.inc()
 
     def evicted(self) -> None:

@@ -112,7 +112,7 @@ class Plan:
 
 
 def state_name(state: TextState) -> str:
-    """What tells a state from all others, for the prefix cache."""
+    """The identity of a state as a key of the prefix cache."""
     from ltc_textgen.io.hashing import digest
 
     return digest({**state.liquid.tensors(), "last": state.last})
@@ -159,7 +159,7 @@ def options_of(request: GenerationRequest, served: Served, max_tokens: int, logp
 
 
 def memory_for(request: GenerationRequest, served: Served) -> Mixture | None:
-    """The n-gram memory with the share that a request wants; None for the network alone.
+    """The n-gram memory with the `share` that a request asks for; None for the network alone.
 
     Raises:
         ApiError: If the run has none.

@@ -1,6 +1,6 @@
 """The bodies of requests: OpenAI's fields, and those of this server under "ltc". Unknown fields are errors.
 
-A field that is accepted acts; the two that are ignored say so.
+Every accepted field has an effect, except two that are documented as ignored.
 """
 
 import json
@@ -31,7 +31,7 @@ NeuronName = Annotated[str, Field(pattern=r"^L(0|[1-9]\d{0,3})N(0|[1-9]\d{0,5})$
 
 
 class StreamOptions(Body):
-    """What a stream reports beside text."""
+    """What a stream reports in addition to text."""
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
     continuous_usage_stats: bool = Field(False, description="Send the usage so far in every chunk.")
@@ -64,9 +64,9 @@ class LtcOptions(Body):
 
     state: str | None = Field(None, description='State before the prompt: an id ("st_...") or a file in base64.')
     return_state: Literal["id", "base64"] | None = Field(None, description="Return the state after each text.")
-    cache: bool = Field(True, description="Use the states of earlier prompts that begin alike.")
+    cache: bool = Field(True, description="Use the cached states of earlier prompts with the same beginning.")
     elapsed: float = Field(1.0, ge=0, le=1e6, description="Time from each token to the next, in token time.")
-    memory: float | None = Field(None, ge=0, le=1, description="Share of the n-gram memory; all if there is one.")
+    memory: float | None = Field(None, ge=0, le=1, description="Fraction of the n-gram memory; 1 if there is one.")
     tau: TauOptions | None = None
     clamp: list[ClampOptions] = Field(default_factory=list, max_length=32)
     ignore_separator: bool = Field(False, description="Never draw the token that ends a document.")

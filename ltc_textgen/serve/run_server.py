@@ -1,7 +1,7 @@
-"""Starts the server: binds the address at once, loads the models beside it, and ends without losing what is written.
+"""Starts the server: binds the address at once, loads the models in a thread, and lets texts end before it shuts down.
 
-On SIGTERM or SIGINT no new request is taken; what is being written goes on for `drain_timeout` seconds and is then
-ended with finish_reason "abort". A second signal ends it at once.
+On SIGTERM or SIGINT no new request is taken; running texts continue for at most `drain_timeout` seconds and are then
+ended with finish_reason "abort". A second signal ends them at once.
 """
 
 import asyncio

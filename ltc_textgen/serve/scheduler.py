@@ -112,12 +112,12 @@ class Scheduler:
         self.wake()
 
     def wake(self) -> None:
-        """Look again at what there is to do."""
+        """Wake the thread to look for work."""
         with self._changed:
             self._notify()
 
     def drain(self) -> None:
-        """Take no new jobs; those that wait or run go on."""
+        """Take no new jobs; those that wait or run continue."""
         self._draining = True
 
     def abort(self) -> None:
@@ -154,7 +154,7 @@ class Scheduler:
             raise
 
     def _give_up(self, error: BaseException) -> None:
-        """Answer everyone who waits, for the thread ends."""
+        """End all waiting and running jobs with an error, because the thread ends."""
         with self._changed:
             left = [(job, range(job.started, job.samples)) for job in self._waiting]
             left += [(job, range(job.started)) for job in self._reading]
@@ -177,7 +177,7 @@ class Scheduler:
         return admits or bool(self._reading or self._tasks) or any(not row.job.channel.full for row in self._running)
 
     def _drop(self) -> None:
-        """Forget cancelled jobs; end all if the server does."""
+        """Drop cancelled jobs; end all if the server does."""
         with self._changed:
             for job in [job for job in self._waiting if job.cancelled or self._aborting]:
                 self._waiting.remove(job)
@@ -321,8 +321,8 @@ class Scheduler:
                 text, count = text + more, count + 1
         taken = drawn if count == len(drawn.tokens) else drawn.first(count)
         prompt = None
-        if not row.heard:
-            row.heard, prompt = True, self._prompt(row)
+        if not row.begun:
+            row.begun, prompt = True, self._prompt(row)
             self._metrics.first(row.job.model, now - row.job.arrived)
         stop = row.text.stop or ("separator" if reason == "stop" else None)
         piece = Piece(row.index, text, taken, offsets, reason, stop, prompt)
@@ -336,7 +336,7 @@ class Scheduler:
         return count
 
     def _leave(self, row: Row) -> None:
-        """Give the slot of a row to others."""
+        """Free the slot of a row for others."""
         self._running.remove(row)
         row.job.engine.release(row.state)
 
@@ -350,7 +350,7 @@ class Scheduler:
         row.job.channel.put(piece)
 
     def _fail(self, model: str, choices: list[tuple[Channel, int]], error: Exception) -> None:
-        """End choices with an error; the others go on."""
+        """End choices with an error; the others continue."""
         message = str(error) if isinstance(error, LTCError) else f"{type(error).__name__}: {error}"
         self.broken[model] = message
         for channel, index in choices:

@@ -1,4 +1,4 @@
-"""What the handlers of requests share: settings, models, scheduler, states, metrics."""
+"""The objects that all request handlers use: settings, models, scheduler, states, metrics."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class ClientGoneError(Exception):
-    """The client has closed its connection; nobody reads the answer."""
+    """The client has closed its connection before the answer."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class ServerSettings:
         stall_timeout: Seconds after which a client that does not read is dropped.
         request_timeout: Seconds after which a request ends with what it has.
         body_timeout: Seconds within which a body must arrive.
-        api_key: Key that clients must send; None lets everyone in.
+        api_key: Key that clients must send; None accepts all.
         origins: Web pages of other origins that may call the API.
-        hosts: Host names under which the server answers, beside loopback ones; "*" for all.
+        hosts: Host names that requests may have, besides loopback ones; "*" for all.
         page: Serve the page.
         metrics: Who may read /metrics: everyone, those with the key, or no one.
         chat_template: How messages become a prompt: plain, or none to have no chat completions.
@@ -206,7 +206,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     if kind != "application/json":
         raise ApiError(415, f"expected Content-Type: application/json, got {kind[:80]!r}")
     content = await read_body(request)
-    # A web page cannot send JSON to another origin unasked; large bodies are parsed beside the event loop.
+    # A web page cannot send JSON to another origin unasked; large bodies are parsed outside the event loop.
     return await asyncio.to_thread(parse_json, content) if len(content) > 1 << 16 else parse_json(content)
 
 

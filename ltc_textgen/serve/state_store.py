@@ -37,7 +37,7 @@ class Saved:
     Args:
         state: Of one text.
         served: The model that has read it.
-        expires: When it will be dropped if nobody uses it, by `time.time`.
+        expires: When it will be dropped unless it is used, by `time.time`.
     """
 
     state: TextState
@@ -50,7 +50,7 @@ class Saved:
         return state_bytes(self.state.liquid)
 
     def describe(self) -> dict[str, Any]:
-        """What clients are told of it."""
+        """Its description for clients, as JSON values."""
         return {
             "id": state_id(self.state),
             "object": "ltc.state",
@@ -92,7 +92,7 @@ class StateStore:
         return saved
 
     def get(self, name: str) -> Saved:
-        """A state, whose time begins anew.
+        """A state, whose time to live is renewed.
 
         Raises:
             ApiError: 404 if it is not known, or no longer.

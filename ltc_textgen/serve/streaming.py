@@ -1,4 +1,4 @@
-"""Server-sent events: ready bytes, sent no more often than an interval, to clients that read them.
+"""Server-sent events, with a limit on their rate and on how long a client may not read.
 
 Lines are `data: {json}` and, while nothing happens, comments; never `id:` or `event:`, on which OpenAI's Python client
 fails. The last event is [DONE], after an error too.

@@ -25,7 +25,7 @@ def tau_codes(tau: Float[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 
 class TauReport:
-    """What the answer of one request says of time constants.
+    """The time constants that the answer of one request reports.
 
     Args:
         names: Neurons that are reported for every token.

@@ -293,7 +293,7 @@ ADAM_MOMENTS = {STEP, "exp_avg", "exp_avg_sq"}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers on the CPU; one that two names share is held once."""
+    """Parameters and saved buffers on the CPU; one with two names is held once."""
     saved = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in saved.items():

@@ -101,7 +101,7 @@ class Trackers:
         notify: Called with one line about a tracker that has failed.
 
     Raises:
-        LTCError: If one cannot be started, as when nobody is logged in.
+        LTCError: If one cannot be started, as when no account is logged in.
     """
 
     def __init__(

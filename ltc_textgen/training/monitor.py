@@ -98,7 +98,7 @@ def judge(progress: Progress, learning_rate: float, guessing: float, warm: bool,
 
 
 def _limit(progress: Progress, guessing: float, late: bool) -> float | None:
-    """The loss that the recent one is above; None while all is well. Remembers the lowest."""
+    """The bound that the recent loss exceeds, None if it exceeds none; records the lowest recent loss."""
     recent = progress.recent_loss
     if recent is None or progress.recent_weight < SETTLED:
         return None

@@ -79,6 +79,6 @@ def too_many(run: Path, progress: Progress, dumped: bool) -> NonFiniteError:
     where = f"{run / DUMP} reproduces the last" if dumped else f"{run / DUMP} could not be written"
     return NonFiniteError(
         f"{run}: the loss or its gradient was not finite in steps {first} to {progress.step}, so the run was stopped "
-        f"and nothing of them was saved ({where}). Go on from the last checkpoint with --resume and a lower "
+        f"and nothing of them was saved ({where}). Continue from the last checkpoint with --resume and a lower "
         "train.learning_rate"
     )

@@ -1,4 +1,4 @@
-"""What a run is going to read, said before its first step: text, passes, their time, and what to choose instead."""
+"""What a run is going to read, reported before its first step: text, passes, their time, and advice."""
 
 from dataclasses import dataclass
 
@@ -90,7 +90,7 @@ class Outlook:
             )
         if self.passes > MANY:
             return (
-                "so many passes teach the text itself: the best weights are kept; more text, a shorter run or --preset "
+                "so many passes overfit the text: the best weights are kept; more text, a shorter run or --preset "
                 "auto, which drops out more, generalize better"
             )
         return None

@@ -104,7 +104,7 @@ class Progress:
         self.recent_sum, self.recent_weight = FADING * self.recent_sum + loss, FADING * self.recent_weight + 1
 
     def forget_validations(self) -> None:
-        """Forget the best weights so far, as on a text whose losses cannot be compared with earlier ones."""
+        """Reset the best loss and step, as on a text whose losses cannot be compared with earlier ones."""
         self.validated_step, self.validation_seconds, self.val_loss = -1, None, None
         self.valid_tokens = None
         self.best_loss = self.best_step = self.gained = self.lowest_loss = None

@@ -221,7 +221,7 @@ class LiveReporter(Reporter):
         self._move(pace.done, describe(pace))
 
     def validating(self, step: int, tokens: int) -> None:
-        """Say beside the bar why it stands still."""
+        """Show next to the bar why it does not advance."""
         self._drawn_at = 0.0
         self._move(self._done, f"step {step}  validating on {tokens:,} tokens")
 

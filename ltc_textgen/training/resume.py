@@ -21,7 +21,7 @@ from ltc_textgen.training.distributed import Runtime
 from ltc_textgen.training.record import check_record
 
 STATES_RESET = frozenset({"tokenizer", "corpus", "model", "batch_size", "sequence_length"})
-"""Differences after which the states of the batch rows belong to other text, or to another network."""
+"""Differences after which the states of the batch rows are those of other text, or of another network."""
 
 LOSSES_DIFFER = frozenset({"tokenizer", "corpus", "model"})
 """Differences after which a validation loss cannot be compared with those before."""
@@ -31,8 +31,8 @@ FREE = frozenset({"device", "threads", "report_to"})
 
 _MEANING = {
     "tokenizer": "ids may stand for other text, so the network has to relearn their meaning",
-    "corpus": "training continues on another text, at the window of its step; the best weights so far are forgotten",
-    "model": "the network computes differently with the same weights; the best ones so far are forgotten",
+    "corpus": "training continues on another text, at the window of its step; the best weights so far are dropped",
+    "model": "the network computes differently with the same weights; the best ones so far are dropped",
     "batch_size": "the text is cut into other batch rows, whose states are reset; epochs have another number of steps",
     "sequence_length": "the text is cut into other windows; states are reset; epochs have another number of steps",
     "processes": "the batch rows are redistributed with their states; sums round and dropout draws differently, so "
@@ -59,7 +59,7 @@ class Difference:
 
 
 def identity(settings: ModelConfig, train: TrainConfig, data: TokenData, processes: int) -> dict[str, Any]:
-    """What a checkpoint remembers of the run that it belongs to; JSON values."""
+    """What a checkpoint records of its run; JSON values."""
     return {
         "tokenizer": data.tokenizer.fingerprint,
         "corpus": data.corpus.fingerprint,
@@ -71,7 +71,7 @@ def identity(settings: ModelConfig, train: TrainConfig, data: TokenData, process
 
 
 def for_manifest(settings: ModelConfig, data: TokenData) -> dict[str, Any]:
-    """Hashes of what a checkpoint belongs to, and the versions that wrote it."""
+    """Hashes of the run of a checkpoint, and the versions that wrote it."""
     versions = {name: version(name) for name in ("ltc-textgen", "torch")}
     return {
         "config": fingerprint(settings),

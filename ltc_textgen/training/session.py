@@ -201,7 +201,7 @@ def restore(session: Session, anyway: bool = False) -> bool:
             of the model that its weights fit; what differs is reported.
 
     Raises:
-        UsageError: If the checkpoint belongs to another run in one of these ways and `anyway` is not given.
+        UsageError: If the checkpoint is of another run in one of these ways and `anyway` is not given.
         ArtifactError: If there are checkpoints, but none that is undamaged.
     """
     found = agreed_checkpoint(session.out, session.runtime, session.reporter.note)
@@ -230,7 +230,7 @@ def _restore_weights(session: Session, found: Checkpoint, changed: set[str]) -> 
 
 
 def _restore_state(session: Session, found: Checkpoint, changed: set[str]) -> None:
-    """The state of this process's batch rows, where they still read the text that it belongs to."""
+    """The state of this process's batch rows, if it is a state of the text that they read."""
     if found.tensors["state"] and not changed & STATES_RESET:
         expected = session.model.initial_state(session.run.train.batch_size)
         states = checkpoint.batch_row_states(found.tensors["state"], expected)

@@ -64,7 +64,7 @@ class StopRequest:
         if self._launched and now - self._received_at < ECHO_SECONDS:
             return
         # The operating system's own action: it also ends a process that Python cannot unwind (a stuck collective),
-        # and the exit status tells a shell 130 or 143.
+        # and the shell sees exit status 130 or 143.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

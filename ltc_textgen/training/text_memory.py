@@ -1,8 +1,8 @@
-"""The n-gram memory that training leaves beside the weights.
+"""The n-gram memory that training leaves in the run directory.
 
 The first part of the training text is held back from the network and from the counts, so that the weights of the
 mixture are fitted on text that neither has seen. (The last part is worth more to the network, for what follows is most
-like it.) The text is counted in a thread beside training, for the kernel releases Python's lock. Once
+like it.) The text is counted in a thread during training; the kernel releases the GIL. Once
 they are fitted, the held-back part is counted too.
 """
 
@@ -27,7 +27,7 @@ DELAY = 30.0
 
 ORDERS = {"char": 8, "byte": 8}
 OTHER_ORDER = 5
-"""Longest contexts by kind of tokenizer: a word piece is worth some characters."""
+"""Longest contexts by kind of tokenizer: a subword token spans some characters."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def hold_back(data: TokenData, train: TrainConfig) -> tuple[TokenData, np.ndarra
 
 
 class MemoryBuilder:
-    """Counts a training text beside training; `finish` makes the run's memory of it.
+    """Counts a training text in a thread during training; `finish` makes the run's memory of it.
 
     Args:
         data: Corpus, without what is held back.
@@ -103,7 +103,7 @@ class MemoryBuilder:
             self._error = error
 
     def finish(self, out: Path, model: LiquidNetwork, scored_tokens: int, note: Callable[[str], None]) -> MemoryResult:
-        """Fit the weights, save the memory beside the weights of the run, and score the validation text.
+        """Fit the weights of the mixture, save the memory in the run directory, and score the validation text.
 
         Args:
             out: Run directory.

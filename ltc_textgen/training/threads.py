@@ -1,6 +1,6 @@
 """How many CPU threads a step uses: all, or one where that is faster.
 
-Threads share each operation and wait for the slowest of them. Where another program keeps a core busy, or the
+Threads divide each operation and wait for the slowest of them. Where another program keeps a core busy, or the
 operations are small, one thread is faster than all. Both are measured on steps whose gradients are dropped, at the
 start of a run and again when its speed has dropped; weights, states and random numbers stay as they are.
 """

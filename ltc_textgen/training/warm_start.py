@@ -1,4 +1,4 @@
-"""Beginning from the weights of another run, with its tokenizer or with a new one that shares tokens with it."""
+"""Beginning from the weights of another run, with its tokenizer or with a new one that has some of its tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ BY_TOKEN = ("embed_tokens.", "lm_head.")
 
 
 def recipe_of(directory: Path) -> dict[str, dict[str, Any]]:
-    """What a run that begins from another one has from it, unless told otherwise: model settings and tokenizer.
+    """What a run takes from the one it begins from, unless set otherwise: model settings and tokenizer.
 
-    Characters are a vocabulary that is made of each text anew; any other tokenizer is taken over.
+    A vocabulary of characters is made from each text; any other tokenizer is kept.
 
     Raises:
         ArtifactError: If the directory is no run.

@@ -118,6 +118,6 @@ def test_the_page_draws_itself_offline(made: tuple[Outcome, Path], tmp_path: Pat
     drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     headings = re.findall(r"<h2>([^<]*)</h2>", drawn)
     assert headings[0] == "Half-lives"
-    assert headings[-1] == "The most telling neurons"
+    assert headings[-1] == "Neurons that follow labels best"
     assert drawn.count('<section id="L0N') == 10
     assert drawn.count("data-index=") == 700

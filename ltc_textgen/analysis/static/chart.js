@@ -1,4 +1,4 @@
-// Line charts and histograms as SVG, with a table of the same numbers beside them.
+// Line charts and histograms as SVG, each with a table of the same numbers.
 
 import { element, number, svg, table } from "./dom.js";
 

@@ -77,13 +77,13 @@ section("Bands of time constants (intervention)", "All neurons in bands of equal
     ...report.routing.map((row) => [row.half_life.map((value) => number(value)).join(" to "), signed(row.change),
       signed(row.words.rare), signed(row.words.middle), signed(row.words.frequent)])]));
 
-section("What neurons follow (correlation)", "AUC of the best neuron on the half of the text that did not choose it, beside the best that shifted labels reach. " +
+section("What neurons follow (correlation)", "AUC of the best neuron on the half of the text that did not choose it, and the best that shifted labels reach. " +
   "A neuron may follow a property without the network using it.",
   table("Labels", [["label", "best neuron", "AUC", "baseline, median", "highest", "p"],
     ...Object.entries(report.correlation).map(([name, found]) => [name, found.neurons[0], found.auc[0].toFixed(3),
       found.baseline.median.toFixed(3), found.baseline.highest.toFixed(3), found.p_value.toFixed(2)])]));
 
 if (report.neurons.length) {
-  section("The most telling neurons", "Those that follow a label best, what the prediction loses without each, and where they are extreme.",
+  section("Neurons that follow labels best", "What the prediction loses without each, and where they are extreme.",
     ...report.neurons.map(neuronPart));
 }

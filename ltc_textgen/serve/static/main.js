@@ -116,7 +116,7 @@ function drawVersions() {
   byId("redo").disabled = !versions.nodes[versions.current].children.length;
 }
 
-/** Go on from an alternative of a token. */
+/** Continue from an alternative of a token. */
 async function branch(span, token) {
   if (running) return;
   versions.add(text.value, saved(), "before a choice");

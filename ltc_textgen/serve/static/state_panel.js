@@ -15,7 +15,7 @@ export function add(state, name) {
 /** Write on from a state; null begins a document. */
 export function use(state) {
   before = state;
-  byId("before").textContent = state ? `Text goes on from ${state.name}, ${number(state.tokens)} tokens.` : "";
+  byId("before").textContent = state ? `Text continues from ${state.name}, ${number(state.tokens)} tokens.` : "";
   if (state) byId("before").append(" ", element("button", { type: "button", onclick: () => use(null) }, "Begin a document instead"));
 }
 

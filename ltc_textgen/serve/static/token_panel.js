@@ -1,4 +1,4 @@
-// The panel of one token: its probability, and the alternatives as buttons that go on from there.
+// The panel of one token: its probability, and the alternatives as buttons that continue from there.
 
 import { tauOf } from "./colours.js";
 import { byId, element, fill, number, visible } from "./dom.js";
