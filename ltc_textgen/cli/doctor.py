@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ltc_textgen.cli.common import Json
+from ltc_textgen.cli.common import Json, prepare_torch
 from ltc_textgen.io.output import print_json, print_line
 
 EXAMPLES = """Examples:
@@ -20,6 +20,7 @@ PACKAGES = ("ltc-textgen", "torch", "transformers", "tokenizers", "datasets", "a
 
 def doctor(as_json: Json = False) -> None:
     """Show versions, devices, kernels, the hub and the cache, and what to do where something is missing."""
+    prepare_torch("cpu", None)  # what the kernels report is what the other commands use
     report = examine()
     if as_json:
         print_json(report)

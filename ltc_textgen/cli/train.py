@@ -321,7 +321,7 @@ def _report(
             "bits_per_byte": nats / (math.log(2) * data.valid_bytes),
             "word_perplexity": math.exp(min(nats / data.valid_words, 700.0)),
         }
-        summary["sample"] = _sample(result.out, run, note)
+        summary["sample"] = _sample(result.out, run, memory is not None, note)
         summary["memory"] = memory.to_dict() if memory else None
     losses = result.val_loss, result.train_loss, result.best_val_loss
     found = memorisation(*losses, result.best_step, unlike=data.comparison.unlike)
@@ -355,12 +355,15 @@ def _report(
         print_line(f"write text       ltc generate {out} --max-tokens 300")
 
 
-def _sample(out: Path, run: RunConfig, note: Callable[[str], None]) -> str:
+def _sample(out: Path, run: RunConfig, has_memory: bool, note: Callable[[str], None]) -> str:
+    """What `ltc generate` writes with this run's seed, with the n-gram memory if training has counted one."""
     if not run.train.sample_tokens:
         return ""
     from ltc_textgen.generation import generate
-    from ltc_textgen.runs import load_run
+    from ltc_textgen.runs import load_run, memory_of
 
     best = load_run(out)
     sampling = SamplingConfig(max_tokens=run.train.sample_tokens, seed=run.train.seed)
-    return generate(best.network, best.tokenizer, run.train.sample_prompt, sampling, notify=note)[0].text
+    memory = memory_of(best) if has_memory else None
+    prompt = run.train.sample_prompt
+    return generate(best.network, best.tokenizer, prompt, sampling, memory=memory, notify=note)[0].text

@@ -171,9 +171,11 @@ def likely_encoding(sample: bytes) -> str:
 
 def _plausible(text: str, at: int) -> float:
     character = text[at]
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
+    if character == "’" and before.isalpha() and after.isalpha():  # an apostrophe, as likely as a letter
+        return 1.0
     if character in "–—‘’“”„…«»§°€·、。「」，":
         return 0.5
-    before, after = text[at - 1 : at], text[at + 1 : at + 2]
     script = _script(character)
     if character == "\ufffd" or script in {"", "HALFWIDTH"}:
         return -1.0

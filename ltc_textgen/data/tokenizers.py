@@ -217,7 +217,8 @@ class TextTokenizer:
         """
         unknown = None if self.unk_token_id is None else self._texts[self.unk_token_id]
         settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            # Of hf/tokenizer.py; without the package AutoTokenizer takes its own class for one that it does not know.
+            "tokenizer_class": "LTCTokenizer",
             "bos_token": self.eos_token,
             "eos_token": self.eos_token,
             "pad_token": self.eos_token,
@@ -294,6 +295,15 @@ class TextTokenizer:
         for index in self._silent:
             table[index] = b""
         return style, table
+
+
+def listed(characters: Sequence[str]) -> str:
+    """The first ten of some characters, as a message names them.
+
+    >>> listed("Zü")
+    "'Z', 'ü'"
+    """
+    return ", ".join(map(repr, characters[:10])) + (", ..." if len(characters) > 10 else "")
 
 
 def parse_tokenizer(content: str) -> Tokenizer:

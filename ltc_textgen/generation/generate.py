@@ -18,7 +18,7 @@ from typing import Any
 
 from ltc_textgen.config import SamplingConfig
 from ltc_textgen.data.normalize import normalize
-from ltc_textgen.data.tokenizers import TextTokenizer
+from ltc_textgen.data.tokenizers import TextTokenizer, listed
 from ltc_textgen.errors import UsageError
 from ltc_textgen.generation.engines import EngineName, Request, open_engine
 from ltc_textgen.generation.sample_text import FinishReason, SampleText
@@ -177,7 +177,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str, notify: Callable[[str],
     unknown = 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
     if unknown:
         strange = tokenizer.unknown_characters(prompt)
-        names = f" ({', '.join(map(repr, strange[:10]))}{', ...' if len(strange) > 10 else ''})" if strange else ""
+        names = f" ({listed(strange)})" if strange else ""
         notify(f"prompt: {unknown} of {len(ids)} tokens are unknown to the {tokenizer.kind} tokenizer{names}")
     if spelled := tokenizer.spelled_specials(prompt):
         notify(f"prompt: {', '.join(spelled)} are read as ordinary characters, not as special tokens")

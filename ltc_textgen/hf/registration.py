@@ -32,9 +32,17 @@ def _register_model(module: ModuleType) -> None:
     module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(LTCConfig.model_type, LiquidTimeConstantNetwork.__name__)
 
 
+def _register_tokenizer(module: ModuleType) -> None:
+    from ltc_textgen.hf.config import LTCConfig
+    from ltc_textgen.hf.tokenizer import LTCTokenizer
+
+    module.AutoTokenizer.register(LTCConfig, tokenizer_class=LTCTokenizer, exist_ok=True)
+
+
 REGISTRIES = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,
+    "transformers.models.auto.tokenization_auto": _register_tokenizer,
 }
 
 

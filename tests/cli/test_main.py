@@ -50,6 +50,16 @@ def test_training_json_is_one_document_and_its_events_are_lines(
     assert sum("tokens" in note for note in notes) >= 1
 
 
+def test_the_sample_of_a_report_is_what_generate_writes(
+    story: Path, tmp_path: Path, ltc: Callable[..., Outcome]
+) -> None:
+    trained = ltc("train", "--data", story, "--max-steps", 3, "--out", tmp_path / "run", "--json", *TINY)
+    document = json.loads(trained.out)
+    assert document["memory"] is not None
+    written = ltc("generate", tmp_path / "run", "--max-tokens", 120, "--seed", 0, "--json")
+    assert document["sample"] == json.loads(written.out)["samples"][0]["text"]
+
+
 def test_a_run_that_ended_resumes_to_the_same_result(run: Path, ltc: Callable[..., Outcome]) -> None:
     before = (run / "model.safetensors").read_bytes()
     result = ltc("train", "--resume", "--out", run)

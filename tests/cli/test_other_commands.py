@@ -178,3 +178,15 @@ def test_a_likely_eos_token_is_never_drawn_if_asked(run: Path, monkeypatch: pyte
         sampling = SamplingConfig(max_tokens=30, ignore_eos=ignored, seed=0)
         (sample,) = generate(loaded.model, loaded.tokenizer, "On", sampling)
         assert (sample.finish_reason, sample.tokens) == (reason, tokens)
+
+
+def test_doctor_reports_the_threads_that_are_used(monkeypatch: pytest.MonkeyPatch, ltc: Callable[..., Outcome]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr("ltc_textgen.devices.cpu_limits", lambda: {"cores": 2, "quota": 0.5})
+    try:
+        report = json.loads(ltc("doctor", "--json").out)
+    finally:
+        torch.set_num_threads(before)
+    assert report["machine"]["threads"] == 1
+    assert "2 threads" not in report["kernels"]["cpu"]

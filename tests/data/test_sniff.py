@@ -52,6 +52,8 @@ def test_what_is_no_text_by_its_name(tmp_path: Path, name: str) -> None:
     ("name", "codec", "text"),
     [
         ("WINDOWS-1252", "cp1252", "Das Café öffnet für jeden – “schönen” Tag"),
+        ("WINDOWS-1252", "cp1252", "It’s calm. "),
+        ("MACINTOSH", "mac_roman", "It’s calm near the Café. “Días”, él dice."),
         ("WINDOWS-1251", "cp1251", "Море было спокойно, и Старый рыбак молчал"),
         ("KOI8-R", "koi8_r", "Море было спокойно, и Старый рыбак молчал"),
         ("WINDOWS-1253", "cp1253", "Η θάλασσα ήταν ήρεμη και ο γέρος σιωπούσε"),
