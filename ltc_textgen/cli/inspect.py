@@ -215,7 +215,7 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     if memory := report["memory"]:
         size = f"order {memory['order']}, {memory['tokens']:,} tokens, {memory['bytes'] / 2**20:.1f} MB"
         losses = f"{memory['mixed_loss']:.4f} nats/token with it, {memory['network_loss']:.4f} without"
-        print_line(f"n-gram memory   {size}; {losses}")
+        _print_filled(f"n-gram memory   {size}; {losses}", 16)
     if report["time_constants"] is None:
         print_line(f"time constants  none yet: {LATER}")
     elif report["time_constants"]:

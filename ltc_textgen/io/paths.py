@@ -21,7 +21,9 @@ def user_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UsageError(f"{path}: the home directory is not known (HOME is not set): write the whole path") from None
+        user = Path(path).parts[0][1:]
+        why = f"there is no user '{user}'" if user else "HOME is not set"
+        raise UsageError(f"{path}: the home directory is not known ({why}): write the whole path") from None
 
 
 def run_path(path: str | Path) -> Path:

@@ -4,6 +4,7 @@ defaults < preset < config file < flags and --set
 """
 
 import json
+import textwrap
 import tomllib
 from collections.abc import Container, Iterable, Mapping
 from importlib.resources import files
@@ -221,7 +222,7 @@ def shrunk(train: Mapping[str, Any], tokens: int, fixed: Container[str]) -> dict
 
 
 def settings_table() -> str:
-    """Every setting with its default and its meaning, a line each."""
+    """Every setting with its default and, below it, its meaning; lines of at most 80 columns."""
     lines = []
     for section, settings in SECTIONS.items():
         lines.append(f"[{section}]")
@@ -229,5 +230,7 @@ def settings_table() -> str:
             if (section, name) in (("model", "input_size"), ("model", "output_size")):
                 continue  # from the tokenizer
             default = field.get_default(call_default_factory=True)
-            lines.append(f"{name} = {'' if default is None else default}\n    {field.description}")
+            lines.append(f"{name} = {'' if default is None else default}")
+            indent = " " * 4
+            lines += textwrap.wrap(field.description or "", 80, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)

@@ -134,6 +134,7 @@ def test_inspection(run: Path, ltc: Callable[..., Outcome]) -> None:
     shown = ltc("inspect", run)
     assert shown.code == 0, shown.err
     assert "time constants, in tokens" in shown.out
+    assert [line for line in shown.out.splitlines() if len(line) > 80 and str(run) not in line] == []
     report = json.loads(ltc("inspect", run, "--json").out)
     assert report["parameters"] > 0
     (*_, layer) = report["time_constants"]
@@ -170,6 +171,7 @@ def test_every_setting_is_listed(ltc: Callable[..., Outcome]) -> None:
     assert "learning_rate = 0.006" in listed
     assert "solver = semi_implicit" in listed
     assert "input_size" not in listed
+    assert max(map(len, listed.splitlines())) <= 80
 
 
 # --- what is refused, and how
