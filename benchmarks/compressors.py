@@ -15,12 +15,12 @@ Prints nats per character and per token, and one JSON document as the last line.
 """
 
 import argparse
-import math
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lib.compressor import ppmd
 from lib.report import log, machine, markdown, print_json
 from ltc_textgen.config import DataConfig
 from ltc_textgen.data.corpora import load_corpus
@@ -58,25 +58,6 @@ def ours(path: Path, data: str | None, orders: list[int]) -> tuple[dict[str, Any
                 },
             }
     return rows, train, valid
-
-
-def ppmd(train: str, valid: str, order: int, piece: int) -> dict[str, float]:
-    """Nats per character of PPMd variant H."""
-    import pyppmd
-
-    def bits(text: str) -> int:
-        return 8 * len(pyppmd.compress(text.encode(), max_order=order, mem_size=64 << 20, variant="H"))
-
-    start, before = time.perf_counter(), bits(train)
-    adapting = bits(train + valid) - before
-    seconds = time.perf_counter() - start
-    pieces = [valid[i : i + piece] for i in range(0, len(valid), piece)]
-    static = sum(bits(train + text) - before for text in pieces)
-    return {
-        "static": static * math.log(2) / len(valid),
-        "adapting": adapting * math.log(2) / len(valid),
-        "seconds": seconds,
-    }
 
 
 def main() -> None:

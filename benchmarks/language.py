@@ -20,6 +20,11 @@ validation; the weights of the best validation are scored:
 * `windows_64`, `windows_256`: the state is reset every 64 or 256 tokens.
 * `crops_64`: nanoGPT's estimate, 20 rounds of 12 random crops of 64, as in its CPU configuration.
 
+With --memory, every model is also scored with an n-gram memory of its training text, beside that memory alone and
+PPMd (pip install pyppmd). The first part of the training text is held back from all of them, and the weights of the
+mixtures are fitted on it. Static figures know the training text alone; adapting ones learn from each token after it was
+scored: two tables, which answer two questions.
+
 Seeds are the outer loop, so that drift of the machine meets all models alike. Prints a Markdown table; the last line of
 stdout is one JSON document. With --out an interrupted sweep resumes and finished runs are not repeated.
 """
@@ -39,8 +44,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from lib.compressor import ppmd
+from lib.memory import with_memory
 from lib.models import LanguageModel, Liquid
 from lib.report import Results, integers, log, markdown, plus_minus, print_json
 from lib.settings import Baseline, Ours, baseline_width, baselines, liquid_width, ours
@@ -52,9 +60,11 @@ from ltc_textgen.cli.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
 from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.errors import LTCError
+from ltc_textgen.evaluation.memory_scores import calibration_tokens
 from ltc_textgen.presets.recipes import Recipe, assignments, load_preset, merge, preset_text
 from ltc_textgen.runs import load_run
 from ltc_textgen.training.budget import LENGTHS
+from ltc_textgen.training.text_memory import ORDERS, OTHER_ORDER
 
 SCORES = ("carried", "windows_64", "windows_256", "crops_64")
 SHORT = 1 / 8
@@ -81,6 +91,7 @@ def train_ours(
         command += ["--threads", str(torch.get_num_threads()), "--set", "sample_tokens=0", "--json", *length(o, recipe)]
         command += ["--preset", "auto"] if preset == "auto" else ["--config", str(config)]
         command += [part for one in o.set for part in ("--set", one)]
+        command += ["--set", "memory.enabled=true"] if o.memory else ["--no-memory"]
         result = command_result(command)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         run = load_run(out)
@@ -181,8 +192,32 @@ def run(name: str, data: TokenData, seed: int, o: argparse.Namespace, results: R
         "load": os.getloadavg()[0],
         "how": how,
     }
+    if o.memory:
+        row["with_memory"] = memory_scores(model, data, o)
     log(f"{name}, seed {seed}: {row['carried']:.4f} nats/token, {done.steps} steps, {done.seconds:.0f} s")
     return row
+
+
+def memory_scores(model: LanguageModel | None, data: TokenData, o: argparse.Namespace) -> dict[str, float]:
+    """Losses with a memory of the training text; None scores the memory alone."""
+    vocabulary, order = data.tokenizer.vocab_size, ORDERS.get(data.tokenizer.kind, OTHER_ORDER)
+    return with_memory(
+        model, data.train, o.held_back, data.valid, vocabulary, data.tokenizer.eos_token_id, o.order or order
+    )
+
+
+def baseline_memories(data: TokenData, o: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Nats per token of what needs no training: the memory alone, and PPMd."""
+    found = {"n-gram memory": memory_scores(None, data, o)}
+    if find_spec("pyppmd") is None:
+        log("PPMd is left out: pip install pyppmd")
+        return found
+    train, valid = ("\n".join(data.corpus.documents(part)) for part in ("train", "valid"))
+    for order in (6, 8):
+        nats = ppmd(train, valid, order)
+        scale = len(valid) / (len(data.valid) - 1)
+        found[f"PPMd, order {order}"] = {name: nats[name] * scale for name in ("static", "adapting")}
+    return found
 
 
 def table(rows: Sequence[Mapping[str, Any]], tokens: int) -> str:
@@ -199,6 +234,21 @@ def table(rows: Sequence[Mapping[str, Any]], tokens: int) -> str:
     return f"Nats per token, over {tokens:,} validation tokens; mean ± standard deviation over seeds.\n\n" + markdown(
         header, lines
     )
+
+
+def memory_tables(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, float]], tokens: int) -> str:
+    """One table of static losses, one of adapting losses."""
+    named: dict[str, list[Mapping[str, float]]] = {name: [losses] for name, losses in found.items()}
+    for row in rows:
+        named.setdefault(row["model"], []).append(row["with_memory"])
+    static, adapting = [], []
+    for name, each in named.items():
+        own = plus_minus([one["alone"] for one in each]) if name not in found else "-"
+        static.append([name, own, plus_minus([one["static"] for one in each])])
+        adapting.append([name, plus_minus([one["adapting"] for one in each])])
+    head = f"Nats per token, over {tokens:,} validation tokens"
+    first = f"{head}; nothing learned from them.\n\n" + markdown(["model", "alone", "with memory"], static)
+    return f"{first}\n\n{head}; each learned from after it was scored.\n\n" + markdown(["model", "adapting"], adapting)
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, by_time: bool) -> None:
@@ -242,6 +292,7 @@ def settings_key(name: str, data: TokenData, o: argparse.Namespace) -> str:
     else:
         baseline = baselines(vocabulary)[name]
         depends = f"{baseline.plan} {baseline.width} {o.tune}"
+    depends += f" memory {o.order}" if o.memory else ""
     return hashlib.sha256(f"{depends} {o.parameters} {torch.get_num_threads()}".encode()).hexdigest()[:12]
 
 
@@ -261,6 +312,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", help="preset of `liquid`, auto included")
     parser.add_argument("--set", action="append", default=[], help="setting of `liquid`, as of ltc train")
     parser.add_argument("--tune", action="store_true", help="tune the learning rates of the baselines first")
+    parser.add_argument("--memory", action="store_true", help="also score every model with an n-gram memory")
+    parser.add_argument("--order", type=int, help="tokens of the memory's longest context; the default is ours")
     parser.add_argument("--threads", type=int, help="CPU threads; the default is all cores")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the curves (needs the extra 'plot')")
     parser.add_argument("--out", type=Path, help="JSON file of results; runs that it contains are not repeated")
@@ -283,6 +336,10 @@ def main(given: list[str] | None = None) -> None:
         if options.tokenizer == "word":
             options.tokenizer = str(word_tokenizer(options.corpus, Path(folder)))
         data = prepare(DataConfig(data=options.corpus, tokenizer=options.tokenizer), log)
+        if options.memory:
+            held_back = calibration_tokens(len(data.train))
+            options.held_back = np.asarray(data.train[:held_back])
+            data = replace(data, train=data.train[held_back:])
         results = Results(options.out)
         known = ["liquid", *baselines(data.tokenizer.vocab_size)]
         chosen = options.models or known
@@ -298,11 +355,14 @@ def main(given: list[str] | None = None) -> None:
                     results.add(key, run(name, data, seed, options, results))
         rows = [results.rows[key] for key in keys]
         print(table(rows, len(data.valid) - 1))
+        memories = baseline_memories(data, options) if options.memory else {}
+        if options.memory:
+            print(f"\n{memory_tables(rows, memories, len(data.valid) - 1)}")
         if options.plot:
             plot(rows, options.plot, by_time=options.seconds is not None)
         facts = {"command": " ".join(sys.argv[1:]), "threads": torch.get_num_threads()}
         facts["vocabulary"] = data.tokenizer.vocab_size
-        print_json({**facts, "valid_tokens": len(data.valid) - 1, "results": rows})
+        print_json({**facts, "valid_tokens": len(data.valid) - 1, "memories": memories, "results": rows})
 
 
 if __name__ == "__main__":

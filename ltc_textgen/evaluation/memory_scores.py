@@ -8,7 +8,7 @@ Two protocols, whose figures are never compared with each other:
   of the text read so far joins the mixture.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from ltc_textgen.errors import DataError
 from ltc_textgen.memory import Mixture, NgramMemory
 from ltc_textgen.model.blocks import evaluating
 from ltc_textgen.model.network import CHUNK, LiquidNetwork, read_chunks
+
+Predictions = Iterable[tuple[np.ndarray, np.ndarray]]
+"""A network's log-probabilities, (t, V), and the tokens that came, (t,), of one stretch of a text after another."""
 
 CALIBRATION = 50_000
 """Tokens that are held back from training to fit the mixture's weights, at most; and no more than a twentieth."""
@@ -72,10 +75,21 @@ def fit_mixture(model: LiquidNetwork, memory: NgramMemory, tokens: np.ndarray) -
         memory: Counts of the training text; not changed.
         tokens: Token ids, (T,). With fewer than 2 the weights stay as they start.
     """
+    return fit_to_predictions(_predictions(model, tokens), memory, tokens[:1])
+
+
+def fit_to_predictions(predictions: Predictions, memory: NgramMemory, first: np.ndarray) -> Mixture:
+    """As `fit_mixture`, for predictions of any model.
+
+    Args:
+        predictions: Of a text after its first token.
+        memory: Counts of the training text; not changed.
+        first: The text's first token, (1,), or nothing.
+    """
     mixture = Mixture.start(memory)
     memory.reset()
-    memory.read(tokens[:1])
-    for log_probs, targets in _predictions(model, tokens):
+    memory.read(first)
+    for log_probs, targets in predictions:
         mixture.score(targets, log_probs, adapt_weights=True)
     memory.reset()
     return mixture
@@ -101,7 +115,8 @@ def score_with_memory(
     Raises:
         DataError: If there are too few tokens to score.
     """
-    return _score(model, tokens, mixture.adapting() if adapting else mixture, progress)
+    mixture = mixture.adapting() if adapting else mixture
+    return score_predictions(_predictions(model, tokens), tokens[:1], mixture, progress and _of(progress, tokens))
 
 
 def adapt(model: LiquidNetwork, tokens: np.ndarray, mixture: Mixture) -> Mixture:
@@ -114,28 +129,42 @@ def adapt(model: LiquidNetwork, tokens: np.ndarray, mixture: Mixture) -> Mixture
     """
     learned = mixture.adapting()
     if len(tokens) > 1:
-        _score(model, tokens, learned, None)
+        score_predictions(_predictions(model, tokens), tokens[:1], learned)
     return learned
 
 
-def _score(
-    model: LiquidNetwork, tokens: np.ndarray, mixture: Mixture, progress: Callable[[int, int], None] | None
+def score_predictions(
+    predictions: Predictions, first: np.ndarray, mixture: Mixture, progress: Callable[[int], None] | None = None
 ) -> MemoryScores:
-    pairs, adapting = len(tokens) - 1, mixture.recent is not None
-    if pairs < 1:
-        raise DataError(f"expected at least 2 tokens to score, got {len(tokens)}")
-    sums, done = np.zeros(3), 0
+    """As `score_with_memory`, for predictions of any model. A mixture that is adapting learns what was scored.
+
+    Args:
+        predictions: Of a text after its first token.
+        first: The text's first token, (1,).
+        mixture: Counts and weights.
+        progress: Called with the tokens scored so far.
+
+    Raises:
+        DataError: If there is nothing to score.
+    """
+    sums, done, adapting = np.zeros(3), 0, mixture.recent is not None
     mixture.memory.reset()
-    mixture.memory.read(tokens[:1])
-    for log_probs, targets in _predictions(model, tokens):
+    mixture.memory.read(first)
+    for log_probs, targets in predictions:
         scores = mixture.score(targets, log_probs, adapt_counts=adapting, adapt_weights=adapting)
         network = -log_probs[np.arange(len(targets)), targets]
         sums += [x.sum(dtype=np.float64) for x in (network, scores.memory, scores.mixed)]
         done += len(targets)
         if progress:
-            progress(done, pairs)
+            progress(done)
+    if not done:
+        raise DataError("expected at least 2 tokens to score")
     own, counts, mixed = (float(total) for total in sums)
-    return MemoryScores(own, counts, mixed, pairs, adapting)
+    return MemoryScores(own, counts, mixed, done, adapting)
+
+
+def _of(progress: Callable[[int, int], None], tokens: np.ndarray) -> Callable[[int], None]:
+    return lambda done: progress(done, len(tokens) - 1)
 
 
 def _predictions(model: LiquidNetwork, tokens: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
