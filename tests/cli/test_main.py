@@ -337,7 +337,13 @@ def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(story: Path, tmp_path: Pa
 def endless(run: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Generation that has begun and does not end by itself."""
     command = [sys.executable, "-m", "ltc_textgen", "generate", str(run), "--max-tokens", "10000000"]
-    process = subprocess.Popen([*command, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--ignore-eos"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert len(process.stdout.read(20)) == 20
     yield process

@@ -27,7 +27,7 @@ def test_events_and_tensorboard_tell_of_a_whole_run(
     assert done.code == 0, done.err
     events = [json.loads(line) for line in done.err.splitlines()]
     kinds = [event["event"] for event in events]
-    assert set(kinds) == {"note", "start", "step", "validation", "checkpoint", "end"}
+    assert set(kinds) == {"note", "start", "step", "validating", "validation", "checkpoint", "end"}
     assert kinds.count("start") == kinds.count("end") == 1
     assert kinds.index("start") < kinds.index("step") < kinds.index("end")
     (start,) = (event for event in events if event["event"] == "start")
