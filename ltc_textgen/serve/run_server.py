@@ -6,6 +6,7 @@ ended with finish_reason "abort". A second signal ends them at once.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ from ltc_textgen.serve.state_store import StateStore
 
 GRACE_SECONDS = 2.0
 """Time for clients to take their last events, once every text has ended."""
+LOADING = "load"
+"""Name of the thread that loads the models."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,13 @@ def run_server(place: Place, load: Callable[[], Sequence[Served]], announce: Cal
     Raises:
         LTCError: If the address cannot be bound, or a model not be loaded.
     """
-    return asyncio.run(_serve(place, load, announce))
+    code = asyncio.run(_serve(place, load, announce))
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        # The interpreter would be taken down beneath a library that still runs, which may crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 async def _serve(place: Place, load: Callable[[], Sequence[Served]], announce: Callable[[str, Models], None]) -> int:
@@ -132,7 +141,7 @@ async def _load(server: Server, load: Callable[[], Sequence[Served]], stop: asyn
         else:
             loop.call_soon_threadsafe(_settle, loaded, served)
 
-    threading.Thread(target=work, name="load", daemon=True).start()
+    threading.Thread(target=work, name=LOADING, daemon=True).start()
     stopping = asyncio.ensure_future(stop.wait())
     waits: set[asyncio.Future[Any]] = {loaded, stopping}
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
