@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ltc_textgen.errors import ArtifactError, LTCError
 from ltc_textgen.io.atomic import create_exclusive, sync
+from ltc_textgen.io.checked import open_tensors
 from ltc_textgen.io.paths import os_reason
 
 TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
@@ -64,7 +65,7 @@ def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such trace file")
     try:
-        with safe_open(path, framework="np") as file:  # validates the header and the size
+        with open_tensors(path, "np") as file:  # validates the header and the size
             metadata = file.metadata() or {}
         with path.open("rb") as raw:
             size = int.from_bytes(raw.read(8), "little")

@@ -11,12 +11,16 @@ import typer
 from ltc_textgen.cli.common import DEFAULT_RUN, Device, Json, RunDirectory, Threads, prepare_torch, progress_bar
 from ltc_textgen.config import DataConfig
 from ltc_textgen.errors import DataError
-from ltc_textgen.io.output import is_terminal, print_json, print_line, print_message
+from ltc_textgen.io.output import is_terminal, print_filled, print_json, print_line, print_message
 from ltc_textgen.io.paths import user_path
+from ltc_textgen.settings import shortened
 
 if TYPE_CHECKING:
     from ltc_textgen.analysis import Trace
     from ltc_textgen.runs import Run
+
+PAIRS = 4
+"""Distances of the memory curve on a line of 80 columns."""
 
 EXAMPLES = """Examples:
 
@@ -134,25 +138,28 @@ def _show(report: dict[str, Any]) -> None:
         print_line(f"  layer {number:<16}" + "".join(f"{_number(value):>8}" for value in layer["half_life"]))
     for name in ("inverse_gamma", "log_normal"):
         fit = lives[name]
-        print_line(
+        print_filled(
             f"  {name.replace('_', ' '):<16} shape {fit['shape']:.3f}, scale {fit['scale']:.3f}, "
-            f"log likelihood {fit['log_likelihood']:.4f} per neuron, distance {fit['distance']:.3f}"
+            f"log likelihood {fit['log_likelihood']:.4f} per neuron, distance {fit['distance']:.3f}",
+            19,
         )
     if report["effective_timescale"]:
         layers = report["effective_timescale"]["layers"]
         medians = ", ".join(_number(layer["median"]) for layer in layers)
-        print_line(f"effective timescales     median half-distance by layer: {medians} tokens")
+        print_filled(f"effective timescales     median half-distance by layer: {medians} tokens", 25)
     curve = report["memory_curve"]
-    pairs = zip(curve["distance"], curve["increase"], strict=True)
-    print_line("memory curve             " + "  ".join(f"{k}: {increase:+.3f}" for k, increase in pairs))
+    pairs = [f"{k}: {increase:+.3f}" for k, increase in zip(curve["distance"], curve["increase"], strict=True)]
+    for start in range(0, len(pairs), PAIRS):
+        head = "" if start else "memory curve"
+        print_line(f"{head:<25}{'  '.join(pairs[start : start + PAIRS])}")
     print_line("correlation: label       best neuron     AUC   shifted, median and highest     p")
     for name, found in report["correlation"].items():
         base = found["baseline"]
         print_line(
-            f"  {name:<22} {found['neurons'][0]:<12}{found['auc'][0]:>7.3f}"
-            f"{base['median']:>18.3f}{base['highest']:>13.3f}{found['p_value']:>6.2f}"
+            f"  {shortened(name, 22):<22} {found['neurons'][0]:<12}{found['auc'][0]:>7.3f}"
+            f"{base['median']:>17.3f}{base['highest']:>13.3f}{found['p_value']:>6.2f}"
         )
-    print_line("intervention: neuron     half-life  loss without it (with the label, without)")
+    print_line("intervention: neuron  half-life  loss without it (with the label, without)")
     for neuron in report["neurons"]:
         effect = neuron["intervention"]
         parts = ", ".join(
@@ -160,7 +167,8 @@ def _show(report: dict[str, Any]) -> None:
         )
         change = f"{effect['all']['change']:+.4f} ({parts})"
         half = _number(neuron["half_life"])
-        print_line(f"  {neuron['name']:<22}{half:>10}  {change} {neuron['correlation']['label']}")
+        label = shortened(neuron["correlation"]["label"], 20)
+        print_line(f"  {neuron['name']:<19}{half:>10}  {change} {label}")
     print_line("intervention: half-lives of a silenced band   loss   rare words  frequent words")
     for row in report["routing"]:
         low, high = (_number(value) for value in row["half_life"])

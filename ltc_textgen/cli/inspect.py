@@ -2,8 +2,6 @@
 
 import json
 import math
-import shutil
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +13,7 @@ from ltc_textgen.cli.common import DEFAULT_RUN, Json
 from ltc_textgen.cli.curves import CURVES, is_number, named_curves, points, read_metrics, resampled, spark
 from ltc_textgen.data.normalize import normalize
 from ltc_textgen.errors import ArtifactError, DataError, UsageError
-from ltc_textgen.io.output import print_json, print_line
+from ltc_textgen.io.output import print_filled, print_json, print_line
 from ltc_textgen.io.paths import run_path, user_path
 
 if TYPE_CHECKING:
@@ -208,14 +206,14 @@ def _show(report: dict[str, Any], run_dir: Path) -> None:
     print_line(f"tokenizer       {tokenizer['kind']}, {tokenizer['size']:,} tokens")
     chosen = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in report["settings"].items())
     if chosen:
-        _print_filled(f"settings        {chosen}", 16)
+        print_filled(f"settings        {chosen}", 16)
     for name, value in report["facts"].items():
         if not isinstance(value, dict | list) and name not in ("parameters", "tokenizer", "corpus_fingerprint"):
             print_line(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
     if memory := report["memory"]:
         size = f"order {memory['order']}, {memory['tokens']:,} tokens, {memory['bytes'] / 2**20:.1f} MB"
         losses = f"{memory['mixed_loss']:.4f} nats/token with it, {memory['network_loss']:.4f} without"
-        _print_filled(f"n-gram memory   {size}; {losses}", 16)
+        print_filled(f"n-gram memory   {size}; {losses}", 16)
     if report["time_constants"] is None:
         print_line(f"time constants  none yet: {LATER}")
     elif report["time_constants"]:
@@ -255,7 +253,7 @@ def _compare(runs_by_name: dict[str, dict[str, Any]]) -> None:
         print_line("settings that differ, in this order:")
     for key, values in different.items():
         text = f"  {key:<26} {'  |  '.join(values)}"
-        _print_filled(text, 29)
+        print_filled(text, 29)
     for name in ("training loss", "validation loss"):
         *keys, form = CURVES[name]
         curves = [sorted(points(one["steps"] + one["curve"], *keys)) for one in documents]
@@ -273,8 +271,3 @@ def _compare(runs_by_name: dict[str, dict[str, Any]]) -> None:
 
 def _limits(values: list[Any]) -> tuple[Any, Any]:
     return min(values), max(values)
-
-
-def _print_filled(text: str, indent: int) -> None:
-    width = shutil.get_terminal_size((80, 24)).columns
-    print_line(textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False))

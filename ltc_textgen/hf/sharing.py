@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ltc_textgen.errors import ArtifactError, LogitsError, UsageError
 from ltc_textgen.io.atomic import write_atomic
+from ltc_textgen.io.checked import open_tensors
 from ltc_textgen.io.hashing import digest, own_tensors
 from ltc_textgen.io.tensor_names import RENAMED
 from ltc_textgen.memory import memory_facts
@@ -102,7 +103,7 @@ def training_facts(model: Any, directory: Path | None) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads((directory / "training.json").read_text(encoding="utf-8"))["facts"]
-        with safe_open(directory / "model.safetensors", framework="pt") as file:
+        with open_tensors(directory / "model.safetensors") as file:
             header = file.metadata() or {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return {}
@@ -276,7 +277,10 @@ def write_remote_code(directory: Path, config: str) -> None:
         LTCError: If a file cannot be written.
     """
     write_atomic(directory / f"{CODE}.py", Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"))
-    content = json.loads(config) | {"auto_map": AUTO_MAP}
+    # TRL reads the name of the class here; transformers leaves it out of a model that was not loaded or saved by it.
+    content = {"architectures": [AUTO_MAP["AutoModelForCausalLM"].split(".")[1]]}
+    content |= {key: value for key, value in json.loads(config).items() if value is not None or key not in content}
+    content["auto_map"] = AUTO_MAP
     write_atomic(directory / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -295,7 +299,6 @@ def check_weights(place: Any, options: dict[str, Any]) -> None:
     Raises:
         ArtifactError: If they differ.
     """
-    from safetensors import safe_open
     from transformers.utils import cached_file
 
     same = {name: options[name] for name in ("cache_dir", "revision", "subfolder") if options.get(name) is not None}
@@ -303,7 +306,7 @@ def check_weights(place: Any, options: dict[str, Any]) -> None:
     path = cached_file(place, WEIGHTS, local_files_only=True, _raise_exceptions_for_missing_entries=False, **same)
     if path is None:
         return
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(Path(path)) as file:
         expected = (file.metadata() or {}).get("sha256")
         if expected and digest({name: file.get_tensor(name) for name in file.keys()}) != expected:  # noqa: SIM118
             raise ArtifactError(f"{path} is damaged: its checksum does not match its tensors")

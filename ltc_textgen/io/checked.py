@@ -1,7 +1,8 @@
 """Reading files that may be damaged or foreign: JSON objects, safetensors, checksums."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,38 @@ def require_shallow(content: Any) -> None:
     raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
+@contextmanager
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
+    """A safetensors file opened for reading, at any path: the library rejects those that are not UTF-8.
+
+    Args:
+        path: The file.
+        framework: Of the arrays: pt or np.
+
+    Raises:
+        safetensors.SafetensorError: If it is none.
+        OSError: If it cannot be opened.
+    """
+    from safetensors import safe_open
+
+    with ExitStack() as stack:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # another name of the open file, in ASCII
+            path = Path(f"/dev/fd/{stack.enter_context(path.open('rb')).fileno()}")
+        yield stack.enter_context(safe_open(path, framework=framework))
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header fields of a safetensors file; never anything pickled."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     if not path.is_file():
         pickled = [name for name in PICKLES if (path.parent / name).exists()]
         advice = "; pickled weights are rejected: convert them with safetensors.torch.save_file" if pickled else ""
         raise ArtifactError(f"{path.parent} has no {path.name}{', only ' + pickled[0] if pickled else ''}{advice}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged or not a safetensors file: {error}") from None

@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 from typing import Any, Protocol, runtime_checkable
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -68,6 +70,12 @@ def write(text: str, stream: Stream | None = None) -> None:
 def print_line(text: str = "", stream: Stream | None = None) -> None:
     """Write text and a line end. Arguments and errors as in `write`."""
     write(f"{text}\n", stream)
+
+
+def print_filled(text: str, indent: int) -> None:
+    """Write text to stdout in lines as wide as the terminal, or of 80 columns; all but the first are indented."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    print_line(textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False))
 
 
 def print_json(document: Any, stream: Stream | None = None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ltc_textgen.errors import ArtifactError
+from ltc_textgen.io.checked import open_tensors
 from ltc_textgen.memory.mixture import Mixture
 
 MEMORY = "memory.safetensors"
@@ -53,13 +54,13 @@ def memory_facts(directory: Path) -> dict[str, int | float] | None:
     Raises:
         ArtifactError: If the file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     path = directory / MEMORY
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as file:
+        with open_tensors(path, "np") as file:
             header = file.metadata() or {}
         whole = {name: int(header[name]) for name in ("order", "tokens", "bytes", "scored_tokens")}
         losses = {name: float(header[name]) for name in ("network_loss", "memory_loss", "mixed_loss")}

@@ -52,6 +52,14 @@ def test_the_document_has_every_part(made: tuple[Outcome, Path]) -> None:
     assert sum(len(row["words"]) for row in report["routing"]) > 4
 
 
+def test_the_report_is_as_wide_as_a_terminal(run: Path, story: Path, ltc: Ltc) -> None:
+    done = ltc("analyse", run, "--text", story, "--tokens", 300, "--find", "regex:wild|calm|home|boat|came")
+    assert done.code == 0, done.err
+    _, *lines = done.out.splitlines()  # the first holds two paths
+    assert "memory curve" in done.out
+    assert [line for line in lines if len(line) > 80] == []
+
+
 def test_the_trace_is_kept(made: tuple[Outcome, Path]) -> None:
     done, place = made
     seen = Trace.load(place / "a.trace")

@@ -60,6 +60,21 @@ def test_the_sample_of_a_report_is_what_generate_writes(
     assert document["sample"] == json.loads(written.out)["samples"][0]["text"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are not UTF-8")
+def test_a_run_directory_whose_name_is_not_utf_8(story: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+    place = tmp_path / os.fsdecode(b"n\xe9m")
+    options = ("--out", place, "--max-steps", 3, *TINY)
+    for command in (
+        ("train", "--data", story, *options),
+        ("train", "--resume", "--out", place, "--set", "max_steps=5"),
+        ("generate", place, "--max-tokens", 3),
+        ("eval", place, "--data", story),
+        ("inspect", place),
+    ):
+        done = ltc(*command)
+        assert done.code == 0, done.err
+
+
 def test_a_run_that_ended_resumes_to_the_same_result(run: Path, ltc: Callable[..., Outcome]) -> None:
     before = (run / "model.safetensors").read_bytes()
     result = ltc("train", "--resume", "--out", run)

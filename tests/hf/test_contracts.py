@@ -109,3 +109,4 @@ def test_time_constants_of_a_padded_batch_are_those_of_its_texts(model: LiquidTi
 def test_a_run_directory_has_a_configuration_without_the_package(run: Path) -> None:
     config = AutoConfig.from_pretrained(run, trust_remote_code=True)
     assert config.model_type == "ltc"
+    assert config.architectures == [LiquidTimeConstantNetwork.__name__]  # TRL loads a path by it
