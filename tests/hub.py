@@ -8,7 +8,7 @@ Hub(mode="hanging")                 # accepts connections and never answers
 Hub(mode="stalling")                # answers HEAD, and hangs in GET
 Hub(mode="slow")                    # sends a file a little at a time, in `Hub.seconds` in all
 Hub(mode="failing")                 # answers every request with status 500
-dead_endpoint()                     # an address where nobody listens
+dead_endpoint()                     # an address without a server
 """
 
 import base64
@@ -59,7 +59,7 @@ def bert_vocabulary() -> list[str]:
 
 
 def bert_tokenizer_json() -> str:
-    """The tokenizer.json that belongs to `bert_vocabulary`, with the truncation that many repositories carry."""
+    """The tokenizer.json of `bert_vocabulary`, with the truncation that many repositories carry."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {piece: index for index, piece in enumerate(bert_vocabulary())}

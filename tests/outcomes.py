@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a short text, a small network, and how a command ended."""
+"""Helpers of the command tests: a short text, a small network, and the outcome of a command."""
 
 from dataclasses import dataclass
 

@@ -66,7 +66,7 @@ def test_every_setting_is_described(settings: type) -> None:
         ),
     ],
 )
-def test_model_settings_are_refused_in_one_line(values: dict, message: str) -> None:
+def test_model_settings_are_rejected_in_one_line(values: dict, message: str) -> None:
     with pytest.raises(UsageError) as error:
         ModelConfig.parse({"input_size": 5, **values}, "recipe.toml")
     text = str(error.value)
@@ -86,7 +86,7 @@ def test_a_run_is_the_same_after_a_round_trip_through_json() -> None:
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
 
 
-def test_a_run_refuses_bad_model_settings_before_the_data_is_read() -> None:
+def test_a_run_rejects_bad_model_settings_before_the_data_is_read() -> None:
     with pytest.raises(UsageError, match="'num_layers'"):
         RunConfig.parse({"model": {"num_layer": 7}})
 

@@ -67,7 +67,7 @@ def test_transformers_loads_it_and_saves_the_names_of_today(old: Path, tmp_path:
         assert "embed_tokens.weight" in file.keys()  # noqa: SIM118
 
 
-def test_its_state_goes_on(old: Path) -> None:
+def test_its_state_continues(old: Path) -> None:
     run = load_run(old / "run")
     state = TextState.load(old / "run.state", run.model)
     torch.testing.assert_close(state.liquid.neurons[0], run.model.read("the sea").liquid.neurons[0])
@@ -80,7 +80,7 @@ def test_its_score_is_the_same(old: Path, ltc: Callable, monkeypatch: pytest.Mon
     assert json.loads(outcome.out)["nll_per_token"] == pytest.approx(expected("eval")["nll_per_token"], rel=1e-6)
 
 
-def test_its_training_goes_on(old: Path, ltc: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_training_resumes(old: Path, ltc: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(old)
     outcome = ltc("train", "--resume", "--out", "run", "--max-steps", "9", "--threads", "1", "--json")
     assert outcome.code == 0, outcome.err

@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def refuse(run: Path, message: str) -> None:
+def reject(run: Path, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as error:
         load_run(run)
     assert "\n" not in str(error.value)
@@ -62,37 +62,37 @@ def test_a_run_loads_with_nothing_else(run: Path) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1, -400, 9, 60])
-def test_a_flipped_bit_in_the_weights_is_refused(run: Path, offset: int) -> None:
+def test_a_flipped_bit_in_the_weights_is_rejected(run: Path, offset: int) -> None:
     path = run / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[offset] ^= 4
     path.write_bytes(content)
-    refuse(run, r"model\.safetensors")
+    reject(run, r"model\.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_truncated_weights_are_refused(run: Path, length: int) -> None:
+def test_truncated_weights_are_rejected(run: Path, length: int) -> None:
     path = run / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    refuse(run, r"model\.safetensors is damaged or not a safetensors file")
+    reject(run, r"model\.safetensors")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_pickles_are_refused_and_never_run(run: Path, name: str) -> None:
+def test_pickles_are_rejected_and_never_run(run: Path, name: str) -> None:
     class Bomb:
         def __reduce__(self) -> tuple:
             return (Path.touch, (run / "exploded",))
 
     (run / "model.safetensors").unlink()
     (run / name).write_bytes(pickle.dumps(Bomb()))
-    refuse(run, name if name.endswith(".bin") else "not a safetensors file")
+    reject(run, name)
     assert not (run / "exploded").exists()
 
 
-def test_weights_of_another_configuration_are_refused(run: Path) -> None:
+def test_weights_of_another_configuration_are_rejected(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
-    refuse(run, "weights were saved with another configuration")
+    reject(run, r"model\.safetensors.*config\.json")
 
 
 @pytest.mark.parametrize(
@@ -103,44 +103,44 @@ def test_weights_of_another_configuration_are_refused(run: Path) -> None:
         (lambda w: w.update({"norm.weight": torch.zeros(3)}), r"norm\.weight: expected \(6,\), got \(3,\)"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_by_name(run: Path, change: object, message: str) -> None:
+def test_weights_that_do_not_fit_are_rejected_by_name(run: Path, change: object, message: str) -> None:
     weights = load_file(run / "model.safetensors")
     change(weights)  # type: ignore[operator]
     save_file(weights, run / "model.safetensors")
-    refuse(run, message)
+    reject(run, message)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", r"config\.json"),
-        ("[]", "expected a JSON object, got list"),
-        ('{"model_type": "gpt2"}', "model_type is 'gpt2', expected 'ltc'"),
+        ("[]", "JSON object.*list"),
+        ('{"model_type": "gpt2"}', "model_type.*'gpt2'.*'ltc'"),
         ('{"model_type": "ltc", "input_size": -1}', "input_size"),
         ('{"model_type": "ltc", "input_size": 5, "hiden_size": 1}', "'hiden_size'"),
         ('{"model_type": "ltc", "input_size": "many"}', "input_size"),
     ],
 )
-def test_a_bad_configuration_is_refused_with_its_key(run: Path, content: str, message: str) -> None:
+def test_a_bad_configuration_is_rejected_with_its_key(run: Path, content: str, message: str) -> None:
     (run / "config.json").write_text(content)
-    refuse(run, message)
+    reject(run, message)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("generation_config.json", "{", r"generation_config\.json"),
-        ("generation_config.json", "[]", "expected a JSON object, got list"),
+        ("generation_config.json", "[]", "JSON object.*list"),
         ("training.json", '{"run": []}', "training.json"),
         ("training.json", '{"run": {"model": {"hidden_size": -1}}}', r"training\.json: .*hidden_size"),
     ],
 )
 def test_what_lies_beside_the_weights_is_checked_too(run: Path, name: str, content: str, message: str) -> None:
     (run / name).write_text(content)
-    refuse(run, message)
+    reject(run, message)
 
 
-def test_a_setting_that_generate_cannot_follow_is_refused_where_there_is_one(run: Path) -> None:
+def test_a_setting_that_generate_cannot_follow_is_rejected_where_there_is_one(run: Path) -> None:
     (run / "generation_config.json").write_text('{"max_new_tokens": -1}')
     with pytest.raises(ArtifactError, match=r"generation_config\.json: .*max_new_tokens"):
         _ = load_run(run).model
@@ -155,19 +155,19 @@ def test_keys_of_transformers_are_known_with_and_without_it(run: Path) -> None:
     assert load_run(run).network.settings == load_run(run).model.settings
 
 
-def test_another_tokenizer_is_refused(run: Path) -> None:
+def test_another_tokenizer_is_rejected(run: Path) -> None:
     character_tokenizer("abc").save(run)
-    refuse(run, "the tokenizer does not fit the model: it has 5 tokens, the model knows 14")
+    reject(run, r"tokenizer.* 5 .* 14")
     character_tokenizer("ABCDEFG HIJ\n").save(run)
-    refuse(run, r"tokenizer\.json is not the one that model\.safetensors was trained with")
+    reject(run, r"tokenizer\.json.*model\.safetensors")
 
 
 def test_a_missing_file_or_directory_is_named(run: Path) -> None:
-    refuse(run / "nowhere", "is not a directory: train one")
+    reject(run / "nowhere", r"nowhere.*ltc train --out")
     (run / "tokenizer.json").unlink()
-    refuse(run, r"tokenizer\.json")
+    reject(run, r"tokenizer\.json")
     (run / "config.json").unlink()
-    refuse(run, r"is not a run directory: it has no config\.json")
+    reject(run, r"config\.json")
 
 
 def test_numbers_that_are_not_finite_are_never_saved(run: Path) -> None:
@@ -200,10 +200,10 @@ def test_manifests_name_what_changed(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"step": 3})
     assert verify_manifest(tmp_path)["step"] == 3
     (tmp_path / "a").write_text("3")
-    with pytest.raises(ArtifactError, match="a is damaged"):
+    with pytest.raises(ArtifactError, match="/a "):
         verify_manifest(tmp_path)
     (tmp_path / "a").unlink()
-    with pytest.raises(ArtifactError, match="a is missing"):
+    with pytest.raises(ArtifactError, match="/a "):
         verify_manifest(tmp_path)
 
 

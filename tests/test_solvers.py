@@ -65,7 +65,7 @@ def test_measured_order_of_convergence(solver, problem):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("solver", Solver)
-def test_all_solvers_share_one_horizon(solver, problem):
+def test_all_solvers_have_one_horizon(solver, problem):
     """As h goes to 0 each comes to the same end: with a horizon of its own, one would stay away from it."""
     assert error(solver, problem, 500) < 2e-3
 

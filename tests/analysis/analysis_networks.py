@@ -1,4 +1,4 @@
-"""What the tests of the analysis share."""
+"""Networks and texts for the tests of the analysis."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -28,7 +28,7 @@ def test_distances_are_those_of_the_states(ids: torch.Tensor) -> None:
     assert np.isclose(total, sum(a.sizes[i] * found.layers[i][19] ** 2 for i in range(2)))
 
 
-def test_contexts_are_forgotten(ids: torch.Tensor) -> None:
+def test_the_difference_of_contexts_decays(ids: torch.Tensor) -> None:
     model = network()
     found = compare(model, ids[:, :15], ids[:, 15:], then=ids.repeat(1, 20))
     assert found.layers[0][-1] < 0.01 * found.layers[0][0]

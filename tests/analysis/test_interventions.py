@@ -20,7 +20,7 @@ def test_clamping_to_the_own_trajectory_changes_no_bit(every: LiquidNetwork, ids
     np.testing.assert_array_equal(effect.after, seen.surprise)
 
 
-def test_a_clamped_neuron_has_its_value_and_the_rest_goes_on(every: LiquidNetwork, ids: torch.Tensor) -> None:
+def test_a_clamped_neuron_has_its_value_and_the_others_are_computed(every: LiquidNetwork, ids: torch.Tensor) -> None:
     seen = trace(every, ids)
     effect = clamp(every, seen, {"L0N2": 3.0})
     change = effect.change[1:]

@@ -1,4 +1,4 @@
-"""Effective timescales: a leaky neuron forgets with its time constant."""
+"""Effective timescales: a leaky neuron decays with its time constant."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ltc_textgen.model.network import LiquidNetwork
 IDS = torch.randint(11, (1, 700), generator=torch.Generator().manual_seed(0))
 
 
-def test_a_leaky_neuron_forgets_half_in_ln_2_time_constants() -> None:
+def test_a_leaky_neuron_decays_to_half_in_ln_2_time_constants() -> None:
     model = network("plain diagonal", adaptive=False, num_layers=1, solver="exponential")
     (layer,) = model.stack()
     planted = torch.logspace(0.5, 2, layer.cell.hidden_size)
@@ -33,7 +33,7 @@ def test_every_coupling_has_curves(every: LiquidNetwork) -> None:
         assert (found.half_distance[layer] >= 0).all()
 
 
-def test_a_neuron_that_does_not_forget_has_no_half_distance() -> None:
+def test_a_neuron_that_does_not_decay_has_no_half_distance() -> None:
     from ltc_textgen.analysis.timescales import half_distance
 
     curve = np.array([[4.0, 4.0, 0.0], [1.0, 3.0, 0.0], [3.0, 3.0, 0.0], [1.0, 3.0, 0.0]])

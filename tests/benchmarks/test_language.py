@@ -92,7 +92,7 @@ def test_a_transformer_sees_three_quarters_of_its_context_at_least():
     assert training.score(model, tokens) == pytest.approx(nats / (len(tokens) - 1), abs=1e-5)
 
 
-def test_windows_forget_what_was_before():
+def test_windows_reset_the_state():
     model = tiny("lstm")
     tokens = np.random.default_rng(0).integers(0, 8, 33)
     apart = [training.score(model, tokens[k : k + 17]) for k in (0, 16)]
@@ -189,7 +189,7 @@ def output(capsys) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-def test_the_language_benchmark_compares_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_the_language_benchmark_compares_and_resumes(tmp_path, capsys, monkeypatch):
     corpus, out, picture = tmp_path / "text.txt", tmp_path / "results.json", tmp_path / "curves.png"
     corpus.write_text(TEXT * 4)
     block = settings.Ours({"block": "liquid", "coupling": "diagonal", "num_layers": 1, "batch_size": 4})
@@ -286,7 +286,7 @@ def test_answers_of_the_state_tracking_tasks():
     assert deepest == state_tracking.DEPTH
 
 
-def test_state_tracking_learns_and_goes_on(tmp_path, capsys):
+def test_state_tracking_learns_and_resumes(tmp_path, capsys):
     out = tmp_path / "tracking.json"
     given = ["--seeds", "0", "--tasks", "dyck2", "--steps", "60", "--width", "16", "--batch", "16", "--out", str(out)]
     state_tracking.main([*given, "--only", "nn.LSTM"])

@@ -21,7 +21,7 @@ from ltc_textgen.training.report import Pace
 FULL_AT = 20
 
 
-@fault(4, "disk full: a small file system", "one clear line, exit 1; old checkpoint whole, no rubbish; goes on")
+@fault(4, "disk full: a small file system", "one clear line, exit 1; old checkpoint whole, no temporary files; resumes")
 def full_file_system(place: Place) -> str:
     with _mounted(place.fresh(), "8m") as disk:
         if disk is None:
@@ -36,17 +36,17 @@ def full_file_system(place: Place) -> str:
                     except OSError as error:
                         expect(error.errno == errno.ENOSPC, error)
 
-        message = _refused(lambda: train(place.plan(), disk / "run", reporter=Listener(fill)))
+        message = _rejected(lambda: train(place.plan(), disk / "run", reporter=Listener(fill)))
         expect("o space left" in message or "disk" in message.lower(), message)
         _only_whole(disk / "run")
         (disk / "ballast").unlink()
-        return f"refused at step 21; {place.finish(disk / 'run')}"
+        return f"rejected at step 21; {place.finish(disk / 'run')}"
 
 
-@fault(4, "disk full: a quota, at every file of a checkpoint", "one clear line; old checkpoint whole; goes on")
+@fault(4, "disk full: a quota, at every file of a checkpoint", "one clear line; old checkpoint whole; resumes")
 def over_quota(place: Place) -> str:
     out = place.fresh() / "run"
-    refusals, real = 0, os.fsync
+    rejections, real = 0, os.fsync
     for allowed in range(40):
         calls = 0
 
@@ -66,32 +66,32 @@ def over_quota(place: Place) -> str:
 
         shutil.rmtree(out, ignore_errors=True)
         try:
-            message = _refused(lambda: train(place.plan(), out, reporter=Listener(meddle)))
+            message = _rejected(lambda: train(place.plan(), out, reporter=Listener(meddle)))
         except MissError:
             break  # all of the checkpoint fits into what is allowed
         finally:
             os.fsync = real
         expect("quota" in message.lower(), message)
         expect("step-00000003" in [path.name for path in list_checkpoints(out)], "the checkpoint before is gone")
-        refusals += 1
+        rejections += 1
         _only_whole(out)
-    expect(refusals >= 7, f"only {refusals} places were hit")
-    return f"refused at {refusals} places; {place.finish(out)}"
+    expect(rejections >= 7, f"only {rejections} places were hit")
+    return f"rejected at {rejections} places; {place.finish(out)}"
 
 
-@fault(4, "read-only directory", "one clear line, exit 1; nothing changed; goes on when writable")
+@fault(4, "read-only directory", "one clear line, exit 1; nothing changed; resumes when writable")
 def read_only(place: Place) -> str:
     out = place.fresh() / "run"
     place.stopped(30, out)
     before = _content(out)
     with _unwritable(out) as how:
-        message = _refused(lambda: train(place.plan(), out, resume=True, reporter=Listener()))
-        expect("cannot write to this directory" in message and str(out) in message, message)
+        message = _rejected(lambda: train(place.plan(), out, resume=True, reporter=Listener()))
+        expect(str(out) in message and "--out" in message, message)
     expect(_content(out) == before, "something changed")
-    return f"refused ({how}); {place.finish(out)}"
+    return f"rejected ({how}); {place.finish(out)}"
 
 
-@fault(5, "truncated, empty and garbage files in a checkpoint", "refused by name; the one before is used")
+@fault(5, "truncated, empty and garbage files in a checkpoint", "rejected by name; the one before is used")
 def damaged_files(place: Place) -> str:
     out = _stopped(place)
     cases = 0
@@ -103,10 +103,10 @@ def damaged_files(place: Place) -> str:
             _falls_back(out, path)
             cases += 1
         _replace(path, content)
-    return f"{cases} damages refused by name; {place.finish(out)}"
+    return f"{cases} damages rejected by name; {place.finish(out)}"
 
 
-@fault(6, "a bit flip in each file of a checkpoint", "refused by name; the one before gives the same weights")
+@fault(6, "a bit flip in each file of a checkpoint", "rejected by name; the one before gives the same weights")
 def flipped_bits(place: Place) -> str:
     names = sorted(path.name for path in list_checkpoints(_stopped(place))[0].iterdir())
     for name in names:
@@ -142,7 +142,7 @@ def _falls_back(out: Path, damaged: Path) -> None:
     expect(len(notes) == 1 and damaged.name in notes[0], f"{damaged.name}: {notes}")
 
 
-def _refused(action: Callable[[], object]) -> str:
+def _rejected(action: Callable[[], object]) -> str:
     try:
         action()
     except LTCError as error:
@@ -193,6 +193,6 @@ def _unwritable(out: Path) -> Iterator[str]:
         finally:
             subprocess.run(["umount", str(out)], check=True)
         return
-    refusal = OSError(errno.EROFS, os.strerror(errno.EROFS))
-    with mock.patch("filelock._unix.os.open", side_effect=refusal):
+    failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with mock.patch("filelock._unix.os.open", side_effect=failure):
         yield "failing calls"

@@ -49,7 +49,7 @@ class Place:
         self._made = 0
 
     def fresh(self) -> Path:
-        """A folder that nobody has used."""
+        """A new folder."""
         self._made += 1
         path = self.root / f"place-{self._made}"
         path.mkdir()

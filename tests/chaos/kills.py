@@ -23,7 +23,7 @@ def inside_writing(place: Place) -> str:
     return _kill_again_and_again(place, moment, inside=True)
 
 
-@fault(2, "SIGKILL between steps", "goes on from the checkpoint; same loss curve and weights")
+@fault(2, "SIGKILL between steps", "resumes from the checkpoint; same loss curve and weights")
 def between_steps(place: Place) -> str:
     def moment(process: Process) -> bool:
         return all(process.wait_for_any("made ") for _ in range(place.draw.randint(1, 9)))
@@ -80,8 +80,8 @@ def _kill_again_and_again(place: Place, moment: object, *, inside: bool) -> str:
 
 
 def _was_writing(lines: list[str]) -> bool:
-    told = [line for line in lines if line.startswith(("saving ", "saved "))]
-    return bool(told) and told[-1].startswith("saving ")
+    reported = [line for line in lines if line.startswith(("saving ", "saved "))]
+    return bool(reported) and reported[-1].startswith("saving ")
 
 
 def _seconds_of_writing(place: Place) -> float:

@@ -34,10 +34,10 @@ def two_runs(place: Place) -> str:
     first.send(signal.SIGKILL)
     first.end()
     expect((out / ".lock-holder.json").exists(), "the killed one left no note: this shows nothing")
-    return f"refused naming {first.pid}; after its death {place.finish(out)}"
+    return f"rejected naming {first.pid}; after its death {place.finish(out)}"
 
 
-@fault(17, "resumed with another corpus, batch or model", "refused; with the flag warned and done")
+@fault(17, "resumed with another corpus, batch or model", "rejected; with the flag resumed with a warning")
 def other_settings(place: Place) -> str:
     original = place.fresh() / "run"
     train(place.plan(max_steps=30), original, reporter=Listener())
@@ -58,18 +58,18 @@ def other_settings(place: Place) -> str:
             expect("--resume-anyway" in str(error), error)
         else:
             expect(False, f"another {name} was accepted")
-        heard = Listener()
-        result = train(run, out, resume=True, anyway=True, reporter=heard)
-        expect(heard.paces[0].step == 31 and result.step == 60, f"{name}: went from {heard.paces[0].step}")
-        expect(any("resumed although" in note for note in heard.notes), f"{name}: no warning")
-    return f"{', '.join(runs)}: refused, then warned and gone on from step 30"
+        listener = Listener()
+        result = train(run, out, resume=True, anyway=True, reporter=listener)
+        expect(listener.paces[0].step == 31 and result.step == 60, f"{name}: went from {listener.paces[0].step}")
+        expect(any(" although " in note for note in listener.notes), f"{name}: no warning")
+    return f"{', '.join(runs)}: rejected, then resumed from step 30 with a warning"
 
 
 @fault(11, "NaN in one of two processes, in 3 steps and then in all", "both skip; both stop after 10, with a dump")
 def nan_on_one_rank(place: Place) -> str:
     results, out = _two(place, "nan")
     expect(results["skipping"]["skipped"] == 3 and results["skipping"]["step"] == 30, results)
-    expect("not finite in steps 12 to 21" in results["broken"]["error"], results["broken"])
+    expect("12 to 21" in results["broken"]["error"], results["broken"])
     expect((out / "broken" / "nonfinite" / "process-1" / "window.safetensors").exists(), "no dump")
     for name in ("skipping", "broken"):
         finite = all(bool(tensor.isfinite().all()) for tensor in last_weights(out / name).values())
@@ -77,18 +77,18 @@ def nan_on_one_rank(place: Place) -> str:
     return "3 skipped in both; stopped at step 21 with a dump; checkpoints finite"
 
 
-@fault(17, "resumed with another number of processes", "rejected; with the flag the batch rows are distributed anew")
+@fault(17, "resumed with another number of processes", "rejected; with the flag the batch rows are redistributed")
 def other_world(place: Place) -> str:
     from scenarios import plan
 
     results, out = _two(place, "world")
-    expect("processes is 2, the checkpoint's is 1" in results["refused"]["error"], results["refused"])
+    expect(re.search("processes .*2.*1", results["rejected"]["error"]), results["rejected"])
     expect(results["grown"]["step"] == 30, results["grown"])
-    heard = Listener()
+    listener = Listener()
     small = place.plan(max_steps=40, save_steps=3, eval_steps=20)
     run = small.model_copy(update={"model": {**small.model, "dropout": 0.0}})
-    result = train(run, out / "grown", resume=True, anyway=True, reporter=heard)
-    expect(heard.paces[0].step == 31 and result.step == 40, heard.notes)
+    result = train(run, out / "grown", resume=True, anyway=True, reporter=listener)
+    expect(listener.paces[0].step == 31 and result.step == 40, listener.notes)
     train(plan(place.corpus, dropout=0.0), out / "alone", resume=True, reporter=Listener())
     alone = train(run, out / "alone", resume=True, reporter=Listener())
     apart = abs(result.val_loss - alone.val_loss)
@@ -114,12 +114,12 @@ def hung_rank(place: Place) -> str:
     output, code = _launch(TORCHRUN, place, "hung", out)
     expect(code != 0, "exit 0")
     error = json.loads((out / "results.json").read_text())["hung"].get("error", "none")
-    expect("another process has died, or has not answered" in error, error + output[-2000:])
+    expect(re.search(r"minutes.*--resume", error), error + output[-2000:])
     expect(list_checkpoints(out / "run")[0].name == "step-00000009", list_checkpoints(out / "run"))
     return "a validation longer than the patience was waited for; then one line, and the checkpoint is whole"
 
 
-@fault(18, "processes killed under torchrun --max-restarts 3", "goes on from the checkpoint; same weights")
+@fault(18, "processes killed under torchrun --max-restarts 3", "resumes from the checkpoint; same weights")
 def elastic_restart(place: Place) -> str:
     out = place.fresh()
     output, code = _launch([*TORCHRUN, "--max-restarts", "3"], place, "elastic", out)
@@ -131,7 +131,7 @@ def elastic_restart(place: Place) -> str:
     return "2 kills, 2 restarts, same weights to the bit"
 
 
-@fault(18, "accelerate launch --multi_gpu on CPUs; --cpu", "2 real processes, same weights; --cpu is refused")
+@fault(18, "accelerate launch --multi_gpu on CPUs; --cpu", "2 real processes, same weights; --cpu is rejected")
 def accelerate_launch(place: Place) -> str:
     out = place.fresh()
     output, code = _launch([*ACCELERATE, *PORT], place, "whole", out)
@@ -140,11 +140,11 @@ def accelerate_launch(place: Place) -> str:
     same_tensors(*(list_checkpoints(run)[0] / "model.safetensors" for run in (out / "run", whole)))
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     output, code = _launch(alone, place, "whole", place.fresh())
-    expect(code != 0 and "several processes were asked for" in output, output[-500:])
-    return "same weights as under torchrun; one silent process refused"
+    expect(code != 0 and "torchrun --nproc_per_node" in output, output[-500:])
+    return "same weights as under torchrun; one silent process rejected"
 
 
-@fault(18, "two processes with a disk each, and with different settings", "sent the checkpoint; same weights; refused")
+@fault(18, "two processes with a disk each, and with different settings", "sent the checkpoint; same weights; rejected")
 def separate_disks(place: Place) -> str:
     whole, out = _whole_of_two(place), place.fresh()
     shutil.copytree(whole, out / "run")
@@ -154,7 +154,7 @@ def separate_disks(place: Place) -> str:
     same_tensors(*(list_checkpoints(run)[0] / "model.safetensors" for run in (out / "run", whole)))
     error = json.loads((out / "results.json").read_text())["disagreeing"]["error"]
     expect("process 1" in error and "max_steps" in error and "31, not 30" in error, error)
-    return "same weights to the bit; other settings refused by name"
+    return "same weights to the bit; other settings rejected by name"
 
 
 def _launch(command: list[str], place: Place, scenario: str, out: Path) -> tuple[str, int]:

@@ -27,25 +27,25 @@ import surroundings  # noqa: E402, F401
 from faults import FAULTS, Fault, MissError, NotHereError, Place, fault  # noqa: E402
 
 TESTED = {
-    7: ("pickled weights", "refused without being run", "tests/test_runs.py", "pickle"),
+    7: ("pickled weights", "rejected without being run", "tests/test_runs.py", "pickle"),
     8: (
         "config.json damaged or from elsewhere",
         "one line with its key",
         "tests/test_runs.py",
         "bad_configuration",
     ),
-    9: ("weights that do not fit", "refused by name", "tests/test_runs.py", "weights_of or do_not_fit"),
-    10: ("another, tiny or missing tokenizer", "refused", "tests/test_runs.py", "tokenizer or missing"),
+    9: ("weights that do not fit", "rejected by name", "tests/test_runs.py", "weights_of or do_not_fit"),
+    10: ("another, tiny or missing tokenizer", "rejected", "tests/test_runs.py", "tokenizer or missing"),
     12: ("stiff, endless and zero time", "states bounded", "tests/layers/test_membrane_cells.py", "states or elapsed"),
     13: (
         "empty, binary, broken, endless text",
-        "read or refused, in little memory",
+        "read or rejected, in little memory",
         "tests/data/test_text_files.py",
         "",
     ),
     14: (
         "broken parquet, rows without text",
-        "refused naming the file",
+        "rejected naming the file",
         "tests/data/test_rows.py",
         "parquet or rows",
     ),

@@ -32,13 +32,13 @@ def kill(deaths: dict[int, tuple[int, int]], number: int = signal.SIGKILL) -> No
     rank, step = deaths.get(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), (-1, -1))
     original = loop._report_step
 
-    def tell(session):  # type: ignore[no-untyped-def]
+    def report_step(session):  # type: ignore[no-untyped-def]
         original(session)
         if (session.runtime.rank, session.progress.step) == (rank, step):
             print(f"killed at {time.monotonic()}", flush=True)
             os.kill(os.getpid(), number)
 
-    loop._report_step = tell
+    loop._report_step = report_step
 
 
 def linger(seconds: float) -> None:
@@ -86,7 +86,7 @@ def main(scenario: str, corpus: Path, out: Path) -> None:
             break_steps(set(range(12, 100)))
         results["broken"] = attempt(plan(corpus), out / "broken")
     elif scenario == "world":
-        results["refused"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True)
+        results["rejected"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True)
         results["grown"] = attempt(plan(corpus, dropout=0.0), out / "grown", resume=True, anyway=True)
     elif scenario == "apart":
         mine = out / ("run" if rank == 0 else "another disk")

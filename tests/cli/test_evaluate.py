@@ -1,4 +1,4 @@
-"""`ltc eval`: what is measured beside the plain loss, and which options go together."""
+"""`ltc eval`: what is measured besides the loss, and which options go together."""
 
 import json
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_a_sample_is_measured_beside_the_corpus(run: Path, tmp_path: Path, ltc: 
         (("--temperature", 0.5), "--temperature"),
     ],
 )
-def test_options_that_do_nothing_are_refused(
+def test_options_that_do_nothing_are_rejected(
     options: tuple, message: str, run: Path, ltc: Callable[..., Outcome]
 ) -> None:
     result = ltc("eval", run, *options)

@@ -1,4 +1,4 @@
-"""`ltc inspect` of a run that goes on: before its first validation there are no weights, but there is much to see."""
+"""`ltc inspect` of a running run: before its first validation it has no weights, but settings and curves."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
     """What the command said while a training was under way, at its thirtieth step, and once it was over."""
     place = tmp_path_factory.mktemp("live")
     run, figure = place / "a run", place / "curves.svg"
-    told: dict[str, Outcome] = {}
+    reported: dict[str, Outcome] = {}
     original = loop._report_step
 
     def ask(name: str, *arguments: object) -> None:
@@ -27,9 +27,9 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
             patch.setattr("sys.stdout", out)
             patch.setattr("sys.stderr", err)
             code = main.run(["inspect", str(run), *map(str, arguments)])
-        told[name] = Outcome(code, out.text, err.text)
+        reported[name] = Outcome(code, out.text, err.text)
 
-    def tell(session: loop.Session) -> None:
+    def report_step(session: loop.Session) -> None:
         original(session)
         if session.progress.step != SHOWN:
             return
@@ -40,7 +40,7 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
         ask("plot", "--plot", figure)
         ask("tau", "--plot", place / "other.svg", "--plot-tau", place / "tau.svg")
         ask("no text", "--text", "")
-        told["figures"] = Outcome(0, " ".join(sorted(path.name for path in place.glob("*.svg"))), "")
+        reported["figures"] = Outcome(0, " ".join(sorted(path.name for path in place.glob("*.svg"))), "")
         for name, content in (("damaged", "{"), ("empty", "{}"), ("strange", '{"run": {"x": 1}, "facts": {}}')):
             kept = (run / "training.json").read_bytes()
             (run / "training.json").write_text(content)
@@ -52,13 +52,13 @@ def seen(story: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Out
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
-        patch.setattr(loop, "_report_step", tell)
+        patch.setattr(loop, "_report_step", report_step)
         arguments = ["--data", str(story), "--max-steps", "40", "--set", "eval_steps=40", "--out", str(run), *TINY]
         assert main.run(["train", *arguments]) == 0
     ask("finished", "--json")
     (run / "model.safetensors").unlink()
     ask("lost")
-    return told
+    return reported
 
 
 class _Lines:
@@ -72,7 +72,7 @@ class _Lines:
     def flush(self) -> None: ...
 
 
-def test_settings_and_curves_of_a_run_that_goes_on(seen: dict[str, Outcome]) -> None:
+def test_settings_and_curves_of_a_running_run(seen: dict[str, Outcome]) -> None:
     shown = seen["lines"]
     assert shown.code == 0, shown.err
     lines = shown.out.splitlines()
@@ -87,7 +87,7 @@ def test_settings_and_curves_of_a_run_that_goes_on(seen: dict[str, Outcome]) -> 
     assert not any(line.startswith("validation loss") for line in lines)
 
 
-def test_the_document_of_a_run_that_goes_on_has_the_keys_of_one_that_ended(seen: dict[str, Outcome]) -> None:
+def test_the_document_of_a_running_run_has_the_keys_of_a_finished_one(seen: dict[str, Outcome]) -> None:
     live, finished = json.loads(seen["json"].out), json.loads(seen["finished"].out)
     assert live.keys() == finished.keys()
     assert live["time_constants"] is None
@@ -100,14 +100,14 @@ def test_the_document_of_a_run_that_goes_on_has_the_keys_of_one_that_ended(seen:
     assert live["parameters"] > 0
 
 
-def test_curves_are_drawn_while_the_run_goes_on_but_time_constants_are_not(seen: dict[str, Outcome]) -> None:
+def test_curves_of_a_running_run_are_drawn_but_time_constants_are_not(seen: dict[str, Outcome]) -> None:
     pytest.importorskip("matplotlib")
     assert seen["plot"].code == 0, seen["plot"].err
     assert seen["tau"].code == 4
     assert seen["tau"].err.startswith("ltc: --plot-tau: ")
     assert inspect.LATER in seen["tau"].error
     assert len(seen["tau"].err.splitlines()) == 1
-    assert seen["figures"].out == "curves.svg", "what is refused draws nothing"
+    assert seen["figures"].out == "curves.svg", "what is rejected draws nothing"
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_curves_are_drawn_while_the_run_goes_on_but_time_constants_are_not(seen:
         ("pickled", 4, "pytorch_model.bin"),
     ],
 )
-def test_a_damaged_run_that_goes_on_is_refused(seen: dict[str, Outcome], name: str, code: int, said: str) -> None:
+def test_a_damaged_running_run_is_rejected(seen: dict[str, Outcome], name: str, code: int, said: str) -> None:
     assert (seen[name].code, seen[name].out) == (code, "")
     assert said in seen[name].error
 
 
-def test_a_directory_that_is_no_run_is_refused_as_before(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+def test_a_directory_that_is_no_run_is_rejected_as_before(tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     missing, rejected = ltc("inspect", tmp_path / "none"), ltc("inspect", tmp_path)
     assert (missing.code, rejected.code) == (4, 4)
     assert f"ltc train --out {tmp_path / 'none'}" in missing.error

@@ -1,4 +1,4 @@
-"""The command line: what goes where, what a user is told, and with which exit code."""
+"""The command line: stdout and stderr, messages, and exit codes."""
 
 import gzip
 import json
@@ -157,7 +157,7 @@ def test_inspection(run: Path, ltc: Callable[..., Outcome]) -> None:
     assert [line["step"] for line in report["curve"]][-1] == 150
 
 
-def test_doctor_tells_where_the_default_corpus_comes_from(ltc: Callable[..., Outcome]) -> None:
+def test_doctor_shows_where_the_default_corpus_comes_from(ltc: Callable[..., Outcome]) -> None:
     report = json.loads(ltc("doctor", "--json").out)
     assert set(report) == {"versions", "machine", "kernels", "data"}
     assert "text inside Python" in report["data"]["`ltc train` reads"]
@@ -189,7 +189,7 @@ def test_every_setting_is_listed(ltc: Callable[..., Outcome]) -> None:
     assert max(map(len, listed.splitlines())) <= 80
 
 
-# --- what is refused, and how
+# --- what is rejected, and how
 
 
 def text(content: bytes, name: str = "bad.txt") -> Callable[[Path], Path]:
@@ -202,18 +202,18 @@ def text(content: bytes, name: str = "bad.txt") -> Callable[[Path], Path]:
 
 
 BAD_DATA = {
-    "empty": (text(b""), "no text in it"),
-    "blank": (text(b" \n\n \t\n"), "no text in it"),
+    "empty": (text(b""), "bad.txt"),
+    "blank": (text(b" \n\n \t\n"), "bad.txt"),
     "binary": (text(bytes(range(256)) * 40), "bad.txt"),
     "invalid utf-8": (text(b"caf\xe9 " * 50), "byte 3"),
-    "shorter than a window": (text(b"To be"), "the text has 5 tokens, less than one window of 16"),
+    "shorter than a window": (text(b"To be"), " 5 tokens"),
     "one distinct character": (text(b"a" * 5000), "bad.txt"),
     "missing": (lambda directory: directory / "none.txt", "none.txt"),
     "truncated parquet": (text(b"PAR1 and then nothing", "bad.parquet"), "bad.parquet"),
     "truncated gzip": (text(gzip.compress(STORY.encode())[:-40], "bad.txt.gz"), "bad.txt.gz"),
     "jsonl without text": (text(b'{"text": "fine"}\n{"body": "?"}\n', "bad.jsonl"), "bad.jsonl"),
     "jsonl that is not": (text(b'{"text": "fine"}\nnot json\n', "bad.jsonl"), "bad.jsonl"),
-    "no hub": (lambda directory: Path("wikitext-2"), "does not answer"),
+    "no hub": (lambda directory: Path("wikitext-2"), "HF_ENDPOINT"),
     "unknown data set": (lambda directory: Path("nobody/nothing"), "nobody/nothing"),
 }
 
@@ -235,7 +235,7 @@ def test_bad_data_is_code_3_and_one_line(make: str, tmp_path: Path, ltc: Callabl
     [
         (["frobnicate"], "No such command"),
         (["train", "--epoch", "3"], "--epoch"),
-        (["train", "--time-budget", "soon"], "not a duration: 'soon'"),
+        (["train", "--time-budget", "soon"], "'soon'"),
         (["train", "--epochs", "1", "--max-steps", "5"], "epochs"),
         (["train", "--set", "hiden_size=3"], "'hidden_size'"),
         (["train", "--set", "hidden_size=-3"], "hidden_size"),
@@ -247,7 +247,7 @@ def test_bad_data_is_code_3_and_one_line(make: str, tmp_path: Path, ltc: Callabl
         (["generate", "RUN", "--temperature", "-1"], "temperature"),
         (["generate", "RUN", "--top-p", "2"], "top_p"),
         (["generate", "RUN", "--max-tokens", "0"], "--max-tokens"),
-        (["generate", "RUN", "--prompt", "a", "--prompt-file", "b"], "exclude each other"),
+        (["generate", "RUN", "--prompt", "a", "--prompt-file", "b"], "--prompt-file"),
         (["generate", "RUN", "--prompt-file", "none"], "none"),
         (["eval", "RUN", "--split", "half"], "--split"),
         (["eval", "RUN", "--window", "0"], "window"),
@@ -267,13 +267,11 @@ def test_wrong_use_is_code_2_and_one_line(
     assert result.out == ""
 
 
-@pytest.mark.parametrize(
-    ("command", "message"), [("generate", "is not a directory"), ("eval", "is not a directory"), ("inspect", "is not")]
-)
-def test_a_missing_run_is_code_4(command: str, message: str, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize("command", ["generate", "eval", "inspect"])
+def test_a_missing_run_is_code_4(command: str, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
     result = ltc(command, tmp_path / "none")
     assert result.code == 4
-    assert message in result.error
+    assert str(tmp_path / "none") in result.error
 
 
 def test_damaged_weights_are_code_4(run: Path, tmp_path: Path, ltc: Callable[..., Outcome]) -> None:
@@ -329,7 +327,7 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_on_demand(
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(story: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_exits_130_and_resume_continues(story: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ltc_textgen", "train", "--out", str(out)]
     process = subprocess.Popen(

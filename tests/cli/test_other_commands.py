@@ -151,18 +151,16 @@ def test_a_bar_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1,500 of 3,000 tokens" in shown.getvalue()
 
 
-def test_evaluation_tells_how_far_it_is(
-    run: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[tuple[int, int]] = []
+def test_evaluation_reports_progress(run: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[tuple[int, int]] = []
 
     @contextmanager
     def remembering(title: str) -> Iterator[Callable[[int, int], None]]:
-        yield lambda done, total: told.append((done, total))
+        yield lambda done, total: reported.append((done, total))
 
     monkeypatch.setattr(evaluate, "progress_bar", remembering)
     tokens = json.loads(ltc("eval", run, "--json").out)["tokens"]
-    assert told[-1] == (tokens, tokens)
+    assert reported[-1] == (tokens, tokens)
 
 
 def test_a_likely_eos_token_is_never_drawn_if_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`ltc train`: which recipe it chooses, what it keeps, what it refuses and who speaks."""
+"""`ltc train`: which recipe it chooses, what it keeps, what it rejects and which process reports."""
 
 import json
 import os
@@ -115,8 +115,7 @@ def test_damaged_settings_of_a_run_are_code_4(story: Path, tmp_path: Path, ltc: 
         (out / "training.json").write_text(damaged)
         result = ltc("train", "--resume", "--out", out)
         assert result.code == 4, result.err
-        assert "cannot resume: " in result.error
-        assert "training.json" in result.error
+        assert str(out / "training.json") in result.error
     assert ltc("inspect", out).code == 4
     assert ltc("train", "--config", out / "training.json", "--out", tmp_path / "other").code == 2
 
@@ -129,7 +128,7 @@ def test_resume_without_a_run_needs_a_text_and_names_the_runs_nearby(
     for more in ((), ("--preset", "char-fast"), ("--resume-anyway",)):
         result = ltc("train", "--resume", "--out", run.parent / "storry", "--max-steps", 1, *more)
         assert (result.code, result.out) == (2, "")
-        assert f"runs nearby: {run.name}" in result.error
+        assert run.name in result.error
         assert "--data" in result.error
     assert not (run.parent / "storry").exists()
     fresh = ltc("train", "--resume", "--data", story, "--out", tmp_path / "new", "--max-steps", 1, *TINY)
@@ -145,7 +144,7 @@ def test_a_validation_that_is_not_finite_is_no_success(
     for number, more in enumerate(((), ("--json",))):
         result = ltc("train", "--data", story, "--out", tmp_path / str(number), "--max-steps", 1, *TINY, *more)
         assert result.code == 1
-        assert "not a finite number" in result.error
+        assert "learning_rate" in result.error
         assert "ltc generate" not in result.out
         assert not (tmp_path / str(number) / "model.safetensors").exists()
 
@@ -158,7 +157,7 @@ def test_more_extends_a_run_beyond_its_budget(
     result = ltc("train", "--resume", "--more", "3s", "--out", out)
     assert result.code == 0, result.err
     facts = json.loads((out / "training.json").read_text())
-    assert "resumed at step 150" in result.err
+    assert "step 150" in result.err
     assert facts["facts"]["result"]["seconds"] > used
     assert facts["run"]["train"]["time_budget"] == pytest.approx(used + 3, abs=0.1)
     assert facts["run"]["train"]["max_steps"] is None

@@ -12,7 +12,7 @@ from ltc_textgen.errors import DataError, UsageError
 
 
 @given(count=st.integers(7, 400), batch=st.integers(1, 5), length=st.integers(1, 9), epochs=st.integers(1, 2))
-def test_windows_of_a_lane_follow_each_other(count: int, batch: int, length: int, epochs: int) -> None:
+def test_windows_of_a_batch_row_follow_each_other(count: int, batch: int, length: int, epochs: int) -> None:
     if (count - 1) // length < batch:
         return
     batches = Batches(np.arange(count, dtype=np.uint16), batch, length)
@@ -32,7 +32,7 @@ def test_windows_of_a_lane_follow_each_other(count: int, batch: int, length: int
         assert torch.equal(windows[step][0], windows[step - per_epoch][0])
 
 
-def test_processes_share_the_lanes(tmp_path: Path) -> None:
+def test_batch_rows_are_divided_among_processes(tmp_path: Path) -> None:
     path = tmp_path / "tokens.bin"
     np.arange(70_000, dtype=np.uint32).tofile(path)
     tokens = np.memmap(path, np.uint32, "r")
@@ -58,7 +58,7 @@ def test_wrong_use() -> None:
         Batches(tokens, 4, 5, 0, 3)
     with pytest.raises(UsageError, match="rank"):
         Batches(tokens, 4, 5, 2, 2)
-    with pytest.raises(UsageError, match="must be >= 1"):
+    with pytest.raises(UsageError, match="batch_size.* 0, 5"):
         Batches(tokens, 0, 5)
     with pytest.raises(UsageError, match="step"):
         Batches(tokens, 2, 5).window(-1)

@@ -132,14 +132,14 @@ def test_what_a_data_set_can_lack(hub: Hub) -> None:
     hub.add_dataset("someone/things", {"train": {"body": ["a b c"] * 9, "n": list(range(9))}}, "small")
     with pytest.raises(DataError, match=r"'text'.*body, n.*--text-column"):
         load_corpus(DataConfig(data="someone/things"))
-    with pytest.raises(DataError, match="holds int, not text"):
+    with pytest.raises(DataError, match="'n'.* int"):
         load_corpus(DataConfig(data="someone/things", text_column="n"))
     with pytest.raises(DataError, match=r"someone/things:big.*small"):
         load_corpus(DataConfig(data="someone/things:big"))
     with pytest.raises(DataError, match="'someone/else'"):
         load_corpus(DataConfig(data="someone/else"))
     hub.add_dataset("someone/splits", {"one": {"text": ["a b"]}, "two": {"text": ["a b"]}})
-    with pytest.raises(DataError, match=r"no 'train' split \(it has: one, two\)"):
+    with pytest.raises(DataError, match=r"'train'.*one, two"):
         load_corpus(DataConfig(data="someone/splits"))
 
 
@@ -157,7 +157,7 @@ def test_a_tokenizer_by_its_id(hub: Hub) -> None:
     assert json.loads(theirs.content)["truncation"] is None
     with pytest.raises(DataError, match=r"tokenizer.json.*vocab.txt"):
         find_tokenizer("someone/nothing")
-    with pytest.raises(DataError, match="no such repository"):
+    with pytest.raises(DataError, match="someone/else"):
         find_tokenizer("someone/else")
     hub.mode = "failing"
     assert find_tokenizer("someone/pieces").encode(text) == ours.encode(text)

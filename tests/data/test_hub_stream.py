@@ -70,7 +70,7 @@ def test_the_text_is_kept_once_and_then_needs_no_hub(large: Hub) -> None:
     assert large.requests == []
 
 
-def test_an_interrupted_stream_goes_on_and_reads_no_file_twice(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_stream_resumes_and_reads_no_file_twice(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_stream.stream(NAME, "body")
     whole = hub_stream.kept_whole(NAME, "body")
     assert whole is not None
@@ -97,7 +97,7 @@ def test_an_interrupted_stream_goes_on_and_reads_no_file_twice(large: Hub, monke
     monkeypatch.setattr(hub_stream, "_keep", original)
     large.ranges.clear()
     hub_stream.stream(NAME, "body")
-    # The first file tells the columns; the one before the place may be opened to find it, but no other is read again.
+    # The first file has the columns; the one before the place may be opened to find it, but no other is read again.
     asked = files_asked_for(large)
     assert {"train-2.parquet", "valid-0.parquet"} <= asked
     assert len([1 for path, _, _ in large.ranges if path.endswith("train-0.parquet")]) == 1
@@ -166,17 +166,17 @@ def test_size_decides(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_wrong_with_a_column(large: Hub) -> None:
     with pytest.raises(DataError, match=r"'text'.*body, noise.*--text-column"):
         load_corpus(DataConfig(data=NAME, streaming="always"))
-    with pytest.raises(DataError, match="column 'noise' holds bytes, not text"):
+    with pytest.raises(DataError, match="'noise'.* bytes"):
         hub_stream.stream(NAME, "noise")
 
 
-def test_kept_text_that_is_damaged_is_refused(large: Hub) -> None:
+def test_kept_text_that_is_damaged_is_rejected(large: Hub) -> None:
     hub_stream.stream(NAME, "body")
     whole = hub_stream.kept_whole(NAME, "body")
     assert whole is not None
     first = whole["train"].path(0)
     shutil.copy(whole["train"].path(1), first)
-    with pytest.raises(DataError, match="remove the folder"):
+    with pytest.raises(DataError, match=f"{first.name}.*checksum"):
         list(whole["train"].texts())
     first.unlink()
     with pytest.raises(DataError, match=r"train-00000.parquet"):

@@ -127,7 +127,7 @@ def test_no_space(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cache_that_is_a_file(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTC_CACHE", str(text_file))
-    with pytest.raises(DataError, match="token files"):
+    with pytest.raises(DataError, match="LTC_CACHE"):
         prepare(DataConfig(data=str(text_file), tokenizer="char"))
 
 
@@ -136,7 +136,7 @@ def test_a_cache_that_is_a_file(text_file: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("a" * 5000, "character"),
         ("ab", "character"),
-        ("a", "train on"),
+        ("a", "a.txt"),
     ],
 )
 @pytest.mark.parametrize("kind", ["char", "byte", "wordpiece"])
@@ -154,22 +154,22 @@ def test_a_tokenizer_that_is_given_is_used(text_file: Path) -> None:
     assert data.tokenizer.decode(data.valid.tolist()) == "".join(data.corpus.valid())
 
 
-def test_waiting_for_a_process_that_makes_the_same_tokens_is_told(text_file: Path) -> None:
+def test_waiting_for_a_process_that_makes_the_same_tokens_is_reported(text_file: Path) -> None:
     config = DataConfig(data=str(text_file), tokenizer="byte")
     expected = prepare(config)
     folder = cache_directory() / "tokens" / expected.fingerprint[:32]
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     shutil.move(folder, folder.with_name("aside"))
-    said, told, found = [], threading.Event(), []
+    said, reported, found = [], threading.Event(), []
 
     def notify(line: str) -> None:
         said.append(line)
-        told.set()
+        reported.set()
 
     thread = threading.Thread(target=lambda: found.append(prepare(config, notify)))
     with lock:
         thread.start()
-        assert told.wait(60)
+        assert reported.wait(60)
         assert not found
         shutil.move(folder.with_name("aside"), folder)
     thread.join(60)

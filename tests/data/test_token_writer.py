@@ -138,7 +138,7 @@ prepare(DataConfig(data=sys.argv[1], tokenizer="wordpiece", vocab_size=600))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_killed_run_goes_on_where_it_was(text_file: Path, processes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_where_it_was(text_file: Path, processes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, facts = made(text_file, "wordpiece", "whole", monkeypatch)
     cache = text_file.parent / "killed"
     environment = os.environ | {"LTC_WORKERS": processes, "LTC_CACHE": str(cache)}
@@ -226,7 +226,7 @@ def test_a_damaged_beginning_is_cut_off(tmp_path: Path, name: str, damage: Calla
     assert complete.state == again.state == token_cache._state(path)
 
 
-def test_a_killed_run_with_another_tokenizer_file_starts_anew(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_with_another_tokenizer_file_starts_over(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, facts = made(text_file, "char", "whole", monkeypatch)
     (folder,) = (found for found in (cache_directory() / "tokens").iterdir() if found.is_dir())
     fresh = folder.with_name(folder.name + ".new")
@@ -247,11 +247,11 @@ def test_what_was_abandoned_long_ago_goes(text_file: Path, monkeypatch: pytest.M
     assert [path.name for path in folder.glob("*.new")] == ["young.new"]
 
 
-def test_progress_tells_share_speed_and_time_left(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_reports_fraction_speed_and_time_left(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_writer, "REPORT_INTERVAL", 0.0)
-    told: list[Tokenizing] = []
-    data = prepare(DataConfig(data=str(text_file), tokenizer="char"), progress=told.append)
-    train = [state for state in told if state.split == "train"]
+    reported: list[Tokenizing] = []
+    data = prepare(DataConfig(data=str(text_file), tokenizer="char"), progress=reported.append)
+    train = [state for state in reported if state.split == "train"]
     assert len(train) > 5
     assert [state.bytes for state in train] == sorted(state.bytes for state in train)
     size = len("".join(data.corpus.train()).encode())
@@ -261,4 +261,4 @@ def test_progress_tells_share_speed_and_time_left(text_file: Path, monkeypatch: 
     half = train[len(train) // 2]
     assert half.done == half.bytes / half.total_bytes
     assert half.remaining == pytest.approx((half.total_bytes - half.bytes) / half.bytes_per_second)
-    assert told[-1].split == "valid"
+    assert reported[-1].split == "valid"

@@ -203,20 +203,20 @@ def test_the_vocabulary_has_the_size_asked_for() -> None:
     assert train_wordpiece(["short"], 300).vocab_size == 513
 
 
-def test_half_a_surrogate_pair_is_refused() -> None:
+def test_half_a_surrogate_pair_is_rejected() -> None:
     for kind in ("char", "byte", "wordpiece"):
         with pytest.raises(UsageError, match="character 1"):
             made(kind).encode("a\ud800")
 
 
-def test_ids_outside_the_vocabulary_are_refused() -> None:
+def test_ids_outside_the_vocabulary_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"0\.\.256.*1\.\.257"):
         made("byte").decode([1, 257])
     with pytest.raises(UsageError, match=r"got -1\.\.-1"):
         made("byte").decode([-1])
 
 
-def test_a_tokenizer_of_special_tokens_alone_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_of_special_tokens_alone_is_rejected(tmp_path: Path) -> None:
     """What transformers makes of a folder without tokenizer.json: five special tokens, silently."""
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.add_special_tokens(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"])
@@ -240,9 +240,9 @@ def test_a_path_names_a_file_or_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", "tokenizer"), ("[1]", "expected a JSON object"), ("{", "JSON"), (None, "no such file")],
+    [("{}", "tokenizer"), ("[1]", "JSON object"), ("{", "JSON"), (None, "tokenizer.json")],
 )
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_what_is_no_tokenizer_is_rejected(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
@@ -253,7 +253,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, me
         TextTokenizer.load(tmp_path)
 
 
-def test_a_foreign_or_incomplete_folder_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_or_incomplete_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer.json.*vocab.txt"):
         read_tokenizer(tmp_path)
     made("byte").save(tmp_path)
@@ -261,14 +261,14 @@ def test_a_foreign_or_incomplete_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="tokenizer_config.json"):
         TextTokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match="not a BERT vocabulary"):
+    with pytest.raises(DataError, match=r"vocab\.txt.*\[UNK\]"):
         read_tokenizer(tmp_path / "vocab.txt")
 
 
 def test_unknown_names() -> None:
     with pytest.raises(UsageError, match=r"'wordpeice'.*'wordpiece'"):
         find_tokenizer("wordpeice")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="nowhere"):
         find_tokenizer("./nowhere/tokenizer.json")
 
 

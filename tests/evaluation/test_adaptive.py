@@ -1,4 +1,4 @@
-"""Dynamic evaluation and the continuous cache beside naive ones; the model stays; the past alone counts."""
+"""Dynamic evaluation and the continuous cache equal naive ones; the model stays; only the past is used."""
 
 import math
 
@@ -187,13 +187,13 @@ def test_a_cache_of_no_weight_and_a_strong_preference_change_nothing_and_break_n
 
 
 def test_progress_reaches_the_end():
-    told = []
-    score_adaptively(make_model(), text(50), DynamicConfig(segment=8), progress=lambda *now: told.append(now))
-    assert told[-1] == (49, 49)
-    assert [done for done, _ in told] == [8, 16, 24, 32, 40, 48, 49]
+    reported = []
+    score_adaptively(make_model(), text(50), DynamicConfig(segment=8), progress=lambda *now: reported.append(now))
+    assert reported[-1] == (49, 49)
+    assert [done for done, _ in reported] == [8, 16, 24, 32, 40, 48, 49]
 
 
-def test_what_cannot_work_is_said():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(DataError, match="at least 2 tokens"):
         score_adaptively(make_model(), text(1))
     with pytest.raises(UsageError, match="weight"):

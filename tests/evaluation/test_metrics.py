@@ -248,7 +248,7 @@ def test_a_perplexity_beyond_float64_is_infinite_and_null_in_json():
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["  "], ["", ""]])
-def test_blank_text_is_refused(documents):
+def test_blank_text_is_rejected(documents):
     with pytest.raises(DataError, match="blank"):
         evaluate(Bigram(table()), CHARS, documents)
 

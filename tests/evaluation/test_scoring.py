@@ -40,7 +40,7 @@ def test_the_estimate_tends_to_the_loss_in_windows():
     assert abs(found.nll_per_token - nll / count) < 4 * found.standard_error
 
 
-def test_what_cannot_work_is_said():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(DataError, match="9 tokens"):
         score_crops(make_model(), np.arange(9), 2, 9)
     with pytest.raises(UsageError, match="0 and 3"):

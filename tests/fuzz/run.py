@@ -103,7 +103,7 @@ class Tally:
 
 
 def fuzz(tasks: list[Task], seed: int, base: Path, scratch: Path, kept: Path, tallies: dict[str, Tally]) -> None:
-    """Try inputs in a process; one that dies or hangs is replaced by another, which goes on behind that input."""
+    """Try inputs in a process; one that dies or hangs is replaced by another, which continues after that input."""
     context, done = multiprocessing.get_context("spawn"), 0
     while done < len(tasks):
         directory = Path(tempfile.mkdtemp(dir=scratch))

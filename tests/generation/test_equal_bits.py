@@ -1,4 +1,4 @@
-"""A row's bits do not depend on the rows beside it, nor on the number of threads."""
+"""A row's bits depend neither on the other rows nor on the number of threads."""
 
 from collections.abc import Iterator
 
@@ -57,7 +57,7 @@ def test_a_row_has_the_same_bits_in_every_batch_and_on_every_number_of_threads(
 
 
 @pytest.mark.usefixtures("any_threads")
-def test_a_thread_that_goes_on_alone_changes_no_bit() -> None:
+def test_one_thread_that_continues_alone_changes_no_bit() -> None:
     native, ids = NativeDecoder(make_model(hidden_size=64)), ids_of(5, 12)
     torch.set_num_threads(1)
     logits, state = native.logits(ids)

@@ -223,7 +223,7 @@ def test_streamed_text_is_the_decoded_text(kind, seed, chars, bert):
     assert completion.text == text
 
 
-def test_the_text_goes_on_where_the_prompt_ends(bert):
+def test_the_text_continues_where_the_prompt_ends(bert):
     def continuation(prompt, words):
         script = [BERT.index(word) for word in words]
         model = Scripted(len(BERT), [*script, bert.eos_token_id], skip=max(1, len(bert.encode(prompt))))

@@ -113,7 +113,7 @@ def test_threads_give_the_same_numbers(batch: int, two_threads: None) -> None:
         logits, after = native.logits(ids)
         torch.testing.assert_close(logits, theirs, atol=2e-5, rtol=0)
         close(after, state)
-    # In the middle of a text, from one thread that goes on alone to a team.
+    # Inside a text, from one thread that continues alone to a team.
     native.core._alone = 5
     logits, after = native.logits(ids)
     torch.testing.assert_close(logits, theirs, atol=2e-5, rtol=0)
@@ -257,7 +257,7 @@ def test_no_time_leaves_the_neurons_as_they_are() -> None:
     assert not torch.equal(after.conv_state[0], before.conv_state[0])
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_what_does_not_fit_is_rejected_by_name() -> None:
     model = make_model()
     native = NativeDecoder(model)
     one, uniform = ids_of(1, 1), torch.zeros(1, 3, dtype=torch.float64)
@@ -286,12 +286,12 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         native.draw(one, None, Choice(0.0), 0)
     with pytest.raises(UsageError, match="seen"):
         native.draw(one, None, Choice(repetition_penalty=2.0), 3, uniform)
-    bad_choices = [Choice(-1.0), Choice(top_p=0.0), Choice(min_p=2.0), Choice(top_k=-1), Choice(forbidden=(99,))]
-    for choice in bad_choices:
-        with pytest.raises(UsageError, match="out of range"):
-            native.draw(one, None, choice, 3, uniform)
+    bad_values = {"temperature": -1.0, "top_p": 0.0, "min_p": 2.0, "top_k": -1, "forbidden": (99,)}
+    for name, value in bad_values.items():
+        with pytest.raises(UsageError, match=name):
+            native.draw(one, None, Choice(**{name: value}), 3, uniform)
     more_out = NativeDecoder(make_model(output_size=VOCABULARY + 1))
-    with pytest.raises(UsageError, match="cannot read all"):
+    with pytest.raises(UsageError, match=rf"{VOCABULARY} .*{VOCABULARY + 1} "):
         more_out.draw(one, None, Choice(0.0), 1)
     with pytest.raises(UsageError, match="blocks"):
         Decoder(native_weights(model, blocks=()), Method(1, Solver.explicit, True), step_size=1.0)
@@ -315,7 +315,7 @@ def test_broken_weights_are_named_after_what_could_still_be_written() -> None:
         model.lm_head.projection.bias[chars.eos_token_id] = -1e4
     written: list[str] = []
     stream = generate_stream(model, chars, "ab", SamplingConfig(max_tokens=10_000, seed=0), engine="native")
-    with pytest.raises(LogitsError, match="sample 0 are NaN or infinite"):
+    with pytest.raises(LogitsError, match="sample 0 "):
         written.extend(piece.text for piece in stream)
     assert written[-1] == "c"
     assert "c" not in written[:-1]
@@ -329,7 +329,7 @@ def test_broken_weights_are_named_after_what_could_still_be_written() -> None:
         ({"head": "adaptive"}, "head = full"),
     ],
 )
-def test_other_models_are_refused_and_written_by_pytorch(more: dict[str, object], reason: str) -> None:
+def test_other_models_are_rejected_and_generated_by_pytorch(more: dict[str, object], reason: str) -> None:
     model = make_model(**more)
     assert reason in why_not(model)
     with pytest.raises(UsageError, match=reason):
@@ -340,7 +340,7 @@ def test_other_models_are_refused_and_written_by_pytorch(more: dict[str, object]
         open_engine(model, Request([1], sampling, 0, 0), "int8")
 
 
-def test_changed_models_are_refused() -> None:
+def test_changed_models_are_rejected() -> None:
     class Same(LiquidTimeConstantNetwork):
         pass
 
@@ -354,7 +354,7 @@ def test_changed_models_are_refused() -> None:
     model = make_model()
     assert not why_not(model)
     with dispatch.use("reference"):
-        assert "kernels switched on" in why_not(model)
+        assert "kernels" in why_not(model)
     assert "float64" in why_not(make_model().double())
     model.layers[1].register_forward_hook(lambda *_: None)
     assert "hook" in why_not(model)
@@ -368,7 +368,8 @@ def test_a_model_that_computes_something_else_is_found_out(monkeypatch: pytest.M
     monkeypatch.setattr(
         native, "weights_of", lambda of: native_weights(of, head=2 * of.lm_head.projection.weight.detach())
     )
-    with pytest.raises(UsageError, match="computes something else"):
+    assert not why_not(model)
+    with pytest.raises(UsageError):
         NativeDecoder(model)
     assert isinstance(open_engine(model, Request([1], SamplingConfig(), 0, 0)), TorchEngine)
 
@@ -386,7 +387,7 @@ def test_a_state_goes_before_the_prompt() -> None:
             assert continued.text == whole.text
     with pytest.raises(UsageError, match="state: "):
         generate(model, chars, "a", sampling, state=state.select([0, 0]))
-    with pytest.raises(UsageError, match="state: another model"):
+    with pytest.raises(UsageError, match="state: "):
         generate(make_model(seed=1, vocabulary=chars.vocab_size), chars, "a", sampling, state=state)
     with pytest.raises(UsageError, match="state: expected neurons"):
         open_engine(model, Request([1], sampling, 0, 0, NativeDecoder(model).initial_state(2)), "native")

@@ -54,7 +54,7 @@ def test_the_vocabulary_can_be_resized(size: int, tied: bool, output_size: int |
         ({"output_size": 5}, "23 and 5"),
     ],
 )
-def test_a_vocabulary_that_cannot_be_resized_is_refused(settings: dict, message: str) -> None:
+def test_a_vocabulary_that_cannot_be_resized_is_rejected(settings: dict, message: str) -> None:
     model = network(**settings)
     with pytest.raises(UsageError, match=message):
         model.resize_token_embeddings(30)
@@ -70,7 +70,7 @@ def test_gradient_checkpointing_finds_the_embedding() -> None:
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_generate_goes_on_from_a_state_with_and_without_a_cache(mode: dict, rows: int) -> None:
+def test_generate_continues_from_a_state_with_and_without_a_cache(mode: dict, rows: int) -> None:
     model, ids = network(), text(3, 1)
     state = model(text(rows, 9)).state
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0} | mode
@@ -82,10 +82,10 @@ def test_generate_goes_on_from_a_state_with_and_without_a_cache(mode: dict, rows
     cached, whole, stateless = runs
     assert cached.sequences.equal(whole.sequences)
     torch.testing.assert_close(cached.scores, whole.scores, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(cached.scores[0], stateless.scores[0], rtol=1e-2, atol=1e-2), "the state tells"
+    assert not torch.allclose(cached.scores[0], stateless.scores[0], rtol=1e-2, atol=1e-2), "the state matters"
 
 
-def test_unknown_keys_of_a_configuration_are_refused(tmp_path: Path) -> None:
+def test_unknown_keys_of_a_configuration_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'hiden_size'.*'hidden_size'"):
         LTCConfig(hiden_size=8)
     network().save_pretrained(tmp_path)

@@ -139,11 +139,11 @@ def test_a_task_of_ones_own(lm: Any, tmp_path: Path) -> None:
         context = CHARACTERS.encode(line["question"])
         scores = [log_likelihood(lm.model, context, CHARACTERS.encode(" " + choice)) for choice in line["choices"]]
         right += scores.index(max(scores)) == line["answer"]
-    assert 0 < right < 9, "or the test would not tell"
+    assert 0 < right < 9, "otherwise the test shows nothing"
     assert result["results"]["story"]["acc,none"] == pytest.approx(right / 9)
 
 
-def test_bert_needs_to_be_told_that_it_begins_no_texts(tmp_path: Path) -> None:
+def test_bert_needs_an_option_for_texts_without_a_start_token(tmp_path: Path) -> None:
     """Its tokenizer puts [CLS] before and [SEP] after every text, which the network has never seen."""
     (tmp_path / "tokenizer.json").write_text(bert_tokenizer_json())
     own = read_tokenizer(tmp_path / "tokenizer.json", "bert")

@@ -120,7 +120,7 @@ def test_padding_moves_nothing(more: dict, side: str) -> None:
 
 
 @every_shape
-def test_sequences_of_different_lengths_share_a_batch(more: dict) -> None:
+def test_a_batch_holds_sequences_of_different_lengths(more: dict) -> None:
     model, ids = network(more), text(2, 9)
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -300,12 +300,12 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         (torch.tensor([[-1]]), "got -1"),
     ],
 )
-def test_bad_ids_are_refused(ids: torch.Tensor, message: str) -> None:
+def test_bad_ids_are_rejected(ids: torch.Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         network()(ids)
 
 
-def test_a_mask_of_another_shape_is_refused() -> None:
+def test_a_mask_of_another_shape_is_rejected() -> None:
     message = "mask: expected torch.bool of (2, 5), got torch.bool of (2, 4)"
     with pytest.raises(UsageError, match=re.escape(message)):
         network()(text(2, 5), attention_mask=torch.zeros(2, 4, dtype=torch.long))

@@ -40,7 +40,7 @@ PROMPT = "On day 7 the sea"
 
 
 def directory(path: Path, own: TextTokenizer, settings: dict | None = None) -> Path:
-    """A run directory that nobody has trained."""
+    """A run directory of an untrained model."""
     torch.manual_seed(0)
     config = RunConfig.parse({"model": settings or SETTINGS})
     model = LiquidTimeConstantNetwork.from_settings(config.model_config_for(own.vocab_size))
@@ -202,10 +202,10 @@ def test_a_stop_inside_a_character(bytes_: Path) -> None:
         assert "".join(streamer) == text
         rest = options | {"max_new_tokens": len(wanted) - count}
         whole = model.generate(result.sequences, past_key_values=result.past_key_values, **rest)
-        assert tokenizer.decode(whole[0]) == "café 世界", "nothing is lost when it goes on"
+        assert tokenizer.decode(whole[0]) == "café 世界", "nothing is lost when it continues"
 
 
-# --- constraints, and caches that go on
+# --- constraints, and caches that are continued
 
 
 FIRST = {"prefix_allowed_tokens_fn": lambda row, ids: [3, 5, 8, 13] if len(ids) % 2 else [2, 4, 6]}
@@ -244,7 +244,7 @@ def test_constraints_hold_with_and_without_a_cache(constraint: dict, mode: dict,
 
 
 @pytest.mark.parametrize("mode", [{}, {"do_sample": True}], ids=["greedy", "sampling"])
-def test_a_returned_cache_goes_on(mode: dict, model: LiquidTimeConstantNetwork) -> None:
+def test_a_returned_cache_continues(mode: dict, model: LiquidTimeConstantNetwork) -> None:
     options = GREEDY | mode
     first = model.generate(encode(), return_dict_in_generate=True, **options)
     cache = first.past_key_values

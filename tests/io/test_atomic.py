@@ -36,16 +36,16 @@ def test_only_an_empty_or_a_like_directory_is_replaced(tmp_path: Path) -> None:
     make(out, overwrite=True, content="newer")
     assert (out / "marker").read_text() == "newer"
     (out / "marker").rename(out / "mine")
-    with pytest.raises(UsageError, match="other files"):
+    with pytest.raises(UsageError, match=f"--out {out}:"):
         make(out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["mine"]
-    with pytest.raises(UsageError, match="no directory"):
+    with pytest.raises(UsageError, match=f"--out {out / 'mine'}:"):
         make(out / "mine", overwrite=True)
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(LTCError, match="cannot write"):
+    with pytest.raises(LTCError, match=str(tmp_path / "file")):
         make(tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "x"
 

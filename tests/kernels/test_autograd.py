@@ -223,7 +223,7 @@ def test_doctor_says_why_a_gpu_cannot(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_refuses_a_solver_that_there_is_not(kind):
+def test_rejects_an_unknown_solver(kind):
     """2**32 + 2 is 2 to C, a solver with four times the stages that were provided for."""
     for code in (-1, 4, 2**32 + 2):
         with pytest.raises(UsageError, match=f"solver.*{code}"):
@@ -232,7 +232,7 @@ def test_refuses_a_solver_that_there_is_not(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
-def test_refuses_values(kind, name, value, message):
+def test_rejects_values(kind, name, value, message):
     inputs = arguments(kind)
     inputs[name].view(-1)[1] = value
     with pytest.raises(UsageError, match=message):
@@ -311,7 +311,7 @@ def test_memory_without_gradients_does_not_grow_with_the_sub_steps(kind):
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2**31])
-def test_refuses_steps(steps):
+def test_rejects_steps(steps):
     with pytest.raises(UsageError, match=f"steps: expected 1 or more, got {steps}"):
         call("diagonal", arguments("diagonal"), steps=steps)
 

@@ -22,7 +22,7 @@ def build(folder, **environment):
     return result, folder / library.PATH.relative_to(ROOT)
 
 
-def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path):
+def test_without_a_compiler_the_build_continues_and_warns(tmp_path):
     result, built = build(tmp_path, CC="/nowhere/cc", CXX="/nowhere/c++")
     assert result.returncode == 0
     assert result.stderr.count("no CPU kernels, the slower PyTorch reference will run") == 1

@@ -25,7 +25,7 @@ def in_order(drive, x0, dt, *rest):
 
 
 def problem(tokens=37, batch=3, neurons=5, feedback=0.5, dtype=torch.float64, seed=0):
-    """Arguments of a scan: uneven elapsed times with zeros among them, and a state that does not start at rest."""
+    """Arguments of a scan: uneven elapsed times with zeros among them, and an initial state that is not zero."""
     draw = torch.Generator().manual_seed(seed)
 
     def uniform(low, high, *shape):
@@ -153,7 +153,7 @@ def test_an_infinite_state_falls_back_to_the_same_answer(monkeypatch):
     assert 1 <= len(tried) < 4  # it gives up as soon as a guess is not finite
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_rejected():
     drive, x0, dt, *rest = problem(tokens=3, batch=2, neurons=3)
     with pytest.raises(
         UsageError, match=r"x0: expected \(2, 3\), torch.float64, cpu, got \(2, 3\), torch.float32, cpu"
@@ -195,7 +195,7 @@ def test_states_stay_inside_the_bounds_that_guesses_are_clamped_to(solver, adapt
     assert newton_scan.state_bounds(x0, DiagonalParameters(*rest), Method(2, Solver.explicit, adaptive)) is None
 
 
-def test_a_cpu_never_prefers_it_but_can_be_told():
+def test_a_cpu_uses_it_only_if_set():
     drive = torch.empty(1, 100_000, 2)
     assert dispatch.choose(Coupling.diagonal, drive) != "parallel"
     with dispatch.use("parallel"):
@@ -255,7 +255,7 @@ def test_contractive_cells_contract(solver, adaptive):
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(steps=st.integers(1, 4), step_size=st.floats(0.01, 20), seed=st.integers(0, 10_000))
-def test_contractive_cells_forget_where_they_started(steps, step_size, seed):
+def test_the_initial_state_of_contractive_cells_decays(steps, step_size, seed):
     torch.manual_seed(seed)
     cell = DiagonalLTC(3, 6, steps=steps, step_size=step_size, contractive=True).double()
     with torch.no_grad():

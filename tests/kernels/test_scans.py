@@ -175,7 +175,7 @@ def test_a_state_far_outside_comes_home(kind):
 def test_long_sequences_of_one_use_every_core():
     """Tiles of neurons are shared out too: what other threads compute is more than a quarter of what one would alone.
 
-    Each thread has its own clock, and shares are fixed, so that it does not matter which core is free.
+    Each thread has its own clock, and the parts are fixed, so that it does not matter which core is free.
     """
     cell, case = build("diagonal", 256), Case.draw("diagonal", 1, 4096, 256)
     threads = torch.get_num_threads()

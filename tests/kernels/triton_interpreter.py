@@ -97,7 +97,7 @@ def test_operators_are_registered_as_pytorch_wants_them():
     torch.library.opcheck(_scan_backward, (torch.ones_like(states), states, *plain, 2, 0, True))
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_rejected():
     drive, x0, dt, *rest = problem(tokens=3, batch=2, neurons=3)
     method = (1, Solver.explicit, True)
     with pytest.raises(UsageError, match=r"dt: expected \(2, 3\), torch.float64, cpu, got \(2, 4\)"):

@@ -309,6 +309,6 @@ class TestBuildCell:
             ({"adaptive": False}, "no adaptive = False"),
         ],
     )
-    def test_closed_form_refuses_what_it_cannot_do(self, setting, message):
+    def test_closed_form_rejects_unsupported_settings(self, setting, message):
         with pytest.raises(UsageError, match=message):
             build_layer(ModelConfig(input_size=9, coupling="cfc", **setting), 5, 6)

@@ -110,7 +110,7 @@ class TestWired:
         return torch.autograd.functional.jacobian(function, at).reshape(16, size)
 
     @pytest.mark.parametrize("mode", ["default", "pure", "no_gate"])
-    def test_first_layer_hears_inputs_and_itself_only(self, mode):
+    def test_first_layer_receives_inputs_and_itself_only(self, mode):
         cell = CfC(3, 16, mode=mode, wiring=self.wiring).double()
         inter = list(self.wiring.layers[0])
         others = [n for n in range(16) if n not in inter]
@@ -148,7 +148,7 @@ class TestWired:
         y, last = CfC(3, 6, wiring=fully_connected(6, 3, 2))(torch.randn(2, 5, 3))
         assert_close(y[:, -1], last[:, :2])
 
-    def test_wiring_of_other_sizes_is_refused(self):
+    def test_wiring_of_other_sizes_is_rejected(self):
         with pytest.raises(UsageError, match=r"expected 4 inputs and 16 neurons, got \(3, 16\)"):
             CfC(4, 16, wiring=self.wiring)
 

@@ -168,7 +168,7 @@ def test_frozen_cell_is_linear_in_the_state_given_the_currents(membrane_kind, so
 
 
 @torch.no_grad()
-def test_frozen_and_liquid_cells_share_currents_and_leak(membrane_kind):
+def test_frozen_and_liquid_cells_have_equal_currents_and_leak(membrane_kind):
     u, x = torch.randn(2, 1, INPUTS, dtype=torch.float64), torch.rand(2, NEURONS, dtype=torch.float64)
     liquid, frozen = (make(membrane_kind, adaptive=a) for a in (True, False))
     (more, current), (leak, same) = (c.membrane(c.project(u)[:, 0])(x) for c in (liquid, frozen))

@@ -199,16 +199,16 @@ class TestCfC:
         (lambda: theirs.CfC(D, 6, mode="pure").state_dict(), {"mode": "no_gate"}, "no_gate"),
         (lambda: theirs.CfC(D, 6).state_dict(), {"mode": "pure"}, "mode pure"),
         (lambda: torch.nn.LSTM(D, 6).state_dict(), {}, "expected an LTC .* found bias_hh_l0, bias_ih_l0, weight_hh_l0"),
-        (dict, {}, "found nothing"),
+        (dict, {}, "ncps weights"),
     ],
 )
-def test_what_does_not_fit_is_refused(weights, options, message):
+def test_what_does_not_fit_is_rejected(weights, options, message):
     with pytest.raises(ArtifactError, match=message):
         layer_from_ncps(weights(), **options)
 
 
 @pytest.mark.parametrize("name", ["w", "sensory_w", "cm", "gleak"])
-def test_negative_weights_under_clipped_constraints_are_refused(name):
+def test_negative_weights_under_clipped_constraints_are_rejected(name):
     weights = theirs.LTCCell(ncps.wirings.FullyConnected(6), D).state_dict()
     weights[name].flatten()[0] = -0.1
     with pytest.raises(ArtifactError, match=f"{name} "):
@@ -246,12 +246,12 @@ def test_every_tensor_of_another_shape_is_named(module, change):
             "a dimension more": tensor[None],
             "a scalar": tensor.flatten()[0],
         }[change]
-        with pytest.raises(ArtifactError, match="ncps weights: .*(expected|leaves no)") as error:
+        with pytest.raises(ArtifactError, match="^ncps weights: ") as error:
             layer_from_ncps({**weights, name: wrong})
         assert "\n" not in str(error.value), name
 
 
-def test_more_outputs_than_neurons_are_refused():
+def test_more_outputs_than_neurons_are_rejected():
     weights = theirs.LTC(D, 6, output_mapping=None).state_dict()
     with pytest.raises(ArtifactError, match="expected 1 to 6 outputs, got 7"):
         layer_from_ncps(weights, output_size=7)

@@ -19,7 +19,7 @@ def cell_and_text(**settings):
 
 
 def test_one_synapse_by_hand():
-    """One neuron, one input, one sub-step: the fused step of ncps written out."""
+    """One neuron, one input, one sub-step: the fused step of ncps, term by term."""
     cell = SynapticLTC(1, 1, wiring=fully_connected(1, 1), steps=1, step_size=0.5).double()
     with torch.no_grad():
         for group, (w, sigma, mu, reversal) in (
@@ -166,6 +166,6 @@ def test_readout_is_the_motor_neurons():
     assert_close(y[:, -1], last[:, :3] * cell.output_scale + cell.output_shift)
 
 
-def test_wiring_of_other_sizes_is_refused():
+def test_wiring_of_other_sizes_is_rejected():
     with pytest.raises(UsageError, match=r"expected 5 inputs and 11 neurons, got \(5, 12\)"):
         SynapticLTC(5, 11, wiring=auto_ncp(12, 5, 3))

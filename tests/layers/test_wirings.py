@@ -54,10 +54,10 @@ def test_ncp_flows_from_inputs_to_motor_neurons():
     inter, command, motor = (list(layer) for layer in wiring.layers)
     exists = wiring.adjacency != 0
     assert motor == list(range(10))
-    assert (wiring.sensory[:, inter] != 0).any(0).all(), "every inter neuron hears an input"
+    assert (wiring.sensory[:, inter] != 0).any(0).all(), "every inter neuron has an input"
     assert not wiring.sensory[:, command + motor].any()
     assert exists[np.ix_(inter, command)].any(0).all()
-    assert exists[np.ix_(command, motor)].any(1).all(), "every command neuron is heard"
+    assert exists[np.ix_(command, motor)].any(1).all(), "every command neuron has an output"
     assert not exists[np.ix_(inter, inter)].any()
     assert not exists[motor].any()
     assert not exists[np.ix_(inter, motor)].any()
@@ -111,6 +111,6 @@ class TestFromSettings:
         (lambda: ncp(3, 4, 5, 2, 1, 1, 1, 9), "motor_fanin .*9.*5"),
     ],
 )
-def test_impossible_wirings_are_refused(build, message):
+def test_impossible_wirings_are_rejected(build, message):
     with pytest.raises(UsageError, match=message):
         build()

@@ -244,7 +244,7 @@ def test_a_batch_mixes_as_a_text_alone(order: int) -> None:
         assert (mixture.advance(contexts[i : i + 1], np.array([[3]])) == mixture.contexts_of([*row, 3])).all()
 
 
-def test_no_share_is_the_network_alone_to_the_bit() -> None:
+def test_a_share_of_zero_is_the_network_alone_to_the_bit() -> None:
     mixture, logits = trained(9, 4, 8).with_share(0), np.random.default_rng(8).normal(0, 3, (2, 9)).astype(np.float32)
     assert (mixture.apply(logits, mixture.contexts_of([1, 2], 2)) == logits).all()
 
@@ -292,7 +292,7 @@ def test_pruning_keeps_what_is_frequent(order: int) -> None:
     assert memory.entries == 20
 
 
-def test_learning_goes_on_after_pruning() -> None:
+def test_learning_continues_after_pruning() -> None:
     memory, text = NgramMemory(7, 5), np.random.default_rng(12).integers(0, 7, 3000)
     memory.learn(text)
     memory.prune(0)

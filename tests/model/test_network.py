@@ -95,7 +95,7 @@ def test_a_fresh_network_starts_as_the_model_does(more: dict) -> None:
 
 
 @every_kind
-def test_the_model_of_a_network_shares_its_weights(more: dict) -> None:
+def test_the_model_of_a_network_has_its_weights(more: dict) -> None:
     _, plain = twins(more)
     before = plain.fingerprint()
     model = LiquidTimeConstantNetwork.sharing(plain)

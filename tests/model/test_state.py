@@ -22,13 +22,13 @@ def text() -> torch.Tensor:
     return torch.randint(0, 23, (3, 11), generator=torch.Generator().manual_seed(1))
 
 
-def test_a_foreign_state_is_refused() -> None:
+def test_a_foreign_state_is_rejected() -> None:
     with pytest.raises(UsageError, match=r"state: expected neurons 1 of \(3, 12\), got 2 of \(2, 18\)"):
         network(PLAIN)(text(), state=network(LIQUID).initial_state(2))
 
 
 @pytest.mark.parametrize("more", [PLAIN, LIQUID], ids=["plain", "liquid"])
-def test_a_state_with_wrong_tensors_is_refused(more: dict) -> None:
+def test_a_state_with_wrong_tensors_is_rejected(more: dict) -> None:
     model, ids = network(more), text()
     good = model.initial_state(3)
     wide = dataclasses.replace(good, neurons=tuple(torch.zeros(3, 5) for _ in good.neurons))

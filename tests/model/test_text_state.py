@@ -35,7 +35,7 @@ def encode(text: str) -> torch.Tensor:
 
 @every_kind
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
-def test_a_text_that_was_read_goes_on_like_one_that_is_given(more: dict, mode: dict) -> None:
+def test_a_text_that_was_read_continues_like_one_that_is_given(more: dict, mode: dict) -> None:
     model, text, question = network(more), STORY[:700], "On day"
     state = model.read(text, TOKENIZER)
     assert state.tokens == (700,)
@@ -94,13 +94,13 @@ def test_states_fork_and_mix() -> None:
     torch.testing.assert_close(half.liquid.conv_state[0], (a.liquid.conv_state[0] + b.liquid.conv_state[0]) / 2)
     with pytest.raises(UsageError, match=r"weight.*2"):
         mix(a, b, 2.0)
-    with pytest.raises(UsageError, match="different models"):
+    with pytest.raises(UsageError, match="models"):
         mix(a, network(seed=1).read("the", TOKENIZER))
-    with pytest.raises(UsageError, match="hold 1 and 2 texts"):
+    with pytest.raises(UsageError, match="1 and 2 "):
         mix(a, b.select([0, 0]))
 
 
-def test_another_model_refuses_a_state(tmp_path: Path) -> None:
+def test_a_state_of_another_model_is_rejected(tmp_path: Path) -> None:
     model, other = network(), network(seed=1)
     state = model.read("On day", TOKENIZER)
     state.save(tmp_path / "s")
@@ -138,7 +138,7 @@ def rewrite(path: Path, tensors: dict | None = None, **header: str) -> None:
         (lambda p: rewrite(p, {"neurons.0": torch.full((1, 24), float("nan"))}), "not finite"),
     ],
 )
-def test_a_damaged_file_is_refused_in_one_line(damage: object, message: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_rejected_in_one_line(damage: object, message: str, tmp_path: Path) -> None:
     model, path = network(), tmp_path / "book.state"
     model.read("On day", TOKENIZER).save(path)
     damage(path)  # type: ignore[operator]
@@ -151,12 +151,12 @@ def test_a_damaged_file_is_refused_in_one_line(damage: object, message: str, tmp
     ("text", "tokenizer", "message"),
     [
         ("", TOKENIZER, r"got \(1, 0\)"),
-        ("On", None, "give a tokenizer"),
-        (torch.tensor([[999]]), None, "must be in 0"),
+        ("On", None, "tokenizer"),
+        (torch.tensor([[999]]), None, "999"),
         (torch.tensor([3]), None, r"expected \(B, T\)"),
     ],
 )
-def test_what_cannot_be_read_is_refused(text: object, tokenizer: object, message: str) -> None:
+def test_what_cannot_be_read_is_rejected(text: object, tokenizer: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         network().read(text, tokenizer)
 
@@ -170,7 +170,7 @@ def test_reading_leaves_the_mode_alone_and_knows_no_dropout() -> None:
 
 
 @pytest.mark.parametrize("engine", ["torch", "auto"])
-def test_the_own_writer_goes_on_from_a_state(engine: str) -> None:
+def test_generate_continues_from_a_state(engine: str) -> None:
     model, sampling = network(), SamplingConfig(max_tokens=12, seed=3, num_samples=2, ignore_eos=True)
     state = model.read(STORY[:90], TOKENIZER)
     for prompt in ("", "On"):
@@ -186,11 +186,11 @@ def test_broken_weights_are_named_in_generate() -> None:
     with torch.no_grad():
         model.norm.weight[0] = float("nan")
     for mode in ({}, {"do_sample": True}, {"num_beams": 2}):
-        with pytest.raises(LogitsError, match="sequence 0 are NaN or infinite"):
+        with pytest.raises(LogitsError, match="sequence 0 "):
             model.generate(encode("On day"), **GREEDY | mode)
 
 
-def test_padding_on_the_right_and_foreign_caches_are_refused() -> None:
+def test_padding_on_the_right_and_foreign_caches_are_rejected() -> None:
     from transformers import DynamicCache
 
     model, ids = network(), encode("On day")
@@ -205,13 +205,13 @@ def test_padding_on_the_right_and_foreign_caches_are_refused() -> None:
         model.advance(ids, wrong)
 
 
-def test_the_command_reads_once_and_goes_on(run: Path, ltc: object, tmp_path: Path) -> None:
+def test_the_command_reads_once_and_continues(run: Path, ltc: object, tmp_path: Path) -> None:
     kept, book = tmp_path / "book.state", tmp_path / "book.txt"
     book.write_text(STORY[:2000])
     how = ["-n", 40, "--temperature", 0]
     whole = ltc("generate", run, "--prompt-file", book, "--save-state", kept, *how)
     assert whole.code == 0
-    assert "2,000 tokens read" in whole.err
+    assert "2,000 tokens" in whole.err
     assert ltc("generate", run, "--prompt-file", book, *how).out == whole.out
     assert STORY[:2000] + ltc("generate", run, "--state", kept, *how).out == whole.out
     asked = ltc("generate", run, "--state", kept, "--prompt", "On", *how)

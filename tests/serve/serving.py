@@ -63,7 +63,7 @@ class Serving:
 
     def __init__(self, runs: dict[str, Path], *options: str, **environment: str) -> None:
         command = [sys.executable, "-m", "ltc_textgen", "serve", *(f"{name}={path}" for name, path in runs.items())]
-        # A pipe that nobody reads would hold up the server.
+        # A full pipe would block the server.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--threads", "1", *options],

@@ -133,8 +133,8 @@ def test_streams_end_with_a_reason_when_the_server_does(runs: dict[str, Path], s
         assert first.startswith(b"data: ")
         serving.process.send_signal(signal.SIGTERM)
         eventually(lambda: serving.get("/ready")[0] == 503)
-        status, refused, headers = serving.post("/v1/completions", {"prompt": "a"})
-        assert (status, refused["error"]["code"]) == (503, "draining")
+        status, rejected, headers = serving.post("/v1/completions", {"prompt": "a"})
+        assert (status, rejected["error"]["code"]) == (503, "draining")
         assert headers["retry-after"]
         if signals == 2:
             serving.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Both engines draw the same tokens with every option, and a row does not depend on the rows beside it."""
+"""Both engines draw the same tokens with every option, and a row does not depend on the other rows."""
 
 import asyncio
 from pathlib import Path

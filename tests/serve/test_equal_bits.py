@@ -40,7 +40,7 @@ def mixed(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def answers(server: Serving, requests: list[dict[str, Any]], order: list[int], workers: int) -> dict[int, Any]:
-    """What each request was answered, without what tells one answer from another."""
+    """The answer to each request, without its id and times."""
 
     def ask(number: int) -> Any:
         status, document, _ = server.post("/v1/completions", requests[number])

@@ -46,7 +46,7 @@ def test_a_trace_is_what_the_network_does(server: Serving, loaded: Runs) -> None
     torch.testing.assert_close(torch.tensor(found["logprob"][1:]), own, atol=1e-4, rtol=0)
 
 
-def test_a_trace_goes_on_from_a_state_and_has_chosen_neurons(server: Serving, loaded: Runs) -> None:
+def test_a_trace_continues_from_a_state_and_has_chosen_neurons(server: Serving, loaded: Runs) -> None:
     run = loaded["chars"]
     whole = server.post("/v1/ltc/trace", {"model": "chars", "text": "it was a day", "neurons": ["L1N3", "L0N0"]})[1]
     state = base64.b64encode(run.network.read("it was").to_bytes()).decode()

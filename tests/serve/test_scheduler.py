@@ -153,7 +153,7 @@ def test_a_long_prompt_is_read_between_calls_that_draw(scheduler: Scheduler) -> 
     with_channel(scheduler, test)
 
 
-def test_a_row_that_nobody_reads_waits_and_the_others_go_on(scheduler: Scheduler) -> None:
+def test_a_row_that_is_not_read_waits_and_the_others_continue(scheduler: Scheduler) -> None:
     engine = Counting()
 
     async def test(channel: Callable[[], Channel]) -> None:
@@ -188,7 +188,7 @@ def test_more_rows_than_slots_take_turns(scheduler: Scheduler) -> None:
     with_channel(scheduler, test)
 
 
-def test_other_work_goes_on_step_by_step(scheduler: Scheduler) -> None:
+def test_other_work_runs_step_by_step(scheduler: Scheduler) -> None:
     assert scheduler.run(iter(range(3))).result(10) == [0, 1, 2]
 
     def fails() -> Iterator[int]:

@@ -29,7 +29,7 @@ def complete(server: Serving, prompt: str, tokens: int, **ltc: Any) -> dict[str,
 
 
 @pytest.mark.parametrize("how", ["id", "base64"])
-def test_a_text_goes_on_from_its_state(server: Serving, how: str) -> None:
+def test_a_text_continues_from_its_state(server: Serving, how: str) -> None:
     whole = complete(server, "it was a day, ", 40)["choices"][0]["text"]
     first = complete(server, "it was a day, ", 15, return_state=how)
     state = first["choices"][0]["ltc"]["state"]
@@ -117,7 +117,7 @@ def test_foreign_and_damaged_states_are_rejected(server: Serving, loaded: Runs) 
     assert server.post("/v1/completions", {"prompt": "", "ltc": {"state": "not base64!"}})[0] == 400
 
 
-def test_the_store_forgets_the_oldest_and_the_unused(loaded: Runs) -> None:
+def test_the_store_drops_the_oldest_and_the_unused(loaded: Runs) -> None:
     run, now = loaded["chars"], [0.0]
     served = Served("chars", run.network, run.tokenizer, [TorchEngine(run.network)])
     states = [run.network.read(text) for text in ("a", "b", "c")]

@@ -61,12 +61,12 @@ def main(corpus: Path, out: Path) -> None:
     # Only the second process receives the signal; both stop after the same step.
     original = loop._report_step
 
-    def tell(session):
+    def report_step(session):
         original(session)
         if session.progress.step == 12 and RANK == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop._report_step = tell
+    loop._report_step = report_step
     attempt("stopped", dropping, "parts")
     loop._report_step = original
     attempt("resumed", dropping, "parts", resume=True)

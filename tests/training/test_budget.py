@@ -72,12 +72,12 @@ def test_a_run_ends_with_its_budget_and_has_validated(tmp_path, monkeypatch, sec
     corpus = write_corpus(tmp_path, words=20_000)
     ticks = itertools.count()  # a clock on which every look takes 20 ms
     monkeypatch.setattr(loop, "Watch", partial(Watch, clock=lambda: 0.02 * next(ticks)))
-    heard = Listener()
-    result = train(settings(corpus, time_budget=seconds), tmp_path / "run", reporter=heard)
+    listener = Listener()
+    result = train(settings(corpus, time_budget=seconds), tmp_path / "run", reporter=listener)
     assert result.seconds == pytest.approx(seconds, abs=0.2)
     assert result.best_val_loss is not None
-    assert heard.validations[-1].step == result.step
-    assert heard.paces[-1].learning_rate < 0.2 * max(pace.learning_rate for pace in heard.paces)
+    assert listener.validations[-1].step == result.step
+    assert listener.paces[-1].learning_rate < 0.2 * max(pace.learning_rate for pace in listener.paces)
 
 
 def test_a_budget_too_short_for_anything_still_validates_and_saves(corpus, tmp_path):

@@ -95,7 +95,7 @@ FILES = [*sorted(f"{part}.safetensors" for part in checkpoint.PARTS), checkpoint
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "garbage", "missing"])
-def test_damage_to_any_file_is_refused_by_name_and_the_one_before_is_used(tmp_path, name, damage):
+def test_damage_to_any_file_is_rejected_by_name_and_the_one_before_is_used(tmp_path, name, damage):
     write(tmp_path, 1)
     path = write(tmp_path, 2) / name
     content = path.read_bytes()
@@ -114,7 +114,7 @@ def test_damage_to_any_file_is_refused_by_name_and_the_one_before_is_used(tmp_pa
     assert name in notes[0]
 
 
-def test_a_bit_flip_anywhere_in_the_manifest_is_refused(tmp_path):
+def test_a_bit_flip_anywhere_in_the_manifest_is_rejected(tmp_path):
     path = write(tmp_path, 1, about={"config": "abc", "val_loss": 1.25})
     intact = (path / "manifest.json").read_bytes()
     for place in range(len(intact)):
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_the_first_format_whose_manifest_has_no_checksum_is_read
     assert read_checkpoint(path).progress == {"step": 1}
 
 
-def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path):
+def test_a_manifest_that_leaves_a_file_out_is_rejected(tmp_path):
     path = write(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     for files in ({k: v for k, v in manifest["files"].items() if k != "state.safetensors"}, [], None):
@@ -139,7 +139,7 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path):
             read_checkpoint(path)
 
 
-def test_if_all_are_damaged_the_run_is_refused_and_nothing_is_removed(tmp_path):
+def test_if_all_are_damaged_the_run_is_rejected_and_nothing_is_removed(tmp_path):
     for step in (1, 2):
         (write(tmp_path, step) / "state.safetensors").write_bytes(b"x")
     with pytest.raises(ArtifactError, match=r"step-00000002/state\.safetensors"):

@@ -87,11 +87,11 @@ from training_runs import Listener, settings
 from ltc_textgen.training import loop
 
 original = loop._report_step
-def tell(session):
+def report_step(session):
     original(session)
     if session.progress.step == 5 and session.runtime.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-loop._report_step = tell
+loop._report_step = report_step
 loop.train(settings(Path({str(corpus)!r}), max_steps=100_000, save_steps=2), Path({str(tmp_path / "run")!r}),
            reporter=Listener(lambda pace: print("made", pace.step, flush=True)))
 """)

@@ -15,7 +15,7 @@ from ltc_textgen.training.loop import train
 
 
 @pytest.mark.slow
-def test_events_and_tensorboard_tell_of_a_whole_run(
+def test_events_and_tensorboard_report_a_whole_run(
     story: Path, tmp_path: Path, ltc: Callable[..., Outcome], fresh_cache: Path
 ) -> None:
     pytest.importorskip("tensorboard")
@@ -42,24 +42,24 @@ def test_events_and_tensorboard_tell_of_a_whole_run(
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     # The settings have a file of their own, in a folder below.
-    told = EventAccumulator(str(out / "tracking" / "run"))
-    told.Reload()
+    reported = EventAccumulator(str(out / "tracking" / "run"))
+    reported.Reload()
     for key in ("loss", "val_loss", "learning_rate"):
         expected = [(line["step"], pytest.approx(line[key])) for line in lines if line.get(key) is not None]
-        assert [(scalar.step, scalar.value) for scalar in told.Scalars(key)] == expected
+        assert [(scalar.step, scalar.value) for scalar in reported.Scalars(key)] == expected
 
 
-def test_a_tracker_that_is_missing_is_told_before_anything_is_done(
+def test_a_missing_tracker_is_reported_before_anything_is_done(
     tmp_path: Path, story: Path, ltc: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[train]\nreport_to = ["wandb"]\n')
-    refused = ltc("train", "--data", tmp_path / "missing.txt", "--config", recipe, "--out", tmp_path / "run")
-    assert refused.code == 2
-    assert "report_to" in refused.err
-    assert "wandb" in refused.err
-    assert refused.err.count("\n") == 1
+    rejected = ltc("train", "--data", tmp_path / "missing.txt", "--config", recipe, "--out", tmp_path / "run")
+    assert rejected.code == 2
+    assert "report_to" in rejected.err
+    assert "wandb" in rejected.err
+    assert rejected.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -75,10 +75,10 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     from accelerate.tracking import TensorBoardTracker
 
     monkeypatch.setattr(TensorBoardTracker, "log", failing)
-    heard = Listener()
+    listener = Listener()
     run = settings(corpus, max_steps=30, eval_steps=10, report_to=("tensorboard",))
-    assert train(run, tmp_path / "run", reporter=heard).step == 30
-    (note,) = [note for note in heard.notes if "tensorboard" in note]
+    assert train(run, tmp_path / "run", reporter=listener).step == 30
+    (note,) = [note for note in listener.notes if "tensorboard" in note]
     assert "no network" in note
 
 

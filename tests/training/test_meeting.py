@@ -1,4 +1,4 @@
-"""Attempts of a job that torchrun starts again: each agrees on a name of its own in the store that all share."""
+"""Attempts of a job that torchrun starts again: each agrees on a name of its own in their common store."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -40,7 +40,7 @@ def test_attempts_that_died_while_they_met_do_not_mislead_the_next() -> None:
     assert first.isdisjoint(second)
 
 
-def test_only_attempts_that_share_a_store_meet_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_attempts_with_a_common_store_meet_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, method in (("True", "ltc-attempt://"), ("False", None), (None, None)):
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         if value:

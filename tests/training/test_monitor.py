@@ -66,7 +66,7 @@ def test_a_run_that_never_learns_has_diverged_after_the_warm_up():
         session.see(4.5, 1)
 
 
-def test_another_learning_rate_begins_anew():
+def test_another_learning_rate_resets_the_counters():
     session = Run()
     session.see(1.0, 200)
     session.see(3.5, 300)
@@ -80,10 +80,10 @@ def test_the_halved_rate_is_kept_in_a_checkpoint(corpus, tmp_path, monkeypatch):
     run = settings(
         corpus, max_steps=40, eval_steps=20, learning_rate=0.01, min_learning_rate_ratio=1.0, warmup_ratio=0.0
     )
-    heard = Listener()
-    train(run, tmp_path / "whole", reporter=heard)
-    assert [note.split(":")[0] for note in heard.notes if "rate is halved" in note] == ["step 20"]
-    assert [pace.learning_rate for pace in heard.paces] == pytest.approx([0.01] * 20 + [0.005] * 20)
+    listener = Listener()
+    train(run, tmp_path / "whole", reporter=listener)
+    assert [note.split(":")[0] for note in listener.notes if "learning rate" in note] == ["step 20"]
+    assert [pace.learning_rate for pace in listener.paces] == pytest.approx([0.01] * 20 + [0.005] * 20)
     stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 25 else None)
     train(run, tmp_path / "parts", reporter=stop)
     train(run, tmp_path / "parts", resume=True, reporter=Listener())
@@ -92,7 +92,7 @@ def test_the_halved_rate_is_kept_in_a_checkpoint(corpus, tmp_path, monkeypatch):
 
 def test_a_second_divergence_ends_the_run(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "_limit", lambda progress, *_: 0.0 if progress.step in (5, 12) else None)
-    heard = Listener()
+    listener = Listener()
     with pytest.raises(DivergedError, match="step 12"):
-        train(settings(corpus, max_steps=30), tmp_path / "run", reporter=heard)
-    assert heard.closed
+        train(settings(corpus, max_steps=30), tmp_path / "run", reporter=listener)
+    assert listener.closed

@@ -113,7 +113,7 @@ def test_full_coupling_has_its_recurrent_matrix_moved() -> None:
     assert "layers.0.cell.recurrent_weight" in muons
 
 
-def test_refused_where_it_cannot_work() -> None:
+def test_rejected_where_it_cannot_work() -> None:
     network = LiquidTimeConstantNetwork(11, 8, coupling="synaptic")
     with pytest.raises(UsageError, match="muon"):
         make_optimizer(network, TrainConfig(optimizer="muon"))

@@ -54,8 +54,8 @@ class EndlessGradient(torch.autograd.Function):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(corpus, tmp_path, monkeypatch, damage):
     run = settings(corpus, {"dropout": 0.0}, max_steps=6, save_steps=1, save_total_limit=10)
     breaking(monkeypatch, lambda step, loss: damage(loss) if step in (3, 4) else loss)
-    heard = Listener()
-    result = train(run, tmp_path / "run", reporter=heard)
+    listener = Listener()
+    result = train(run, tmp_path / "run", reporter=listener)
     assert (result.step, result.skipped) == (6, 2)
     weights = {
         int(path.name.removeprefix("step-")): load_file(path / "model.safetensors")["lm_head.projection.weight"]
@@ -67,11 +67,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(corpus, tmp_pa
     assert all(tensor.isfinite().all() for tensor in last_weights(tmp_path / "run").values())
 
 
-def test_the_steps_that_broke_are_told(corpus, tmp_path, monkeypatch):
+def test_nonfinite_steps_are_reported(corpus, tmp_path, monkeypatch):
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step == 3 else loss)
-    heard = Listener()
-    train(settings(corpus, max_steps=4), tmp_path / "run", reporter=heard)
-    assert any("step 3 skipped" in note for note in heard.notes)
+    listener = Listener()
+    assert train(settings(corpus, max_steps=4), tmp_path / "run", reporter=listener).skipped == 1
+    assert [note.startswith("step 3 ") for note in listener.notes if note.startswith("step ")] == [True]
 
 
 def test_too_many_in_a_row_end_the_run_and_leave_what_reproduces_the_step(corpus, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_a_dump_that_cannot_be_written_does_not_hide_why_the_run_ends(corpus, tm
 
 
 @pytest.mark.slow
-def test_the_count_in_a_row_starts_anew_after_a_good_step_and_survives_resuming(corpus, tmp_path, monkeypatch):
+def test_the_count_in_a_row_resets_after_a_finite_step_and_survives_resuming(corpus, tmp_path, monkeypatch):
     run = settings(corpus, max_steps=60, save_steps=5, eval_steps=100)
     breaking(monkeypatch, lambda step, loss: loss * float("nan") if step % LIMIT else loss)
     stop = Listener(lambda pace: os.kill(os.getpid(), signal.SIGTERM) if pace.step == 15 else None)
@@ -162,7 +162,7 @@ def test_a_validation_that_is_not_finite_does_not_replace_the_best_weights(corpu
         return (float("nan") if len(calls) == 2 else nll), tokens
 
     monkeypatch.setattr(validation, "score_tokens", score)
-    heard = Listener()
-    result = train(settings(corpus, max_steps=20, eval_steps=10), tmp_path / "run", reporter=heard)
+    listener = Listener()
+    result = train(settings(corpus, max_steps=20, eval_steps=10), tmp_path / "run", reporter=listener)
     assert (result.best_step, result.val_loss) == (10, None)
-    assert any("step 20" in note for note in heard.notes)
+    assert any("step 20" in note for note in listener.notes)

@@ -41,8 +41,8 @@ def test_a_run_that_came_to_no_validation_may_start_over(finished, corpus, tmp_p
     shutil.rmtree(out / "checkpoints")
     (out / "model.safetensors").unlink()
     (out / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 3.0}) + "\n5\n{cut")
-    heard = Listener()
-    assert train(settings(corpus, max_steps=3), out, resume=True, reporter=heard).step == 3
+    listener = Listener()
+    assert train(settings(corpus, max_steps=3), out, resume=True, reporter=listener).step == 3
     assert all(json.loads(line)["step"] == 3 for line in (out / "metrics.jsonl").read_text().splitlines())
 
 

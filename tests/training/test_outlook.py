@@ -72,9 +72,9 @@ def test_a_duration_is_as_a_user_writes_it(seconds, text) -> None:
 
 @pytest.mark.slow
 def test_a_run_says_them_before_its_first_step(corpus, tmp_path) -> None:
-    heard = Listener(lambda pace: heard.notes.append("step") if pace.step == 1 else None)
-    train(settings(corpus, time_budget=0.5), tmp_path / "run", reporter=heard)
-    before = heard.notes[: heard.notes.index("step")]
+    listener = Listener(lambda pace: listener.notes.append("step") if pace.step == 1 else None)
+    train(settings(corpus, time_budget=0.5), tmp_path / "run", reporter=listener)
+    before = listener.notes[: listener.notes.index("step")]
     text = corpus.read_text()
     characters = next(note for note in before if note.startswith("text: "))
     assert abs(int(characters.split()[1].replace(",", "")) - 0.9 * len(text)) < 100

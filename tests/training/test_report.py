@@ -61,7 +61,7 @@ def test_on_a_terminal_there_is_a_bar_and_the_cursor_stays():
     stream = io.StringIO()
     reporter = LiveReporter(Console(file=stream, force_terminal=True, width=100))
     reporter.note("before")
-    assert stream.getvalue() == "before\n", "a run that is refused leaves no bar behind"
+    assert stream.getvalue() == "before\n", "a run that is rejected leaves no bar behind"
     reporter.step(PACE)
     shown = stream.getvalue()
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "hidden cursor: a killed run would leave it so"

@@ -72,9 +72,9 @@ def test_crashed_between_checkpoints_and_resumed_it_is_the_same_run(uninterrupte
     run, out = plan(corpus, batch_size=16), tmp_path / "run"
     with pytest.raises(CrashError):
         train(run, out, reporter=crash_at(step))
-    heard = Listener()
-    train(run, out, resume=True, reporter=heard)
-    assert heard.paces[0].step == (step - 1) // 6 * 6 + 1
+    listener = Listener()
+    train(run, out, resume=True, reporter=listener)
+    assert listener.paces[0].step == (step - 1) // 6 * 6 + 1
     assert_same_run(out, uninterrupted)
 
 
@@ -107,9 +107,9 @@ def test_better_weights_of_steps_that_are_made_again_do_not_stay(corpus, tmp_pat
     kept = (list_checkpoints(out)[0] / "best.safetensors").read_bytes()
     assert (out / "model.safetensors").read_bytes() != kept
     restored = []
-    heard = Listener(lambda pace: restored.append((out / "model.safetensors").read_bytes()))
-    train(run, out, resume=True, reporter=heard)
-    assert heard.paces[0].step == 21
+    listener = Listener(lambda pace: restored.append((out / "model.safetensors").read_bytes()))
+    train(run, out, resume=True, reporter=listener)
+    assert listener.paces[0].step == 21
     assert restored[0] == kept
 
 
@@ -161,12 +161,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_run(uni
     content = bytearray((newest / "optimizer.safetensors").read_bytes())
     content[-100] ^= 1
     (newest / "optimizer.safetensors").write_bytes(content)
-    heard = Listener()
-    train(run, out, resume=True, reporter=heard)
-    refusals = [note for note in heard.notes if "optimizer.safetensors" in note]
-    assert len(refusals) == 1
-    assert f"{newest.name}/optimizer.safetensors" in refusals[0]
-    assert heard.paces[0].step == 31
+    listener = Listener()
+    train(run, out, resume=True, reporter=listener)
+    rejections = [note for note in listener.notes if "optimizer.safetensors" in note]
+    assert len(rejections) == 1
+    assert f"{newest.name}/optimizer.safetensors" in rejections[0]
+    assert listener.paces[0].step == 31
     assert_same_run(out, uninterrupted)
 
 
@@ -197,7 +197,7 @@ def stopped(corpus, tmp_path_factory):
         ({}, {"solver": "exponential"}, "model.solver"),
     ],
 )
-def test_resuming_as_another_run_is_refused_in_one_line(stopped, corpus, change, model, message):
+def test_resuming_as_another_run_is_rejected_in_one_line(stopped, corpus, change, model, message):
     before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file() and not p.name.startswith(".")}
     run = settings(corpus, model, **{"max_steps": STEPS, "eval_steps": 14, "save_steps": 6, **change})
     with pytest.raises(UsageError, match=f"cannot resume: {message}") as caught:
@@ -206,7 +206,7 @@ def test_resuming_as_another_run_is_refused_in_one_line(stopped, corpus, change,
     assert {p: p.read_bytes() for p in before} == before
 
 
-def test_resuming_with_another_corpus_or_tokenizer_is_refused(stopped, corpus, tmp_path):
+def test_resuming_with_another_corpus_or_tokenizer_is_rejected(stopped, corpus, tmp_path):
     # The same words, so that the vocabulary stays the same.
     other = write_corpus(tmp_path, seed=1)
     with pytest.raises(UsageError, match="corpus"):
@@ -235,26 +235,26 @@ def test_a_later_version_may_tokenise_into_another_cache_and_know_more_settings(
         return session
 
     monkeypatch.setattr(loop_module, "build", build)
-    heard = Listener()
-    train(plan(corpus, max_steps=9), out, resume=True, reporter=heard)
-    assert heard.paces[0].step == 9
+    listener = Listener()
+    train(plan(corpus, max_steps=9), out, resume=True, reporter=listener)
+    assert listener.paces[0].step == 9
 
 
-def test_other_settings_may_change_and_are_told(stopped, corpus, tmp_path):
+def test_other_settings_may_change_and_are_reported(stopped, corpus, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
-    heard = Listener()
-    result = train(plan(corpus, max_steps=12, weight_decay=0.0), out, resume=True, reporter=heard)
+    listener = Listener()
+    result = train(plan(corpus, max_steps=12, weight_decay=0.0), out, resume=True, reporter=listener)
     assert result.step == 12
-    (note,) = (note for note in heard.notes if "other settings" in note)
-    assert "max_steps 45 -> 12" in note
+    (note,) = (note for note in listener.notes if "max_steps 45 -> 12" in note)
     assert "weight_decay 0.1 -> 0.0" in note
 
 
 def test_resuming_what_has_not_begun_begins(corpus, tmp_path):
-    heard = Listener()
-    assert train(plan(corpus, max_steps=3), tmp_path / "run", resume=True, reporter=heard).step == 3
-    assert any("new run" in note for note in heard.notes)
+    listener = Listener()
+    assert train(plan(corpus, max_steps=3), tmp_path / "run", resume=True, reporter=listener).step == 3
+    assert listener.paces[0].step == 1
+    assert any("checkpoint" in note for note in listener.notes)
 
 
 @pytest.mark.slow
@@ -295,7 +295,7 @@ def test_a_process_that_gets_a_signal_saves_and_exits_with_its_code(uninterrupte
 
 
 @pytest.mark.slow
-def test_the_second_of_two_runs_on_one_directory_is_told_the_pid(corpus, tmp_path):
+def test_the_error_of_the_second_run_in_a_directory_names_the_pid(corpus, tmp_path):
     run, out = plan(corpus, max_steps=100_000, eval_steps=100_000, save_steps=100_000), tmp_path / "run"
     first = Process(run, out)
     first.wait_for("made 2")

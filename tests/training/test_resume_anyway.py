@@ -85,18 +85,18 @@ def other_run(kind, corpus, directory):
 
 
 @pytest.mark.parametrize("kind", ["corpus", "tokenizer", "batch_size", "sequence_length", "model"])
-def test_it_is_refused_and_with_the_flag_done_and_explained(begun, corpus, tmp_path, starts, kind):
+def test_it_is_rejected_and_with_the_flag_done_and_explained(begun, corpus, tmp_path, starts, kind):
     run = other_run(kind, corpus, tmp_path)
     weights = last_weights(begun)
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file() and path.name[0] != "."}
     with pytest.raises(UsageError, match=f"{kind}.*--resume-anyway"):
         train(run, begun, resume=True, reporter=Listener())
-    assert {path: path.read_bytes() for path in before} == before, "a refusal changes nothing"
+    assert {path: path.read_bytes() for path in before} == before, "a rejection changes nothing"
 
-    heard = Listener()
-    result = train(run, begun, resume=True, anyway=True, reporter=heard)
-    assert (heard.paces[0].step, result.step) == (9, STEPS), "it resumes, and does not start over"
-    (warning,) = warnings(heard)
+    listener = Listener()
+    result = train(run, begun, resume=True, anyway=True, reporter=listener)
+    assert (listener.paces[0].step, result.step) == (9, STEPS), "it resumes, and does not start over"
+    (warning,) = warnings(listener)
     assert kind in warning
     state, loaded = starts[0]
     assert state is None, "the states are reset"
@@ -110,9 +110,9 @@ def test_it_is_refused_and_with_the_flag_done_and_explained(begun, corpus, tmp_p
     assert [line["step"] for line in metrics(begun) if line.get("val_loss")] == [6, 8, 12, 14]
 
 
-def warnings(heard):
+def warnings(listener):
     """The notes on differences from the checkpoint."""
-    return [note for note in heard.notes if "although" in note]
+    return [note for note in listener.notes if " although " in note]
 
 
 def _sampling():
@@ -122,7 +122,7 @@ def _sampling():
 
 
 @pytest.mark.parametrize(("kind", "forgotten"), [("corpus", True), ("model", True), ("batch_size", False)])
-def test_losses_that_cannot_be_compared_are_forgotten(begun, corpus, tmp_path, kind, forgotten):
+def test_losses_that_cannot_be_compared_are_reset(begun, corpus, tmp_path, kind, forgotten):
     """Else the best weights would stay those of a text that was easier."""
     import json
 
@@ -137,7 +137,7 @@ def test_losses_that_cannot_be_compared_are_forgotten(begun, corpus, tmp_path, k
     assert (result.best_step == STEPS) is forgotten
 
 
-def test_weights_that_do_not_fit_are_refused_with_the_flag_too(begun, corpus):
+def test_weights_that_do_not_fit_are_rejected_with_the_flag_too(begun, corpus):
     before = last_weights(begun)
     with pytest.raises(UsageError, match="--resume-anyway"):
         train(plan(corpus, {"hidden_size": 24}), begun, resume=True, anyway=True, reporter=Listener())
@@ -148,27 +148,27 @@ def test_several_differences_are_all_named(begun, corpus, tmp_path):
     run = plan(shuffled(corpus, tmp_path), batch_size=8)
     with pytest.raises(UsageError, match=r"corpus .*batch_size .*8.*4"):
         train(run, begun, resume=True, reporter=Listener())
-    heard = Listener()
-    train(run, begun, resume=True, anyway=True, reporter=heard)
-    assert len(warnings(heard)) == 2
+    listener = Listener()
+    train(run, begun, resume=True, anyway=True, reporter=listener)
+    assert len(warnings(listener)) == 2
 
 
 def test_the_flag_changes_nothing_where_nothing_differs(begun, corpus, tmp_path, starts):
     shutil.copytree(begun, tmp_path / "plain")
     train(plan(corpus), tmp_path / "plain", resume=True, reporter=Listener())
-    heard = Listener()
-    train(plan(corpus), begun, resume=True, anyway=True, reporter=heard)
-    assert not warnings(heard)
+    listener = Listener()
+    train(plan(corpus), begun, resume=True, anyway=True, reporter=listener)
+    assert not warnings(listener)
     assert starts[1][0] is not None
     ours, theirs = last_weights(begun), last_weights(tmp_path / "plain")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_run_whose_new_settings_leave_no_steps_says_so_and_stays_loadable(begun, corpus, tmp_path):
-    heard = Listener()
-    result = train(plan(shuffled(corpus, tmp_path), max_steps=8), begun, resume=True, anyway=True, reporter=heard)
+    listener = Listener()
+    result = train(plan(shuffled(corpus, tmp_path), max_steps=8), begun, resume=True, anyway=True, reporter=listener)
     assert result.step == 8
-    assert any("--max-steps" in note for note in heard.notes)
+    assert any("--max-steps" in note for note in listener.notes)
     assert result.best_step == 8, "validated on the new text"
     assert load_run(begun).config.data.data.endswith("shuffled.txt")
     again = Listener()

@@ -134,10 +134,10 @@ def test_the_manifest_holds_the_hashes_of_configuration_tokenizer_and_corpus(ove
 
 def test_the_only_checkpoint_is_not_lost_while_it_is_replaced(corpus, tmp_path):
     """Killed after it was set aside for a newer one of the same step."""
-    out, heard = tmp_path / "run", Listener()
+    out, listener = tmp_path / "run", Listener()
     given = {"eval_steps": 3, "save_total_limit": 1, "sample_tokens": 0}
     train(settings(corpus, max_steps=6, **given), out, reporter=Listener())
     (only,) = list_checkpoints(out)
     only.rename(checkpoint._aside(only))
-    train(settings(corpus, max_steps=8, **given), out, resume=True, reporter=heard)
-    assert heard.paces[0].step == 7
+    train(settings(corpus, max_steps=8, **given), out, resume=True, reporter=listener)
+    assert listener.paces[0].step == 7

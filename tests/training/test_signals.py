@@ -22,15 +22,15 @@ with StopRequest(launched=sys.argv[1] == "launched") as stop:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_remembered_and_told(number, code):
-    told = []
+def test_the_first_signal_is_kept_and_reported(number, code):
+    reported = []
     before = signal.getsignal(number)
-    with StopRequest(told.append, launched=False) as stop:
+    with StopRequest(reported.append, launched=False) as stop:
         assert (stop.number, stop.name) == (None, None)
         os.kill(os.getpid(), number)
         time.sleep(0.01)
         assert (stop.number, stop.name) == (number, number.name)
-    assert told == [number.name]
+    assert reported == [number.name]
     assert signal.getsignal(number) is before
     assert exit_code(number.name) == code
 

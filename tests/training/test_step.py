@@ -32,7 +32,7 @@ def test_targets_are_the_next_tokens_so_that_copying_the_input_scores_badly(corp
         train(settings(corpus, max_steps=2), tmp_path / "run", reporter=Listener())
     inputs, targets = seen[0]
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert torch.equal(seen[1][0][:, 0], targets[:, -1]), "the next window goes on where this one ended"
+    assert torch.equal(seen[1][0][:, 0], targets[:, -1]), "the next window starts where this one ended"
     vocabulary = model.settings.vocabulary
     copying = 20.0 * torch.nn.functional.one_hot(inputs, vocabulary).float()
     copied = torch.nn.functional.cross_entropy(copying.flatten(0, 1), targets.flatten())
@@ -68,7 +68,7 @@ def test_the_state_is_carried_over_windows_without_gradient_and_reset_with_the_e
             assert torch.equal(state.neurons[0], after.neurons[0])
 
 
-def test_a_lane_that_starts_afresh_does_not_disturb_the_others(corpus, tmp_path):
+def test_a_batch_row_that_is_reset_does_not_change_the_others(corpus, tmp_path):
     mixed = []
     original = step_module.start_state
 
@@ -102,7 +102,7 @@ def test_clipping_bounds_the_step_of_plain_descent():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 3, 99])
-def test_lanes_read_in_parts_give_the_same_run(corpus, tmp_path, parts):
+def test_batch_rows_read_in_chunks_give_the_same_run(corpus, tmp_path, parts):
     whole, split = (
         settings(
             corpus, {"dropout": 0.0}, max_steps=12, batch_size=5, gradient_accumulation_steps=n, learning_rate=0.02

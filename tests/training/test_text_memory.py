@@ -51,14 +51,14 @@ def test_it_counts_all_of_the_training_text(remembering: Path, story: Path) -> N
 
 
 def test_both_together_are_better_than_each(remembering: Path, ltc: Callable[..., Outcome]) -> None:
-    told = json.loads(ltc("eval", remembering, "--adapt", "--json").out)
+    reported = json.loads(ltc("eval", remembering, "--adapt", "--json").out)
     found = json.loads(ltc("inspect", remembering, "--json").out)["memory"]
-    assert told["memory"]["nll_per_token"] < told["nll_per_token"]
-    assert told["memory_adapting"]["nll_per_token"] < told["nll_per_token"]
-    assert found["mixed_loss"] == pytest.approx(told["memory"]["nll_per_token"], rel=1e-4)
-    assert found["memory_loss"] == pytest.approx(told["memory"]["counts_alone"], rel=1e-4)
-    bits = told["memory"]["nll_per_token"] * told["tokens"] / (math.log(2) * told["bytes"])
-    assert told["memory"]["bits_per_byte"] == pytest.approx(bits)
+    assert reported["memory"]["nll_per_token"] < reported["nll_per_token"]
+    assert reported["memory_adapting"]["nll_per_token"] < reported["nll_per_token"]
+    assert found["mixed_loss"] == pytest.approx(reported["memory"]["nll_per_token"], rel=1e-4)
+    assert found["memory_loss"] == pytest.approx(reported["memory"]["counts_alone"], rel=1e-4)
+    bits = reported["memory"]["nll_per_token"] * reported["tokens"] / (math.log(2) * reported["bytes"])
+    assert reported["memory"]["bits_per_byte"] == pytest.approx(bits)
 
 
 def test_no_memory_asked_for_is_the_network_alone(
@@ -70,15 +70,15 @@ def test_no_memory_asked_for_is_the_network_alone(
     alone = ltc("generate", bare, *options).out
     assert ltc("generate", remembering, *options, "--memory", 0).out == alone
     assert ltc("generate", remembering, *options).out != alone
-    told = json.loads(ltc("eval", remembering, "--no-memory", "--json").out)
-    assert "memory" not in told
+    reported = json.loads(ltc("eval", remembering, "--no-memory", "--json").out)
+    assert "memory" not in reported
     assert json.loads(ltc("inspect", bare, "--json").out)["memory"] is None
 
 
 def test_a_sample_does_not_depend_on_its_batch(remembering: Path, ltc: Callable[..., Outcome]) -> None:
     def texts(*options: object) -> list[str]:
-        told = ltc("generate", remembering, "--seed", 5, "-n", 30, "--json", "--engine", "torch", *options)
-        return [sample["text"] for sample in json.loads(told.out)["samples"]]
+        reported = ltc("generate", remembering, "--seed", 5, "-n", 30, "--json", "--engine", "torch", *options)
+        return [sample["text"] for sample in json.loads(reported.out)["samples"]]
 
     assert texts("--num-samples", 3)[:1] == texts()
 
@@ -135,8 +135,8 @@ def test_a_run_that_was_killed_before_its_memory_makes_it_when_resumed(
 
 @pytest.mark.slow
 def test_what_is_copied_is_measured_beside_the_held_out_text(remembering: Path, ltc: Callable[..., Outcome]) -> None:
-    told = json.loads(ltc("eval", remembering, "--sample", 300, "--temperature", 0.5, "--json").out)
-    copied = told["sample"]["copied"]
+    reported = json.loads(ltc("eval", remembering, "--sample", 300, "--temperature", 0.5, "--json").out)
+    copied = reported["sample"]["copied"]
     assert set(copied) == {"sample", "network_alone", "held_out"}
     assert copied["held_out"]["longest"] > 50  # every line of the story has the same words
     assert copied["sample"]["longest"] > copied["network_alone"]["longest"]

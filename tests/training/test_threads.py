@@ -73,9 +73,9 @@ def test_measuring_changes_nothing_of_a_run(corpus, tmp_path, monkeypatch) -> No
     run = settings(corpus, max_steps=4)
     train(run, tmp_path / "plain", reporter=Listener())
     monkeypatch.setattr(ThreadChoice, "of", classmethod(lambda cls, session: cls(session, 1, True)))
-    heard = Listener()
-    train(run, tmp_path / "measured", reporter=heard)
-    assert any(note.startswith("threads: 1 ") for note in heard.notes)
+    listener = Listener()
+    train(run, tmp_path / "measured", reporter=listener)
+    assert any(note.startswith("threads: 1 ") for note in listener.notes)
     assert_same_run(tmp_path / "plain", tmp_path / "measured")
 
 

@@ -1,4 +1,4 @@
-"""wandb and trackio, in whose place packages stand that write down what they are told, and refuse what those refuse."""
+"""wandb and trackio, replaced by packages that record their calls and reject what the real ones reject."""
 
 import json
 import os
@@ -21,7 +21,7 @@ RESERVED = {"project", "run", "timestamp", "step", "time", "metrics"}  # of trac
 
 
 def _write(*call):
-    with Path(os.environ["TOLD"]).open("a") as file:
+    with Path(os.environ["REPORTED"]).open("a") as file:
         file.write(json.dumps([__name__, *call]) + "\\n")
 
 
@@ -44,7 +44,7 @@ config = Config()
 
 
 def init(project):
-    if "REFUSING" in os.environ:
+    if "REJECTING" in os.environ:
         raise RuntimeError("nobody is\\nlogged in")
     _write("init", project)
     return Run()
@@ -68,19 +68,19 @@ def ltc_train(corpus: Path, place: Path, tracks: str, **environment: str) -> "su
     given = [f"--set={key}={value}" for key, value in values.items()]
     command = [sys.executable, "-m", "ltc_textgen", "train", "--data", str(corpus), "--tokenizer", "char", *given]
     command += ["--set", f"report_to={tracks}", "--max-steps", "20", "--device", "cpu", "--out", str(place / "a run")]
-    more = {"PYTHONPATH": str(place / "site"), "TOLD": str(place / "told"), **environment}
+    more = {"PYTHONPATH": str(place / "site"), "REPORTED": str(place / "reported"), **environment}
     return subprocess.run(command, env=os.environ | more, capture_output=True, text=True, timeout=120, cwd=place)
 
 
 @pytest.mark.slow
-def test_wandb_and_trackio_hear_the_settings_the_curve_and_the_end(corpus, tmp_path):
+def test_wandb_and_trackio_log_the_settings_the_curve_and_the_end(corpus, tmp_path):
     done = ltc_train(corpus, tmp_path, "wandb,trackio")
     assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    reported = [json.loads(line) for line in (tmp_path / "reported").read_text().splitlines()]
     lines = metrics(tmp_path / "a run")
     assert [line["step"] for line in lines] == [10, 10, 20, 20]
     for name in ("wandb", "trackio"):
-        calls = [call[1:] for call in told if call[0] == name]
+        calls = [call[1:] for call in reported if call[0] == name]
         assert calls[0] == ["init", "a run"]
         assert calls[1][0] == "config"
         assert calls[-1] == ["finish"]
@@ -98,7 +98,7 @@ def test_wandb_and_trackio_hear_the_settings_the_curve_and_the_end(corpus, tmp_p
 
 @pytest.mark.slow
 def test_one_that_cannot_be_started_ends_the_run_in_one_line(corpus, tmp_path):
-    done = ltc_train(corpus, tmp_path, "wandb", REFUSING="1")
+    done = ltc_train(corpus, tmp_path, "wandb", REJECTING="1")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ltc: train.report_to: ")

@@ -1,4 +1,4 @@
-"""A run whose listener goes away goes on: a closed pipe, a terminal that hung up."""
+"""A run whose stderr closes continues: a closed pipe, a terminal that hung up."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from ltc_textgen.training.report import PlainReporter, Reporter, SurvivingReport
 from ltc_textgen.training.signals import StopRequest
 
 
-def test_a_run_whose_reader_has_gone_goes_on_to_its_end(corpus, tmp_path):
+def test_a_run_whose_reader_has_gone_continues_to_its_end(corpus, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     stream = os.fdopen(writing, "w")
@@ -30,11 +30,11 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(corpus, tmp_path):
 
 
 def test_everything_is_passed_on_and_other_errors_come_through():
-    heard = []
+    listener = []
 
     class Recording(Reporter):
         def __getattribute__(self, name):
-            return lambda *given: heard.append((name, given))
+            return lambda *given: listener.append((name, given))
 
     methods = {name for name in vars(Reporter) if not name.startswith("_")}
     given = {"checkpoint": (1, 2.0), "close": (), "note": ("text",), "start": ({},), "end": ({},)}
@@ -43,7 +43,7 @@ def test_everything_is_passed_on_and_other_errors_come_through():
     assert methods == given.keys()
     for name in methods:
         getattr(surviving, name)(*given[name])
-    assert sorted(heard, key=str) == sorted(given.items(), key=str)
+    assert sorted(listener, key=str) == sorted(given.items(), key=str)
 
     class Failing(Reporter):
         def note(self, text):

@@ -119,13 +119,13 @@ def _train(recipe: str, out: Path, resume: bool, lines: Connection) -> None:
 
     write = checkpoint.write_checkpoint
 
-    def telling(run, step, *given, **more):
+    def announced(run, step, *given, **more):
         lines.send(f"saving {step}")
         path = write(run, step, *given, **more)
         lines.send(f"saved {step}")
         return path
 
-    checkpoint.write_checkpoint = telling
+    checkpoint.write_checkpoint = announced
     try:
         code = train(RunConfig.model_validate_json(recipe), out, resume=resume, reporter=_Telling(lines)).exit_code
     except LTCError as error:
