@@ -278,9 +278,8 @@ def write_remote_code(directory: Path, config: str) -> None:
     """
     write_atomic(directory / f"{CODE}.py", Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"))
     # TRL reads the name of the class here; transformers leaves it out of a model that was not loaded or saved by it.
-    content = {"architectures": [AUTO_MAP["AutoModelForCausalLM"].split(".")[1]]}
-    content |= {key: value for key, value in json.loads(config).items() if value is not None or key not in content}
-    content["auto_map"] = AUTO_MAP
+    content: dict[str, Any] = json.loads(config) | {"auto_map": AUTO_MAP}
+    content["architectures"] = content.get("architectures") or [AUTO_MAP["AutoModelForCausalLM"].split(".")[1]]
     write_atomic(directory / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
