@@ -211,6 +211,8 @@ def load_run(path: Path | str, device: "torch.device | str" = "cpu") -> Run:
     if tokenizer.vocab_size != settings.input_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {settings.input_size}"
         raise ArtifactError(f"{directory}: the tokenizer does not fit the model: it has {sizes}")
+    if not (directory / WEIGHTS).is_file():
+        read_tensors(directory / WEIGHTS)  # raises, before a network of any size is built
     require_numbers(directory / WEIGHTS, settings)
     network = LiquidNetwork(settings)
     header = load_weights(directory / WEIGHTS, network)

@@ -1,5 +1,6 @@
 """The tokenizer that `AutoTokenizer` gives for a run: that of transformers, which names what it does not know."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,11 +24,13 @@ class LTCTokenizer(PreTrainedTokenizerFast):
         return super()._encode_plus(text, text_pair, *args, **options)
 
     def _unknown_characters(self, *texts: Any) -> list[str]:
-        """The unknown characters of texts, without those that were looked at before."""
+        """The unknown characters of texts, special tokens that they spell aside, without those met before."""
         if self.unk_token_id is None:
             return []
         seen = _SEEN.setdefault(self, set())
-        new = [c for c in dict.fromkeys("".join(_parts(texts))) if c not in seen and not "\ud800" <= c <= "\udfff"]
+        special = re.compile("|".join(map(re.escape, self.added_tokens_encoder)) or r"(?!)")
+        rest = "".join(special.sub("", part) for part in _parts(texts))
+        new = [c for c in dict.fromkeys(rest) if c not in seen and not "\ud800" <= c <= "\udfff"]
         seen.update(new)
         encodings = self.backend_tokenizer.encode_batch(new, add_special_tokens=False)
         return [c for c, encoding in zip(new, encodings, strict=True) if self.unk_token_id in encoding.ids]

@@ -31,7 +31,11 @@ def least_numbers(settings: ModelConfig) -> int:
             layer = units * (neurons + width + (settings.cfc_backbone_layers - 1) * units)
     if settings.block == "liquid":
         layer += 2 * neurons * width
-    return settings.input_size * width + settings.num_layers * layer
+    if settings.tie_embeddings:
+        output = 0
+    else:  # an adaptive head has narrow matrices, but a rank for every token
+        output = settings.vocabulary * (width if settings.head == "full" else 1)
+    return settings.input_size * width + settings.num_layers * layer + output
 
 
 def require_numbers(weights: Path, settings: ModelConfig) -> None:

@@ -139,6 +139,7 @@ def test_eos_tokens_decode_to_nothing(kind: str) -> None:
     assert tokenizer.decode([tokenizer.eos_token_id]) == ""
 
 
+@pytest.mark.filterwarnings("ignore:characters unknown")
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer

@@ -30,6 +30,7 @@ def directory(tmp_path: Path) -> Path:
         ("Zü?", "Zü?"),
         (["The", "Züe"], "Zü"),
         (("The", "ü?"), "ü?"),
+        ("The<|separator|>&", "&"),
     ],
 )
 def test_unknown_characters_are_named_once(directory: Path, text: object, unknown: str) -> None:

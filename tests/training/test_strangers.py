@@ -163,6 +163,30 @@ def test_the_bound_on_the_size_is_one(coupling, block, wired) -> None:
     assert wired or least_numbers(made) > numbers / 12
 
 
+@pytest.mark.parametrize("head", [{"head": "full"}, {"head": "adaptive"}, {"tie_embeddings": True}], ids=str)
+def test_the_bound_counts_the_output_layer(head) -> None:
+    from ltc_textgen.config import ModelConfig
+    from ltc_textgen.model.network import LiquidNetwork
+    from ltc_textgen.model.size import least_numbers
+
+    made = ModelConfig(input_size=900, hidden_size=16, num_layers=1, **head)
+    numbers = sum(tensor.numel() for tensor in LiquidNetwork(made).state_dict().values())
+    numbers -= 900 * 16 if head.get("tie_embeddings") else 0  # one matrix under two names
+    assert 0.5 * numbers < least_numbers(made) <= numbers
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_output_layer_of_any_size_is_rejected_before_it_is_built(corpus, tmp_path, weights) -> None:
+    out = tmp_path / "run"
+    train(settings(corpus, max_steps=1), out, reporter=Listener())
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"output_size": 2**63 - 1, "tie_embeddings": False}))
+    if not weights:
+        (out / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError):
+        load_run(out)
+
+
 def test_a_network_too_large_for_the_memory_is_not_begun(corpus, tmp_path) -> None:
     with pytest.raises(UsageError, match="GB"):
         train(settings(corpus, {"hidden_size": 500_000}, max_steps=1), tmp_path / "run", reporter=Listener())
