@@ -247,9 +247,11 @@ class TextTokenizer:
         settings = json.loads(json_text(directory / "tokenizer_config.json")).get("ltc_textgen")
         if not isinstance(settings, dict) or settings.get("kind") not in KINDS:
             raise DataError(f"{directory / 'tokenizer_config.json'}: not written by ltc (no 'ltc_textgen' entry)")
+        eos_token = settings.get("eos_token", settings.get("separator", EOS_TOKEN))  # its name in earlier versions
+        if not isinstance(eos_token, str):
+            raise DataError(f"{directory / 'tokenizer_config.json'}: eos_token: expected a text, got {eos_token!r:.50}")
         try:
-            former: str = settings.get("separator", EOS_TOKEN)  # its name in earlier versions
-            return cls(content, settings["kind"], settings.get("eos_token", former))
+            return cls(content, settings["kind"], eos_token)
         except DataError as error:
             raise DataError(f"{directory / 'tokenizer.json'}: {error}") from error
 
@@ -329,6 +331,8 @@ def _validated(content: str) -> dict[str, Any]:
         added = [(token["content"], token["id"]) for token in parts.get("added_tokens") or []]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a tokenizer.json ({type(error).__name__}: {one_line(error)})") from error
+    if wrong := [token for token, _ in added if not isinstance(token, str)]:
+        raise DataError(f"not a tokenizer.json (added token {wrong[0]!r:.50}: expected a text)")
     if isinstance(vocabulary, dict):
         ids = {**vocabulary, **dict(added)}
         if not all(isinstance(index, int) and 0 <= index < MOST_TOKENS for index in ids.values()):

@@ -139,6 +139,20 @@ def test_eos_tokens_decode_to_nothing(kind: str) -> None:
     assert tokenizer.decode([tokenizer.eos_token_id]) == ""
 
 
+@pytest.mark.parametrize("wrong", [["<eos>"], {"content": "<eos>"}, 3, None], ids=str)
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_token_that_is_no_text_is_rejected(place: str, wrong: object, tmp_path: Path) -> None:
+    made("char").save(tmp_path)
+    content = json.loads((tmp_path / place).read_text())
+    if place == "tokenizer.json":
+        content["added_tokens"][0]["content"] = wrong
+    else:
+        content["ltc_textgen"]["eos_token"] = wrong
+    (tmp_path / place).write_text(json.dumps(content))
+    with pytest.raises(DataError):
+        TextTokenizer.load(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:characters unknown")
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path) -> None:
