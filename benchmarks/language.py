@@ -44,7 +44,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lib.compressor import ppmd
@@ -60,11 +59,10 @@ from ltc_textgen.cli.common import seconds
 from ltc_textgen.config import DataConfig, TrainConfig
 from ltc_textgen.data.token_cache import TokenData, prepare
 from ltc_textgen.errors import LTCError
-from ltc_textgen.evaluation.memory_scores import calibration_tokens
 from ltc_textgen.presets.recipes import Recipe, assignments, load_preset, merge, preset_text
 from ltc_textgen.runs import load_run
 from ltc_textgen.training.budget import LENGTHS
-from ltc_textgen.training.text_memory import ORDERS, OTHER_ORDER
+from ltc_textgen.training.text_memory import default_order, hold_back
 
 SCORES = ("carried", "windows_64", "windows_256", "crops_64")
 SHORT = 1 / 8
@@ -200,10 +198,9 @@ def run(name: str, data: TokenData, seed: int, o: argparse.Namespace, results: R
 
 def memory_scores(model: LanguageModel | None, data: TokenData, o: argparse.Namespace) -> dict[str, float]:
     """Losses with a memory of the training text; None scores the memory alone."""
-    vocabulary, order = data.tokenizer.vocab_size, ORDERS.get(data.tokenizer.kind, OTHER_ORDER)
-    return with_memory(
-        model, data.train, o.held_back, data.valid, vocabulary, data.tokenizer.eos_token_id, o.order or order
-    )
+    tokenizer = data.tokenizer
+    order = default_order(tokenizer.kind) if o.order is None else o.order
+    return with_memory(model, data.train, o.held_back, data.valid, tokenizer.vocab_size, tokenizer.eos_token_id, order)
 
 
 def baseline_memories(data: TokenData, o: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -337,9 +334,7 @@ def main(given: list[str] | None = None) -> None:
             options.tokenizer = str(word_tokenizer(options.corpus, Path(folder)))
         data = prepare(DataConfig(data=options.corpus, tokenizer=options.tokenizer), log)
         if options.memory:
-            held_back = calibration_tokens(len(data.train))
-            options.held_back = np.asarray(data.train[:held_back])
-            data = replace(data, train=data.train[held_back:])
+            data, options.held_back = hold_back(data, TrainConfig())
         results = Results(options.out)
         known = ["liquid", *baselines(data.tokenizer.vocab_size)]
         chosen = options.models or known

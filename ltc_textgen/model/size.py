@@ -45,7 +45,7 @@ def require_numbers(weights: Path, settings: ModelConfig) -> None:
         ArtifactError: If it is not.
     """
     numbers = least_numbers(settings)
-    size = weights.stat().st_size if weights.is_file() else numbers
+    size = weights.stat().st_size
     if size < numbers * SMALLEST_NUMBER:
         raise ArtifactError(
             f"{weights} is damaged or not a safetensors file that fits the configuration: it holds {size:,} bytes, a "

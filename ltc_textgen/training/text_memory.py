@@ -30,6 +30,11 @@ OTHER_ORDER = 5
 """Longest contexts by kind of tokenizer: a subword token spans some characters."""
 
 
+def default_order(kind: str) -> int:
+    """Tokens of the longest context for a kind of tokenizer."""
+    return ORDERS.get(kind, OTHER_ORDER)
+
+
 @dataclass(frozen=True)
 class MemoryResult:
     """The memory of a run, and what it is worth on the validation text, static, in nats per token.
@@ -93,7 +98,7 @@ class MemoryBuilder:
 
     def _count(self) -> None:
         tokenizer, order = self._data.tokenizer, self._config.order
-        order = ORDERS.get(tokenizer.kind, OTHER_ORDER) if order is None else order
+        order = default_order(tokenizer.kind) if order is None else order
         entries = int(self._config.max_megabytes * 2**20) // 6  # pruned to half that or less when all is counted
         try:
             self._memory = build_memory(
